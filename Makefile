@@ -1,0 +1,234 @@
+# Makefile - Vitro's whole build. Plain GNU make; docs/decisions/0001-plain-make.md says why.
+#
+#   make            build/vitro, build/libvitro.a and the man page
+#   make run        install what is missing, build, fetch the guest, boot it
+#   make check      the same set-up, then every test        (check-fast: without boots)
+#   make bench      benchmarks against native and QEMU      (bench/run)
+#   make asan       ASan+UBSan build in build-asan/         make torture: build-torture/
+#   make install    PREFIX=/usr/local DESTDIR=
+#
+# V=1 shows the commands; CI=true makes warnings errors.
+
+BUILD  ?= build
+PREFIX ?= /usr/local
+CC     ?= gcc
+AR     ?= ar
+CI     ?= false
+
+VERSION := 0.1
+
+# One job per CPU unless the user says otherwise.
+ifeq ($(filter -j% --jobserver%,$(MAKEFLAGS)),)
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 2)
+endif
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+ifeq ($(V),1)
+Q :=
+say = @:
+else
+Q := @
+say = @printf '  %-7s %s\n' $(1) $(2)
+endif
+
+# -- Configuration: what the compiler and the host have ------------------------
+
+# Goals that need no compiler. setup installs it, so nothing may be probed before that.
+no_config := clean format setup run check check-fast bench asan torture guest guests install
+ifneq ($(filter-out $(no_config),$(or $(MAKECMDGOALS),all)),)
+-include $(BUILD)/config.mk
+endif
+
+# $(call try,flags,program) - "y" if the program compiles and links with the flags
+try = $(if $(filter ok,$(shell printf '%s\n' '$(2)' | \
+	$(CC) $(1) -x c -o /dev/null - >/dev/null 2>&1 && echo ok)),y)
+main := int main(void) { return 0; }
+
+# Probed again when the package data base changes (a library may have been installed).
+$(BUILD)/config.mk: Makefile $(wildcard /var/lib/dpkg/status)
+	$(call say,CONFIG,$@)
+	@mkdir -p $(@D)
+	@command -v $(firstword $(CC)) >/dev/null || { \
+		echo "vitro: no C compiler; 'make setup' installs what the build needs" >&2; exit 1; }
+	@{ echo 'HAVE_ZYDIS := $(call try,-Werror -lZydis,#include <Zydis/Zydis.h>\
+	int main(void) { return !ZydisGetVersion(); })'; \
+	echo 'HAVE_CF_PROTECTION := $(call try,-Werror -fcf-protection=none,$(main))'; \
+	echo 'HAVE_ASAN := $(call try,-Werror -fsanitize=address -fsanitize=undefined,$(main))'; \
+	} > $@
+
+# -- Flags --------------------------------------------------------------------
+
+WARN := -Wall -Wextra -Wshadow -Wundef -Wvla -Wstrict-prototypes -Wmissing-prototypes \
+	-Wwrite-strings -Wno-unused-parameter
+ifeq ($(CI),true)
+WARN += -Werror
+endif
+
+CFLAGS  ?= -O2 -g
+cflags   = -std=gnu11 -D_GNU_SOURCE= -DVITRO_VERSION='"$(VERSION)"' -Isrc -Iinclude \
+	   $(if $(HAVE_CF_PROTECTION),-fcf-protection=none) $(WARN) $(extra) $(CFLAGS)
+ldflags  = -pthread $(extra) $(LDFLAGS)
+# Engine code runs while the guest's vector registers are live: it must not touch them.
+# libvitro.a's other folders run outside translated code and are compiled like anything else.
+engine_cflags := -mgeneral-regs-only -fno-stack-protector -minline-all-stringops -fno-tree-loop-distribute-patterns
+
+extra :=
+ifeq ($(SAN),1)
+extra += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
+endif
+ifeq ($(TORTURE),1)
+extra += -DTORTURE=1
+endif
+
+# -- Sources: by wildcard, nothing to list --------------------------------------
+
+lib_src   := $(wildcard src/base/*.c src/x86/*.c src/mem/*.c src/engine/*.c src/engine/*.S)
+board_src := $(wildcard src/machine/*.c src/machine/chips/*.c src/boot/*.c src/monitor/*.c)
+test_src  := $(wildcard tests/*/test_*.c)
+tlib_src  := $(wildcard tests/lib/*.c)
+
+obj = $(patsubst %,$(BUILD)/obj/%.o,$(basename $(1)))
+lib_obj   := $(call obj,$(lib_src))
+board_obj := $(call obj,$(board_src))
+tlib_obj  := $(call obj,$(tlib_src))
+test_obj  := $(call obj,$(test_src))
+main_obj  := $(call obj,src/main.c)
+test_bin  := $(patsubst %.c,$(BUILD)/%,$(test_src))
+
+# A group of tests may add targets of its own: it appends to `test_extra`.
+test_extra :=
+-include $(wildcard tests/*/rules.mk)
+
+# -- Build ----------------------------------------------------------------------
+
+.PHONY: all tests
+all: $(BUILD)/vitro $(BUILD)/libvitro.a $(BUILD)/vitro.1
+tests: all $(test_bin) $(test_extra)
+
+$(BUILD)/vitro: $(main_obj) $(board_obj) $(BUILD)/libvitro.a
+	$(call say,LD,$@)
+	$(Q)$(CC) -o $@ $(main_obj) $(board_obj) $(BUILD)/libvitro.a $(ldflags)
+
+$(BUILD)/libvitro.a: $(lib_obj)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && $(AR) rcs $@ $(lib_obj)
+
+# Everything but main.c, for tests. Not installed.
+$(BUILD)/libboard.a: $(board_obj)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && $(AR) rcs $@ $(board_obj)
+
+$(BUILD)/vitro.1: docs/man/vitro.1
+	$(call say,MAN,$@)
+	@mkdir -p $(@D)
+	$(Q)sed 's/@VERSION@/$(VERSION)/' $< > $@
+
+# Objects are rebuilt when the flags change, and only then.
+flags_now = $(CC) $(cflags) $(engine_cflags) $(HAVE_ZYDIS)
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(subst ','\'',$(flags_now))' | cmp -s - $@ || \
+		printf '%s\n' '$(subst ','\'',$(flags_now))' > $@
+.PHONY: FORCE
+FORCE:
+
+$(BUILD)/obj/src/engine/%.o: src/engine/%.c $(BUILD)/flags
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(cflags) $(engine_cflags) -MMD -MP -c -o $@ $<
+
+$(BUILD)/obj/%.o: %.c $(BUILD)/flags
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(cflags) $(if $(filter tests/%,$<),-I.) $(if $(HAVE_ZYDIS),-DHAVE_ZYDIS=1) \
+		-MMD -MP -c -o $@ $<
+
+$(BUILD)/obj/%.o: %.S $(BUILD)/flags
+	$(call say,AS,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) -D__ASSEMBLY__ -Isrc $(extra) -g -MMD -MP -c -o $@ $<
+
+$(test_bin): $(BUILD)/%: $(BUILD)/obj/%.o $(tlib_obj) $(BUILD)/libboard.a $(BUILD)/libvitro.a
+	$(call say,LD,$@)
+	@mkdir -p $(@D)
+	$(Q)$(CC) -o $@ $< $(tlib_obj) $(BUILD)/libboard.a $(BUILD)/libvitro.a \
+		$(if $(HAVE_ZYDIS),-lZydis) $(ldflags)
+
+.SECONDARY: $(test_obj) $(tlib_obj)
+
+-include $(patsubst %.o,%.d,$(lib_obj) $(board_obj) $(main_obj) $(test_obj) $(tlib_obj))
+
+# -- Guest files ------------------------------------------------------------------
+
+GUEST := build/guest
+
+.PHONY: setup guest guests
+setup:
+	@tools/setup-packages
+
+guest: $(GUEST)/vmlinuz $(GUEST)/initrd.img
+guests: guest $(GUEST)/vmlinuz-generic $(GUEST)/vmlinuz-rt
+
+$(GUEST)/vmlinuz:
+	$(call say,FETCH,$@)
+	$(Q)tools/fetch-guest cloud $(GUEST)
+$(GUEST)/vmlinuz-generic: | $(GUEST)/vmlinuz
+	$(call say,FETCH,$@)
+	$(Q)tools/fetch-guest generic $(GUEST)
+$(GUEST)/vmlinuz-rt: | $(GUEST)/vmlinuz-generic
+	$(call say,FETCH,$@)
+	$(Q)tools/fetch-guest rt $(GUEST)
+$(GUEST)/initrd.img: tools/mk-initrd
+	$(call say,INITRD,$@)
+	$(Q)tools/mk-initrd $@
+
+# -- Running, testing ---------------------------------------------------------------
+
+# The sub-make starts after setup, so that it sees the compiler setup installed.
+.PHONY: run check check-fast bench asan torture
+run: setup
+	@$(MAKE) all guest
+	@$(BUILD)/vitro run $(ARGS)
+
+check: setup
+	@$(MAKE) CI=$(CI) tests guests
+	@tests/run-all --build $(BUILD)
+
+check-fast: setup
+	@$(MAKE) CI=$(CI) tests
+	@tests/run-all --build $(BUILD) --fast
+
+bench: setup
+	@$(MAKE) all guest
+	@bench/run
+
+asan:
+	@$(MAKE) BUILD=build-asan SAN=1 all tests
+
+torture:
+	@$(MAKE) BUILD=build-torture TORTURE=1 all tests
+
+# -- The rest -------------------------------------------------------------------------
+
+.PHONY: install clean format
+install:
+	@$(MAKE) all
+	$(call say,INSTALL,$(DESTDIR)$(PREFIX))
+	$(Q)install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib $(DESTDIR)$(PREFIX)/include \
+		$(DESTDIR)$(PREFIX)/share/man/man1 $(DESTDIR)$(PREFIX)/share/vitro
+	$(Q)install -m 755 $(BUILD)/vitro $(DESTDIR)$(PREFIX)/bin/vitro
+	$(Q)install -m 644 $(BUILD)/libvitro.a $(DESTDIR)$(PREFIX)/lib/libvitro.a
+	$(Q)install -m 644 $(wildcard include/*.h) $(DESTDIR)$(PREFIX)/include/
+	$(Q)install -m 644 $(BUILD)/vitro.1 $(DESTDIR)$(PREFIX)/share/man/man1/vitro.1
+	$(Q)for f in vmlinuz System.map initrd.img; do if [ -f $(GUEST)/$$f ]; then \
+		install -m 644 $(GUEST)/$$f $(DESTDIR)$(PREFIX)/share/vitro/$$f; fi; done
+
+clean:
+	$(call say,CLEAN,build build-asan build-torture)
+	$(Q)rm -rf build build-asan build-torture
+
+format:
+	$(Q)clang-format -i $(wildcard src/*/*.[ch] src/*/*/*.[ch] src/*.c include/*.h tests/*/*.[ch])

@@ -1,0 +1,148 @@
+/*
+ * libvitro.h - run x86 guests by binary translation, in this process, without virtualization hardware.
+ *
+ * The shape is KVM's: create a VM, give it memory slots, create vCPUs, set registers, run, look at the
+ * exit reason. Devices are plain functions (struct vitro_ops) called on the vCPU's thread: a port or
+ * MMIO access costs a call, not a trap. Any number of VMs fit in one process.
+ *
+ * Threads: one thread runs a vCPU at a time. Only vitro_vcpu_kick() may be called on a running vCPU from
+ * elsewhere. Memory slots are set before the first run.
+ * Errors: 0 or a negative errno; a clear sentence in the caller's `err` buffer where there is one.
+ */
+#ifndef LIBVITRO_H
+#define LIBVITRO_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+struct vitro_vm;
+struct vitro_vcpu;
+
+/* What the engine asks of the world. Called on the vCPU's thread; `vcpu` is its index. NULL members: reads
+ * return all ones, writes are dropped, MSRs fault, no interrupt is ever pending. */
+struct vitro_ops {
+    void *opaque;
+    /* Ports; size 1, 2 or 4 bytes. */
+    uint32_t (*port_in)(void *opaque, uint16_t port, unsigned size);
+    void (*port_out)(void *opaque, uint16_t port, unsigned size, uint32_t value);
+    /* Guest-physical accesses that are not RAM; len 1..64, within one page. */
+    void (*mmio_read)(void *opaque, unsigned vcpu, uint64_t gpa, void *buf, unsigned len);
+    void (*mmio_write)(void *opaque, unsigned vcpu, uint64_t gpa, const void *buf, unsigned len);
+    /* MSRs the engine does not keep: APIC base, x2APIC, TSC deadline. 0, or negative: #GP(0). */
+    int (*msr_read)(void *opaque, unsigned vcpu, uint32_t msr, uint64_t *value);
+    int (*msr_write)(void *opaque, unsigned vcpu, uint32_t msr, uint64_t value);
+    /* A maskable interrupt can be taken now: acknowledge and return its vector, or -1 for none. */
+    int (*intr_ack)(void *opaque, unsigned vcpu);
+    /* CR8: bits 7:4 of the task priority. */
+    uint64_t (*cr8_read)(void *opaque, unsigned vcpu);
+    void (*cr8_write)(void *opaque, unsigned vcpu, uint64_t value);
+};
+
+/* Halving aids: slower, same results. */
+#define VITRO_DEBUG_ONE_INSN 0x1u  /* one-instruction blocks         */
+#define VITRO_DEBUG_SLOW_PATH 0x2u /* every access through the walker */
+#define VITRO_DEBUG_NO_CHAIN 0x4u  /* every block through the dispatcher */
+/* Trace to config.trace_file */
+#define VITRO_TRACE_EXC 0x100u     /* exceptions and interrupts      */
+#define VITRO_TRACE_BLOCK 0x200u   /* every block entered (implies no chaining) */
+#define VITRO_TRACE_SYS 0x400u     /* system instructions done by helpers */
+#define VITRO_TRACE_XLAT 0x800u    /* translations made              */
+
+struct vitro_config {
+    const char *cpu_model; /* "host" (default when NULL), "x86-64-v2", "-v3", "-v4"        */
+    unsigned nr_cpus;      /* advertised in CPUID; vCPUs may be created up to this number  */
+    size_t cache_bytes;    /* code cache; 0: default                                       */
+    unsigned debug;        /* VITRO_DEBUG_* | VITRO_TRACE_*                                */
+    FILE *trace_file;
+    bool no_pv;            /* do not advertise the paravirtual clock                       */
+};
+
+struct vitro_vm *vitro_vm_create(const struct vitro_config *config, const struct vitro_ops *ops,
+                                 char *err, size_t err_len);
+void vitro_vm_destroy(struct vitro_vm *vm);
+
+/* vitro_vm_add_memory - guest-physical [gpa, gpa+size) is host memory at `host` (page aligned, the caller's).
+ * -EINVAL: misaligned or overlapping; -ENOSPC: too many slots; -ENOMEM. */
+#define VITRO_MEM_READONLY 0x1u
+int vitro_vm_add_memory(struct vitro_vm *vm, uint64_t gpa, uint64_t size, void *host, unsigned flags);
+
+struct vitro_vcpu *vitro_vcpu_create(struct vitro_vm *vm, unsigned index, char *err, size_t err_len);
+void vitro_vcpu_destroy(struct vitro_vcpu *vcpu);
+/* vitro_vcpu_reset - power-on state (SDM vol. 3 table 9-1). */
+void vitro_vcpu_reset(struct vitro_vcpu *vcpu);
+
+struct vitro_regs {
+    uint64_t gpr[16]; /* rax rcx rdx rbx rsp rbp rsi rdi r8-r15 */
+    uint64_t rip, rflags;
+};
+struct vitro_segment {
+    uint64_t base;
+    uint32_t limit; /* bytes */
+    uint32_t attr;  /* descriptor bits 40-55 with bits 48-51 clear; bit 16: unusable */
+    uint16_t selector;
+};
+struct vitro_sregs {
+    struct vitro_segment es, cs, ss, ds, fs, gs, ldt, tr;
+    uint64_t gdt_base, idt_base;
+    uint16_t gdt_limit, idt_limit;
+    uint64_t cr0, cr2, cr3, cr4, cr8, efer, xcr0;
+    uint64_t dr[8];
+};
+void vitro_vcpu_get_regs(struct vitro_vcpu *vcpu, struct vitro_regs *regs);
+void vitro_vcpu_set_regs(struct vitro_vcpu *vcpu, const struct vitro_regs *regs);
+void vitro_vcpu_get_sregs(struct vitro_vcpu *vcpu, struct vitro_sregs *sregs);
+void vitro_vcpu_set_sregs(struct vitro_vcpu *vcpu, const struct vitro_sregs *sregs);
+/* The guest's vector state as an XSAVE area in standard form; size from vitro_vcpu_xsave_size(). */
+size_t vitro_vcpu_xsave_size(const struct vitro_vcpu *vcpu);
+void *vitro_vcpu_xsave(struct vitro_vcpu *vcpu);
+
+enum vitro_exit {
+    VITRO_EXIT_HLT,      /* halted with interrupts on or off; run again after a kick */
+    VITRO_EXIT_INTR,     /* vitro_vcpu_kick(VITRO_KICK_STOP) */
+    VITRO_EXIT_SHUTDOWN, /* triple fault */
+    VITRO_EXIT_DEBUG,    /* debugger breakpoint, watchpoint or step: see vitro_vcpu_debug_* */
+    VITRO_EXIT_FAIL,     /* something no definition covers; vitro_vcpu_fail_message() says what */
+};
+/*
+ * vitro_vcpu_run - run until something needs the caller. Takes over SIGSEGV, SIGFPE, SIGILL and SIGBUS of the
+ * calling thread while translated code runs (faults elsewhere go to the previous handlers).
+ * Returns an enum vitro_exit.
+ */
+enum vitro_exit vitro_vcpu_run(struct vitro_vcpu *vcpu);
+const char *vitro_vcpu_fail_message(const struct vitro_vcpu *vcpu);
+
+/* vitro_vcpu_kick - any thread: make a running (or the next run of a) vCPU look at something soon. */
+#define VITRO_KICK_INTR 0x1u /* ask ops->intr_ack when the guest allows */
+#define VITRO_KICK_NMI 0x2u  /* deliver an NMI */
+#define VITRO_KICK_STOP 0x4u /* return VITRO_EXIT_INTR */
+void vitro_vcpu_kick(struct vitro_vcpu *vcpu, unsigned why);
+/* vitro_vcpu_event_pending - would a halted vCPU wake? (a kick arrived since it last ran) */
+bool vitro_vcpu_event_pending(const struct vitro_vcpu *vcpu);
+
+/* Guest TSC: the host's plus an offset; its frequency. */
+uint64_t vitro_vcpu_tsc(const struct vitro_vcpu *vcpu);
+uint64_t vitro_tsc_khz(void);
+
+/* -- Debugger support (the gdb stub is its user) ------------------------------------------------ */
+/* Copies of guest memory at linear addresses, no rights checked, no A/D bits: 0 or -EFAULT. */
+int vitro_vcpu_read_la(struct vitro_vcpu *vcpu, uint64_t la, void *buf, size_t len);
+int vitro_vcpu_write_la(struct vitro_vcpu *vcpu, uint64_t la, const void *buf, size_t len);
+/* Breakpoints at linear addresses, invisible to the guest; watchpoints. -ENOSPC after 32 of either. */
+int vitro_vcpu_add_breakpoint(struct vitro_vcpu *vcpu, uint64_t la);
+int vitro_vcpu_del_breakpoint(struct vitro_vcpu *vcpu, uint64_t la);
+#define VITRO_WATCH_WRITE 1u
+#define VITRO_WATCH_ACCESS 2u
+int vitro_vcpu_add_watchpoint(struct vitro_vcpu *vcpu, uint64_t la, unsigned len, unsigned kind);
+int vitro_vcpu_del_watchpoint(struct vitro_vcpu *vcpu, uint64_t la, unsigned len, unsigned kind);
+/* After VITRO_EXIT_DEBUG: the watched address hit, or 0. */
+uint64_t vitro_vcpu_watch_hit(const struct vitro_vcpu *vcpu);
+/* Return VITRO_EXIT_DEBUG after each instruction while on. */
+void vitro_vcpu_single_step(struct vitro_vcpu *vcpu, bool on);
+
+/* -- Seeing inside -------------------------------------------------------------------------------- */
+/* vitro_vm_stats - print counters, and the hottest guest pages; `symbol` (may be NULL) names an address. */
+void vitro_vm_stats(struct vitro_vm *vm, FILE *out, const char *(*symbol)(void *opaque, uint64_t la),
+                    void *opaque);
+
+#endif

@@ -1,0 +1,114 @@
+/*
+ * boot.h - puts a guest in memory and says how to enter it. Pure over struct ram: no files, no
+ * devices, no engine, so that tests and fuzzers can drive it with any bytes.
+ *
+ * Every loader hands over the same environment: 64-bit mode, interrupts off, the first 4 GiB mapped
+ * to themselves with 2 MiB pages, a flat GDT, RSI = struct boot_params (Linux
+ * Documentation/arch/x86/boot.rst and zero-page.rst). What it occupies below 1 MiB:
+ *
+ *   0x1000  GDT                      0x10000  boot_params
+ *   0x8000  top of a 16 KiB stack    0x11000  the end marker of setup data (unused)
+ *   0x9000  PML4, 0xa000 PDPT        0x20000  command line (up to 64 KiB)
+ *   0xb000  4 page directories
+ */
+#pragma once
+#include "base/types.h"
+#include "mem/ram.h"
+#include "x86/x86.h"
+
+#define BOOT_GDT 0x1000u
+#define BOOT_STACK_TOP 0x8000u
+#define BOOT_PML4 0x9000u
+#define BOOT_PDPT 0xa000u
+#define BOOT_PD 0xb000u /* four of them, to 0xf000 */
+#define BOOT_PARAMS 0x10000u
+#define BOOT_CMDLINE 0x20000u
+#define BOOT_CMDLINE_MAX 0x10000u
+
+/* Selectors of the boot GDT; Linux wants exactly these (boot.rst, 64-bit boot protocol). */
+#define BOOT_CS 0x10u
+#define BOOT_DS 0x18u
+#define BOOT_TSS 0x20u
+
+#define BOOT_E820_RAM 1u
+#define BOOT_E820_RESERVED 2u
+#define BOOT_E820_ACPI 3u
+#define BOOT_E820_NVS 4u
+
+struct boot_e820 {
+    u64 addr, size;
+    u32 type;
+};
+
+/* What to load. Names are for error messages only. */
+struct boot_input {
+    const char *kernel_name;
+    const u8 *kernel;
+    u64 kernel_size;
+    const char *initrd_name; /* NULL: none */
+    const u8 *initrd;
+    u64 initrd_size;
+    const char *cmdline; /* NULL: empty */
+    const struct boot_e820 *e820;
+    unsigned nr_e820;
+    gpa_t rsdp; /* 0: no ACPI */
+};
+
+struct boot_seg {
+    u16 sel;
+    u64 base;
+    u32 limit; /* bytes */
+    u32 attr;  /* SEG_* */
+};
+
+/* How to enter: every register that is not 0. */
+struct boot_entry {
+    u64 rip, rsp, rsi, rflags;
+    u64 cr0, cr3, cr4, efer;
+    u64 gdt_base;
+    u16 gdt_limit;
+    struct boot_seg cs, ds, tr; /* ds: also es, ss, fs, gs */
+};
+
+#define BOOT_ERR_LEN 320
+
+/*
+ * boot_load - look at what the kernel is (bzImage or ELF) and load it.
+ * @err: BOOT_ERR_LEN bytes; on failure one sentence that names the file and the remedy
+ *
+ * 0, or -ENOEXEC (not a kernel we know), -EINVAL (damaged), -ENOMEM (does not fit the guest's
+ * memory), -E2BIG (command line too long). On failure RAM may be partly written; *entry is not.
+ */
+int boot_load(struct ram *ram, const struct boot_input *in,
+              struct boot_entry *entry, char *err);
+
+/* -- The loaders behind it ------------------------------------------------------------------- */
+
+bool bzimage_probe(const u8 *image, u64 size);
+int bzimage_load(struct ram *ram, const struct boot_input *in,
+                 struct boot_entry *entry, char *err);
+bool elf_probe(const u8 *image, u64 size);
+int elf_load(struct ram *ram, const struct boot_input *in,
+             struct boot_entry *entry, char *err);
+
+/* -- What they share (env.c) ----------------------------------------------------------------- */
+
+/* boot_fail - format a message into err; returns code. */
+int boot_fail(char *err, int code, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
+/* boot_env - page tables, GDT and the registers that go with them; rip is the caller's. */
+int boot_env(struct ram *ram, struct boot_entry *entry, char *err);
+/* boot_place_cmdline - copy the command line to BOOT_CMDLINE; max excludes the final NUL. */
+int boot_place_cmdline(struct ram *ram, const struct boot_input *in, u64 max,
+                       char *err);
+/*
+ * boot_place_initrd - as high as it goes in usable RAM, page aligned, ending at or below
+ * top (exclusive) and not touching [avoid, avoid_end). *gpa is 0 when there is none.
+ */
+int boot_place_initrd(struct ram *ram, const struct boot_input *in, u64 top,
+                      u64 avoid, u64 avoid_end, gpa_t *gpa, char *err);
+/* boot_ram_has - [gpa, gpa+size) lies in one usable e820 range, and is RAM. */
+bool boot_ram_has(struct ram *ram, const struct boot_input *in, gpa_t gpa,
+                  u64 size);
+/* boot_fill_params - the fields of boot_params that do not depend on the kernel's header. */
+int boot_fill_params(const struct boot_input *in, u8 *params, char *err);

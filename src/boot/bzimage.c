@@ -1,0 +1,155 @@
+/*
+ * bzimage.c - Linux bzImage by the 64-bit boot protocol: the protected-mode part is copied to where it wants
+ * to be and entered at its offset 0x200; the real-mode part is only read for its header.
+ * Source: Linux Documentation/arch/x86/boot.rst.
+ * Not done: kernels before protocol 2.12 or without a 64-bit entry; loading above 4 GiB.
+ */
+#include "boot/boot.h"
+#include "boot/params.h"
+#include <errno.h>
+#include <string.h>
+
+static u16 get16(const u8 *p)
+{
+    u16 v;
+    memcpy(&v, p, 2);
+    return v;
+}
+
+static u32 get32(const u8 *p)
+{
+    u32 v;
+    memcpy(&v, p, 4);
+    return v;
+}
+
+static u64 get64(const u8 *p)
+{
+    u64 v;
+    memcpy(&v, p, 8);
+    return v;
+}
+
+static void put32(u8 *p, u32 v)
+{
+    memcpy(p, &v, 4);
+}
+
+struct bzimage {
+    u8 header[BP_SIZE]; /* zero padded copy of the first page */
+    const u8 *code;     /* protected-mode part */
+    u64 code_size;
+    u64 pref, init_size;
+};
+
+bool bzimage_probe(const u8 *image, u64 size)
+{
+    return size >= BP_MAGIC + 4 && get32(image + BP_MAGIC) == BP_MAGIC_VALUE &&
+           get16(image + BP_BOOT_FLAG) == 0xaa55;
+}
+
+/* Check everything in the header that loading relies on. */
+static int bzimage_parse(const struct boot_input *in, struct bzimage *k,
+                         char *err)
+{
+    const char *name = in->kernel_name;
+    const u8 *h = k->header;
+
+    memset(k->header, 0, sizeof(k->header));
+    memcpy(k->header, in->kernel, MIN(in->kernel_size, sizeof(k->header)));
+
+    u16 version = get16(h + BP_VERSION);
+    if (version < BP_VERSION_MIN)
+        return boot_fail(err, -ENOEXEC,
+                         "%s: boot protocol %u.%02u is too old; Linux 3.8 "
+                         "(protocol 2.12) or later is needed",
+                         name, version >> 8, version & 0xffu);
+    if (in->kernel_size < BP_INIT_SIZE + 4)
+        goto truncated;
+    if (!(get16(h + BP_XLOADFLAGS) & XLF_KERNEL_64))
+        return boot_fail(err, -ENOEXEC,
+                         "%s: not a 64-bit kernel; use one built for x86-64 "
+                         "(amd64)",
+                         name);
+    if (!(h[BP_LOADFLAGS] & LOADED_HIGH))
+        return boot_fail(err, -EINVAL, "%s: a zImage, which loads low; use a "
+                         "bzImage", name);
+
+    u64 setup = ((h[BP_SETUP_SECTS] ? h[BP_SETUP_SECTS] : 4u) + 1u) * 512ull;
+    u64 sys = get32(h + BP_SYSSIZE) * 16ull;
+    if (setup + sys > in->kernel_size)
+        goto truncated;
+    k->code = in->kernel + setup;
+    k->code_size = sys;
+    if (k->code_size <= 0x200)
+        return boot_fail(err, -EINVAL, "%s: damaged: no code behind the header; "
+                         "get the file again", name);
+    k->pref = get64(h + BP_PREF_ADDRESS);
+    k->init_size = MAX((u64)get32(h + BP_INIT_SIZE), k->code_size);
+    if (!k->pref)
+        k->pref = 0x100000;
+    if (k->pref < 0x100000 || k->pref >= BITULL(32))
+        return boot_fail(err, -EINVAL, "%s: damaged: load address %#llx; get the "
+                         "file again", name, (unsigned long long)k->pref);
+    return 0;
+truncated:
+    return boot_fail(err, -EINVAL, "%s: truncated: %llu bytes are there, its "
+                     "header promises more; get the file again", name,
+                     (unsigned long long)in->kernel_size);
+}
+
+int bzimage_load(struct ram *ram, const struct boot_input *in,
+                 struct boot_entry *entry, char *err)
+{
+    struct bzimage k;
+    struct boot_entry e;
+    gpa_t initrd;
+    int r = bzimage_parse(in, &k, err);
+
+    if (r)
+        return r;
+    /*
+     * A relocatable kernel could go to 1 MiB, but it would only move itself up to pref_address: what
+     * has to fit is the same.
+     */
+    if (!boot_ram_has(ram, in, k.pref, k.init_size))
+        return boot_fail(err, -ENOMEM,
+                         "%s: too little memory: the kernel needs %llu MiB to "
+                         "unpack; give the guest more with --mem",
+                         in->kernel_name,
+                         (unsigned long long)(k.pref + k.init_size + 0xfffff) >>
+                             20);
+    u32 cmdline_max = get32(k.header + BP_CMDLINE_SIZE);
+    r = boot_place_cmdline(ram, in, cmdline_max ? cmdline_max : 255, err);
+    if (r)
+        return r;
+    u64 top = (u64)get32(k.header + BP_INITRD_ADDR_MAX) + 1;
+    r = boot_place_initrd(ram, in, top, k.pref, k.pref + k.init_size, &initrd,
+                          err);
+    if (r)
+        return r;
+    r = boot_env(ram, &e, err);
+    if (r)
+        return r;
+
+    memcpy(ram_ptr(ram, k.pref, k.code_size), k.code, k.code_size);
+
+    u8 *bp = ram_ptr(ram, BOOT_PARAMS, BP_SIZE);
+    if (!bp)
+        return boot_fail(err, -ENOMEM, "no memory for boot_params");
+    memset(bp, 0, BP_SIZE);
+    u64 hdr_end = BP_MAGIC + k.header[BP_JUMP_LEN];
+    memcpy(bp + BP_HDR, k.header + BP_HDR,
+           MIN(hdr_end, (u64)BP_E820_TABLE) - BP_HDR);
+    bp[BP_TYPE_OF_LOADER] = 0xff;
+    put32(bp + BP_CMD_LINE_PTR, BOOT_CMDLINE);
+    put32(bp + BP_RAMDISK_IMAGE, (u32)initrd);
+    put32(bp + BP_RAMDISK_SIZE, initrd ? (u32)in->initrd_size : 0);
+    r = boot_fill_params(in, bp, err);
+    if (r)
+        return r;
+
+    e.rip = k.pref + 0x200;
+    *entry = e;
+    return 0;
+}

@@ -1,0 +1,511 @@
+/*
+ * cache.c - the code cache: memory for emitted code, the index of blocks, dropping and reclaiming.
+ *
+ * One memfd, mapped twice: where code runs (read, execute) and where it is written (read, write). It is
+ * split into NR_SEGMENTS segments filled in turn; when the last is full the oldest is reclaimed alone: links
+ * into it from other segments are cut, jump caches that point into it are cleaned, and its blocks
+ * leave the index. Nothing else is flushed.
+ *
+ * A block dropped because its bytes were written (cache_kill_range) stays in memory until its segment
+ * is reclaimed: its entries are overwritten by jumps to its "dead" exits, so that links, jump caches and
+ * return predictions need not be searched.
+ *
+ * Threads: everything under vm->lock, but cache_find's hash walk by the vCPU's own look-ups, which
+ * also take it for now.
+ */
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "engine/emit.h"
+
+#ifdef TORTURE
+#define NR_SEGMENTS 2
+#define SEGMENT_SIZE (64u << 10)
+#else
+#define NR_SEGMENTS 8
+#define SEGMENT_SIZE (8u << 20)
+#endif
+#define STUB_AREA 4096
+#define HASH_BITS 16
+#define PAGE_HASH_BITS 14
+#define MAX_INBOUND (1u << 20)
+#define MAX_CODE_PAGES (1u << 20)
+
+struct inbound {
+    u8 *patch;     /* rel32 in another segment that jumps into this one */
+    u32 back;      /* what it was before */
+    u32 src_gen;   /* generation of the source's segment when linked    */
+};
+struct segment {
+    u8 *start, *cur, *end; /* executable alias */
+    u32 gen;
+    u8 *meta, *meta_cur;   /* blocks and their maps */
+    struct block **blocks; /* ascending by code address */
+    u32 nr_blocks;
+    struct inbound *inbound;
+    u32 nr_inbound;
+};
+struct code_page {
+    struct code_page *next;
+    gpa_t page;
+    struct block *blocks;  /* through page_next, or page2_next for those that end here */
+    u64 granules;          /* 64-byte granules any block ever came from (superset) */
+};
+struct code_cache {
+    struct vm *vm;
+    size_t size;
+    size_t seg_size;
+    u8 *rx;
+    s64 to_rw;             /* add to an executable address */
+    struct segment seg[NR_SEGMENTS];
+    unsigned cur;
+    struct block *hash[1u << HASH_BITS];
+    struct code_page *page_hash[1u << PAGE_HASH_BITS];
+    struct code_page *page_pool;
+    u32 nr_pages;
+    struct code_page *page_free;
+    u64 nr_made, nr_killed, nr_reclaimed, nr_links, bytes_guest;
+};
+
+#define META_SIZE(c) ((c)->seg_size)
+
+static void *reserve(size_t size)
+{
+    void *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+u8 *cache_rw(struct code_cache *c, u8 *rx)
+{
+    return rx + c->to_rw;
+}
+u8 *cache_stub(struct code_cache *c, unsigned nr)
+{
+    return c->rx + nr * 16;
+}
+bool cache_contains(const struct code_cache *c, const u8 *pc)
+{
+    return pc >= c->rx && pc < c->rx + c->size;
+}
+
+struct code_cache *cache_create(struct vm *vm, size_t bytes)
+{
+    struct code_cache *c = reserve(sizeof(*c));
+    if (!c)
+        return NULL;
+    c->vm = vm;
+    c->seg_size = SEGMENT_SIZE;
+    if (bytes && bytes / NR_SEGMENTS >= (64u << 10))
+        c->seg_size = (bytes / NR_SEGMENTS) & ~4095ull;
+    c->size = STUB_AREA + NR_SEGMENTS * c->seg_size;
+    int fd = memfd_create("vitro-code", MFD_CLOEXEC);
+    if (fd < 0)
+        goto fail;
+    if (ftruncate(fd, (off_t)c->size) < 0)
+        goto fail_fd;
+    u8 *rw = mmap(NULL, c->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    c->rx = mmap(NULL, c->size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+    if (rw == MAP_FAILED || c->rx == MAP_FAILED)
+        goto fail_fd;
+    c->to_rw = rw - c->rx;
+    close(fd);
+    /* Stubs: jmp [rip + 2]; .quad target: emitted code reaches them by rel32 wherever the program is. */
+    for (unsigned i = 0; i < NR_STUBS; i++) {
+        struct buf b = { .p = rw + i * 16, .start = rw, .end = rw + STUB_AREA };
+        e8(&b, 0xff); e8(&b, 0x25); e32(&b, 2); e8(&b, 0xcc); e8(&b, 0xcc);
+        e64(&b, (u64)stub_table[i]);
+    }
+    for (unsigned i = 0; i < NR_SEGMENTS; i++) {
+        struct segment *s = &c->seg[i];
+        s->start = s->cur = c->rx + STUB_AREA + i * c->seg_size;
+        s->end = s->start + c->seg_size;
+        s->meta = s->meta_cur = reserve(META_SIZE(c));
+        s->blocks = reserve(c->seg_size / 32 * sizeof(*s->blocks));
+        s->inbound = reserve(MAX_INBOUND * sizeof(*s->inbound));
+        if (!s->meta || !s->blocks || !s->inbound)
+            goto fail_fd;
+    }
+    c->page_pool = reserve(MAX_CODE_PAGES * sizeof(*c->page_pool));
+    if (!c->page_pool)
+        goto fail_fd;
+    return c;
+fail_fd:
+    close(fd);
+fail:
+    munmap(c, sizeof(*c));
+    return NULL;
+}
+
+void cache_destroy(struct code_cache *c)
+{
+    if (!c)
+        return;
+    munmap(c->rx, c->size);
+    munmap(c->rx + c->to_rw, c->size);
+    for (unsigned i = 0; i < NR_SEGMENTS; i++) {
+        munmap(c->seg[i].meta, META_SIZE(c));
+        munmap(c->seg[i].blocks, c->seg_size / 32 * sizeof(struct block *));
+        munmap(c->seg[i].inbound, MAX_INBOUND * sizeof(struct inbound));
+    }
+    munmap(c->page_pool, MAX_CODE_PAGES * sizeof(struct code_page));
+    munmap(c, sizeof(*c));
+}
+
+/* -- Index ---------------------------------------------------------------------------------------- */
+
+static unsigned block_hash(gpa_t gpa, u32 mode)
+{
+    return (unsigned)((gpa * 0x9e3779b97f4a7c15ull + mode * 0x85ebca6bull) >> 40) & ((1u << HASH_BITS) - 1);
+}
+struct block *cache_find(struct code_cache *c, gpa_t gpa, u32 mode)
+{
+    for (struct block *b = c->hash[block_hash(gpa, mode)]; b; b = b->hash_next)
+        if (b->page + b->off == gpa && b->mode == mode)
+            return b;
+    return NULL;
+}
+static unsigned page_hash(gpa_t page)
+{
+    return (unsigned)((page >> PAGE_SHIFT) * 0x9e3779b1u >> 8) & ((1u << PAGE_HASH_BITS) - 1);
+}
+static struct code_page *page_find(struct code_cache *c, gpa_t page)
+{
+    for (struct code_page *p = c->page_hash[page_hash(page)]; p; p = p->next)
+        if (p->page == page)
+            return p;
+    return NULL;
+}
+static struct code_page *page_get(struct code_cache *c, gpa_t page)
+{
+    struct code_page *p = page_find(c, page);
+    if (p)
+        return p;
+    p = c->page_free;
+    if (p)
+        c->page_free = p->next;
+    else if (c->nr_pages < MAX_CODE_PAGES)
+        p = &c->page_pool[c->nr_pages++];
+    else
+        return NULL;
+    p->page = page;
+    p->blocks = NULL;
+    p->granules = 0;
+    p->next = c->page_hash[page_hash(page)];
+    c->page_hash[page_hash(page)] = p;
+    return p;
+}
+static struct block **page_link(struct block *b, gpa_t page)
+{
+    return b->page == page ? &b->page_next : &b->page2_next;
+}
+static void page_remove(struct code_cache *c, gpa_t page, struct block *b)
+{
+    struct code_page *p = page_find(c, page);
+    struct block **at = &p->blocks;
+    while (*at != b)
+        at = page_link(*at, page);
+    *at = *page_link(b, page);
+    if (p->blocks)
+        return;
+    /* The last translation of this page is gone: writes may go direct again. */
+    struct ram_slot *rs = ram_find(&c->vm->ram, page);
+    rs->page_state[(page - rs->gpa) >> PAGE_SHIFT] &= (u8)~PAGE_HAS_CODE;
+    struct code_page **pp = &c->page_hash[page_hash(page)];
+    while (*pp != p)
+        pp = &(*pp)->next;
+    *pp = p->next;
+    p->next = c->page_free;
+    c->page_free = p;
+}
+static void index_remove(struct code_cache *c, struct block *b)
+{
+    struct block **at = &c->hash[block_hash(b->page + b->off, b->mode)];
+    while (*at != b)
+        at = &(*at)->hash_next;
+    *at = b->hash_next;
+    page_remove(c, b->page, b);
+    if (b->page2 != ~0ull)
+        page_remove(c, b->page2, b);
+}
+
+static u64 granule_mask(unsigned lo, unsigned hi) /* bytes [lo, hi) of a page */
+{
+    if (lo >= hi)
+        return 0;
+    unsigned a = lo >> 6, z = MIN(hi - 1, 4095u) >> 6;
+    return (~0ull >> (63 - (z - a))) << a;
+}
+
+static void page_add(struct vcpu *v, struct code_cache *c, gpa_t page, struct block *b, u64 granules)
+{
+    struct code_page *p = page_get(c, page);
+    bug_on(!p);
+    *page_link(b, page) = p->blocks;
+    p->blocks = b;
+    p->granules |= granules;
+    struct ram_slot *rs = ram_find(&c->vm->ram, page);
+    u8 *state = &rs->page_state[(page - rs->gpa) >> PAGE_SHIFT];
+    if (*state & PAGE_HAS_CODE)
+        return;
+    *state |= PAGE_HAS_CODE;
+    tlb_unwrite_page(v, rs, page);
+}
+
+void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b)
+{
+    struct segment *s = &c->seg[c->cur];
+    s->blocks[s->nr_blocks++] = b;
+    unsigned h = block_hash(b->page + b->off, b->mode);
+    b->hash_next = c->hash[h];
+    c->hash[h] = b;
+    page_add(v, c, b->page, b,
+             granule_mask(b->off, b->end) | granule_mask(b->look[0][0], b->look[0][1]) |
+                 granule_mask(b->look[1][0], b->look[1][1]));
+    if (b->page2 != ~0ull)
+        page_add(v, c, b->page2, b, granule_mask(0, b->end - 4096u));
+    c->nr_made++;
+    c->bytes_guest += b->end - b->off;
+}
+
+/* -- Patching --------------------------------------------------------------------------------------- */
+
+void cache_patch32(struct code_cache *c, u8 *at, u32 value)
+{
+    __atomic_store_n((u32 *)cache_rw(c, at), value, __ATOMIC_RELEASE);
+}
+
+/* jmp rel32 over whatever stands at `at`. */
+static void patch_jump(struct code_cache *c, u8 *at, const u8 *to)
+{
+    u8 *rw = cache_rw(c, at);
+    rw[0] = 0xe9;
+    s32 rel = (s32)(to - (at + 5));
+    __builtin_memcpy(rw + 1, &rel, 4);
+}
+
+static struct segment *segment_of(struct code_cache *c, const u8 *pc)
+{
+    return &c->seg[(size_t)(pc - c->rx - STUB_AREA) / c->seg_size];
+}
+
+void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry)
+{
+    struct segment *src = segment_of(c, patch), *dst = segment_of(c, to->code);
+    if (src != dst) {
+        if (dst->nr_inbound == MAX_INBOUND)
+            return; /* stays unlinked: correct, only slower */
+        u32 back;
+        __builtin_memcpy(&back, cache_rw(c, patch), 4);
+        dst->inbound[dst->nr_inbound++] = (struct inbound){ patch, back, src->gen };
+    }
+    cache_patch32(c, patch, (u32)(to->code + to->entry[entry] - (patch + 4)));
+    c->nr_links++;
+}
+
+/* -- Dropping blocks whose bytes were written -------------------------------------------------------- */
+
+static void block_kill(struct code_cache *c, struct block *b)
+{
+    u8 *dead_flag = b->code + b->dead_flag, *dead_host = b->code + b->dead_host;
+    patch_jump(c, b->code + b->entry[ENTRY_POLL], dead_flag);
+    if (b->host_primary && b->entry[ENTRY_HOST] != b->entry[ENTRY_FLAG])
+        patch_jump(c, b->code + b->entry[ENTRY_HOST], dead_host);
+    patch_jump(c, b->code + b->entry[ENTRY_FLAG], dead_flag);
+    index_remove(c, b);
+    b->dead = true;
+    c->nr_killed++;
+}
+
+void cache_kill_block(struct code_cache *c, struct block *b)
+{
+    block_kill(c, b);
+}
+
+static bool overlaps(const struct block *b, gpa_t gpa, unsigned len)
+{
+    gpa_t lo = b->page + b->off, hi = b->page + MIN(b->end, 4096u);
+    if (gpa < hi && gpa + len > lo)
+        return true;
+    if (b->page2 != ~0ull && gpa < b->page2 + (b->end - 4096u) && gpa + len > b->page2)
+        return true;
+    for (unsigned i = 0; i < 2; i++)
+        if (gpa < b->page + b->look[i][1] && gpa + len > b->page + b->look[i][0])
+            return true;
+    return false;
+}
+
+bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned len, const u8 *pc, bool *any_left)
+{
+    (void)v;
+    bool self = false;
+    gpa_t page = gpa & PAGE_MASK;
+    struct code_page *p = page_find(c, page);
+    if (!p) {
+        *any_left = false;
+        return false;
+    }
+    *any_left = true;
+    if (!(p->granules & granule_mask(gpa & 4095, (gpa & 4095) + len)))
+        return false;
+    for (struct block *b = p->blocks, *next; b; b = next) {
+        next = *page_link(b, page);
+        if (!overlaps(b, gpa, len))
+            continue;
+        if (pc && pc >= b->code && pc < b->code + b->code_len)
+            self = true;
+        bool last = !next && p->blocks == b;
+        block_kill(c, b);
+        if (last) { /* the page's record is free now */
+            *any_left = false;
+            break;
+        }
+    }
+    return self;
+}
+
+/* -- Room -------------------------------------------------------------------------------------------- */
+
+static void jc_purge_range(struct vcpu *v, const u8 *lo, const u8 *hi)
+{
+    for (unsigned i = 0; i < NR_SPACES; i++)
+        for (unsigned s = i ? SLOT_U : SLOT_K; s < NR_SLOTS; s++) {
+            struct jc_entry *e = (struct jc_entry *)(v->eng->space[i].base + tlb_geo[s].jc_off);
+            unsigned n = (tlb_geo[s].jc_mask >> 1) + 1;
+            for (unsigned k = 0; k < n; k++)
+                if (e[k].host >= (u64)lo && e[k].host < (u64)hi)
+                    e[k].rip = JC_NONE;
+        }
+}
+
+static void segment_reclaim(struct code_cache *c, struct segment *s)
+{
+    for (u32 i = 0; i < s->nr_inbound; i++) {
+        struct inbound *in = &s->inbound[i];
+        struct segment *src = segment_of(c, in->patch);
+        if (src != s && src->gen == in->src_gen)
+            cache_patch32(c, in->patch, in->back);
+    }
+    for (u32 i = 0; i < s->nr_blocks; i++)
+        if (!s->blocks[i]->dead)
+            index_remove(c, s->blocks[i]);
+    for (unsigned i = 0; i < c->vm->nr_vcpus; i++) {
+        jc_purge_range(c->vm->vcpu[i], s->start, s->end);
+        engine_drop_returns(c->vm->vcpu[i]);
+    }
+    c->nr_reclaimed += s->nr_blocks;
+    s->nr_inbound = s->nr_blocks = 0;
+    s->cur = s->start;
+    s->meta_cur = s->meta;
+    s->gen++;
+}
+
+u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t len, u8 **rw)
+{
+    (void)v;
+    struct segment *s = &c->seg[c->cur];
+    len = (len + 31) & ~31ull;
+    if (len > c->seg_size)
+        return NULL;
+    if (s->cur + len > s->end || s->meta_cur + 8192 > s->meta + META_SIZE(c) ||
+        s->nr_blocks >= c->seg_size / 32 - 1) {
+        c->cur = (c->cur + 1) % NR_SEGMENTS;
+        s = &c->seg[c->cur];
+        if (s->cur != s->start)
+            segment_reclaim(c, s);
+    }
+    u8 *p = s->cur;
+    s->cur += len;
+    *rw = cache_rw(c, p);
+    return p;
+}
+
+/* cache_meta - zeroed bookkeeping memory that lives as long as the code reserved last. */
+void *cache_meta(struct code_cache *c, size_t len)
+{
+    struct segment *s = &c->seg[c->cur];
+    len = (len + 15) & ~15ull;
+    u8 *p = s->meta_cur;
+    bug_on(p + len > s->meta + META_SIZE(c));
+    s->meta_cur += len;
+    for (size_t i = 0; i < len; i += 8)
+        *(u64 *)(p + i) = 0;
+    return p;
+}
+
+u32 cache_generation(struct code_cache *c, const u8 *pc)
+{
+    return segment_of(c, pc)->gen;
+}
+
+void cache_flush(struct vcpu *v, struct code_cache *c)
+{
+    (void)v;
+    for (unsigned i = 0; i < NR_SEGMENTS; i++)
+        segment_reclaim(c, &c->seg[i]);
+    c->cur = 0;
+}
+
+struct block *cache_block_at(struct code_cache *c, const u8 *pc)
+{
+    if (!cache_contains(c, pc) || pc < c->rx + STUB_AREA)
+        return NULL;
+    struct segment *s = segment_of(c, pc);
+    u32 lo = 0, hi = s->nr_blocks;
+    while (lo < hi) {
+        u32 mid = (lo + hi) / 2;
+        if (s->blocks[mid]->code <= pc)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    if (!lo)
+        return NULL;
+    struct block *b = s->blocks[lo - 1];
+    return pc < b->code + b->code_len ? b : NULL;
+}
+
+/* -- Stats --------------------------------------------------------------------------------------------- */
+
+#include <stdlib.h>
+
+static int by_runs(const void *a, const void *b)
+{
+    const struct block *x = *(struct block *const *)a, *y = *(struct block *const *)b;
+    return x->runs < y->runs ? 1 : x->runs > y->runs ? -1 : 0;
+}
+
+void cache_stats(struct code_cache *c, FILE *out, const char *(*symbol)(void *, u64), void *opaque)
+{
+    u64 used = 0, live = 0, pages = 0;
+    for (unsigned i = 0; i < NR_SEGMENTS; i++) {
+        used += (u64)(c->seg[i].cur - c->seg[i].start);
+        for (u32 k = 0; k < c->seg[i].nr_blocks; k++)
+            live += !c->seg[i].blocks[k]->dead;
+    }
+    for (unsigned h = 0; h < 1u << PAGE_HASH_BITS; h++)
+        for (struct code_page *p = c->page_hash[h]; p; p = p->next)
+            pages++;
+    fprintf(out, "code cache\n  %llu blocks made from %llu guest bytes, %llu live in %llu pages, %llu dropped by writes, %llu reclaimed\n",
+            (unsigned long long)c->nr_made, (unsigned long long)c->bytes_guest, (unsigned long long)live,
+            (unsigned long long)pages, (unsigned long long)c->nr_killed, (unsigned long long)c->nr_reclaimed);
+    fprintf(out, "  %llu KiB used of %llu KiB, %llu links\n", (unsigned long long)used >> 10,
+            (unsigned long long)c->size >> 10, (unsigned long long)c->nr_links);
+    if (!live)
+        return;
+    struct block **all = malloc(live * sizeof(*all));
+    if (!all)
+        return;
+    u64 n = 0;
+    for (unsigned i = 0; i < NR_SEGMENTS; i++)
+        for (u32 k = 0; k < c->seg[i].nr_blocks; k++)
+            if (!c->seg[i].blocks[k]->dead)
+                all[n++] = c->seg[i].blocks[k];
+    qsort(all, n, sizeof(*all), by_runs);
+    fprintf(out, "  blocks the dispatcher entered most\n");
+    for (u64 i = 0; i < n && i < 10 && all[i]->runs > 1; i++) {
+        const char *name = symbol ? symbol(opaque, all[i]->page + all[i]->off) : NULL;
+        fprintf(out, "    %10llu  physical %#llx mode %#x %s\n", (unsigned long long)all[i]->runs,
+                (unsigned long long)(all[i]->page + all[i]->off), all[i]->mode, name ? name : "");
+    }
+    free(all);
+}

@@ -1,0 +1,241 @@
+/*
+ * engine.h - the engine's inside, shared by its own files: the VM, blocks, the code cache, and what
+ * emitted code calls. Embedders use include/libvitro.h.
+ */
+#pragma once
+#include <pthread.h>
+#include <signal.h>
+
+#include "engine/tlb.h"
+#include "engine/vcpu.h"
+#include "libvitro.h"
+
+struct cpu_model;
+struct vm {
+    struct ram ram;
+    u64 *wtag[RAM_MAX_SLOTS]; /* per page: the one TLB entry that may write it, 0, or WTAG_MANY */
+    struct engine_host host;
+    struct cpu_model *model;
+    struct code_cache *cache;
+    struct vcpu *vcpu[64];
+    unsigned nr_vcpus;
+    unsigned debug;           /* VITRO_DEBUG_*, VITRO_TRACE_* */
+    FILE *trace;
+    pthread_mutex_t lock;     /* translation and the code cache */
+    struct xl *xl;            /* the translator's work area, under lock */
+};
+#define WTAG_MANY 1ull
+
+/* -- Blocks --------------------------------------------------------------------------------------- */
+
+/* Where control enters a block; see translate.c for the layout. Offsets from block->code. */
+enum block_entry {
+    ENTRY_IND,  /* s1 = RIP; flags in vcpu->fl; sets vbase, polls events */
+    ENTRY_POLL, /* backward edges: flags in vcpu->fl or dead             */
+    ENTRY_FLAG, /* flags in vcpu->fl                                     */
+    ENTRY_HOST, /* flags in host flags                                   */
+    NR_ENTRIES
+};
+
+struct block {
+    struct block *hash_next;  /* chain of cache->hash               */
+    struct block *page_next;  /* chain of the code page             */
+    struct block *page2_next; /* chain of the second page, if any   */
+    gpa_t page;               /* guest-physical page of its first byte */
+    gpa_t page2;              /* of its last byte, when it crosses; else ~0 */
+    u32 mode;
+    u16 off, end;             /* guest bytes [off, end) in the page; end may exceed 4096 */
+    u16 look[2][2];           /* bytes looked at for flag liveness: [lo, hi) twice */
+    u32 code_len;
+    u8 *code;                 /* executable alias */
+    u32 entry[NR_ENTRIES];
+    u32 dead_flag, dead_host; /* exits for a dropped block: flags in fl, in host flags */
+    bool host_primary;        /* the body starts with flags in host flags (else in fl) */
+    bool dead;
+    u16 nr_insns;
+    u32 hot_len;              /* cold code starts here */
+    u32 *map;                 /* [nr_insns] host offset << 12 | guest offset - off, ascending; then [nr_insns]
+                                 where each instruction's cold code starts */
+    u64 runs;                 /* dispatcher entries, for stats */
+};
+
+/* -- What cold code hands to C: one record behind each call into a stub ----------------------------- */
+
+struct site {              /* every record starts like this */
+    u16 off;               /* page offset of the guest instruction */
+    u8 len;                /* its length */
+    u8 kind;
+};
+struct slow_site {         /* behind `call stub_slow; jmp resume` */
+    struct site s;
+    u16 size;              /* bytes of the access */
+    u8 acc;                /* ACC_R | ACC_W */
+    u8 form;               /* FORM_* : how the operation uses s1 and s2 */
+    u8 slot;               /* enum mode_slot */
+    u8 final;              /* after the operation the instruction is complete */
+    s32 copy;              /* from this record to the out-of-line operation (0: none) */
+    s32 group;             /* from this record to the unshared version of a shared check (0: none) */
+    u8 mask_reg;           /* EVEX opmask register of a masked access, 0 if none */
+};
+enum { FORM_SUM /* [s1 + s2]: page offset + host page */, FORM_DELTA /* [EA + s2] */ };
+struct sys_site {
+    struct site s;
+    struct insn in;
+    enum xret (*handler)(struct vcpu *v, const struct insn *in);
+};
+struct link_site {
+    struct site s;         /* off: target's page offset */
+    u32 mode;
+    s32 patch;             /* from this record to the rel32 to patch */
+    u8 entry;              /* enum block_entry the edge wants */
+};
+struct mode_site {         /* for polls and exits: only the resume point */
+    struct site s;
+};
+
+/* -- Per-vCPU engine state ------------------------------------------------------------------------- */
+
+struct commit {            /* a bounced write waiting for its operation */
+    bool redispatch;       /* the running block was overwritten: leave it afterwards */
+    u8 nr;                 /* pieces */
+    u8 *from;              /* in the bounce buffer */
+    struct {
+        u8 *host;          /* NULL: MMIO */
+        gpa_t gpa;
+        u16 len;           /* 0: masked off, `skip` bytes of the buffer are not written */
+        u16 skip;
+    } part[2];
+};
+
+#define MAX_BREAK 32
+struct watch {
+    gla_t la;
+    u32 len;
+    u32 kind;
+};
+
+struct engine_vcpu {
+    struct tlb_space space[NR_SPACES];
+    u64 space_clock;
+    bool k_nonglobal;      /* the shared kernel table holds a non-global page */
+    u64 code_seen[64];     /* filter: pages entered as code */
+    u32 jc_mode[NR_SLOTS]; /* full mode the jump caches were filled for */
+    struct commit commit;
+    u8 *alt_stack;         /* for signals */
+    stack_t old_alt;
+    u8 *hstack;            /* return-prediction stacks: [guard][user][guard][kernel] */
+    u64 hsp_saved[2];      /* pointer of the stack not in use: [0] kernel, [1] user */
+    unsigned hstack_user;  /* which is in use */
+    u8 bounce[192] __attribute__((aligned(64)));
+    /* debugger */
+    gla_t brk[MAX_BREAK];
+    unsigned nr_brk;
+    struct watch watch[MAX_BREAK];
+    unsigned nr_watch;
+    u64 watch_hit;
+    bool single_step;
+    bool stepped;          /* an instruction ran since the debugger asked for one */
+    bool step_armed;       /* TF was set when the running instruction began: #DB after it */
+    bool shadow_step;      /* one instruction is run alone under an interrupt shadow */
+    bool smc_hit;          /* a helper wrote over translated code */
+    u64 db_hit;            /* DR6 bits of data breakpoints hit by the running instruction */
+    bool brk_skip;         /* resume past the breakpoint under RIP */
+    u64 brk_skip_rip;
+    /* stats */
+    u64 nr_dispatch, nr_lookup, nr_link, nr_poll, nr_ret_miss, nr_commit, nr_watched, nr_fault_signal;
+};
+
+static inline unsigned code_seen_hash(gla_t page)
+{
+    return (unsigned)((page >> PAGE_SHIFT) ^ (page >> 24)) & 4095;
+}
+
+#define HSTACK_GUARD (64u << 10)
+#define HSTACK_HALF (HSTACK_GUARD + (256u << 10))
+struct engine_vcpu *engine_vcpu_alloc(void);
+void engine_vcpu_free(struct engine_vcpu *ev);
+/* engine_drop_returns - forget all return predictions: mappings of code may have changed. */
+void engine_drop_returns(struct vcpu *v);
+
+/* -- Code cache (cache.c) --------------------------------------------------------------------------- */
+
+struct code_cache *cache_create(struct vm *vm, size_t bytes);
+void cache_destroy(struct code_cache *c);
+/* cache_find - translation of a guest-physical address in a mode, or NULL. */
+struct block *cache_find(struct code_cache *c, gpa_t gpa, u32 mode);
+/* cache_reserve - room for `len` bytes of code; *rw is where to write, returns where it will run. May
+ * reclaim old blocks. NULL if len is absurd. */
+u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t len, u8 **rw);
+/* cache_insert - publish a finished block. */
+void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b);
+/* cache_meta - zeroed bookkeeping memory that lives as long as the code reserved last. */
+void *cache_meta(struct code_cache *c, size_t len);
+/* cache_generation - changes when the segment that holds pc is reclaimed. */
+u32 cache_generation(struct code_cache *c, const u8 *pc);
+/* cache_link - make the rel32 at `patch` jump to an entry of `to`. */
+void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry);
+/* cache_patch32 - overwrite 4 bytes of code that may be running (aligned within 8). */
+void cache_patch32(struct code_cache *c, u8 *at, u32 value);
+/* cache_kill_range - a write to guest-physical [gpa, gpa+len): drop the blocks made from those bytes.
+ * Returns whether the block holding host code `pc` (may be NULL) is among them. */
+bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned len, const u8 *pc, bool *any_left);
+/* cache_kill_block - drop one block. */
+void cache_kill_block(struct code_cache *c, struct block *b);
+/* cache_block_at - block that holds an executable address, or NULL. */
+struct block *cache_block_at(struct code_cache *c, const u8 *pc);
+bool cache_contains(const struct code_cache *c, const u8 *pc);
+u8 *cache_stub(struct code_cache *c, unsigned nr);
+/* cache_rw - writable alias of an executable address. */
+u8 *cache_rw(struct code_cache *c, u8 *rx);
+void cache_stats(struct code_cache *c, FILE *out, const char *(*symbol)(void *, u64), void *opaque);
+/* cache_flush - drop everything. */
+void cache_flush(struct vcpu *v, struct code_cache *c);
+
+/* -- Translator (translate.c) -------------------------------------------------------------------------- */
+
+/* translate_block - make a block for v->rip (fetching through the guest's page tables); caller holds vm->lock.
+ * X_OK with *out, or X_FAULT (#PF on the fetch, ...). */
+enum xret translate_block(struct vcpu *v, struct block **out);
+
+/* -- Entered from emitted code (run.c, slow.c); the return value says where to go on ------------------- */
+enum { RESUME = 0, DISPATCH = 1 };
+u64 engine_slow(struct vcpu *v, const struct slow_site *site);
+u64 engine_commit(struct vcpu *v, const struct slow_site *site);
+u64 engine_sys(struct vcpu *v, const struct sys_site *site);
+u64 engine_poll(struct vcpu *v, const struct site *site);
+void *engine_lookup(struct vcpu *v, u64 rip);
+void *engine_link(struct vcpu *v, const struct link_site *site);
+/* engine_dispatch - the loop's heart: events, then the code for v->rip; NULL to leave vcpu_run. */
+void *engine_dispatch(struct vcpu *v);
+
+/* -- stubs.S ------------------------------------------------------------------------------------------- */
+enum stub {
+    STUB_SLOW, STUB_COMMIT_HOST, STUB_COMMIT_SAVED, STUB_SYS, STUB_POLL, STUB_LINK_HOST, STUB_LINK_SAVED,
+    STUB_LOOKUP, STUB_DISPATCH_AT, STUB_PROBE_K, STUB_PROBE_KAC, STUB_PROBE_U, STUB_PROBE_U32,
+    STUB_RET_EMPTY, NR_STUBS
+};
+extern const void *const stub_table[NR_STUBS];
+/* engine_run - until v->exit; the guest's vector state is loaded. */
+void engine_run(struct vcpu *v);
+/* enter_code - run emitted code until engine_dispatch says NULL. */
+void enter_code(struct vcpu *alias, void *code);
+extern const char stub_fault[];
+/* engine_fault - a host exception hit emitted code: v->exc is set. Called by stub_fault. */
+void engine_fault(struct vcpu *v);
+
+/* -- Signals (fault.c) ----------------------------------------------------------------------------------- */
+int fault_thread_init(struct vcpu *v);
+void fault_thread_fini(struct vcpu *v);
+
+/* vcpu_fail - something no definition covers: stop the VM with a reason. First message wins. */
+void vcpu_fail(struct vcpu *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* engine_copy - memcpy that stays out of the vector registers. */
+static inline void engine_copy(void *dst, const void *src, size_t n)
+{
+    __asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(n)::"memory");
+}
+/* mem_watch_check - note data breakpoints and watchpoints an access touches. slow.c */
+void mem_watch_check(struct vcpu *v, gla_t la, unsigned len, unsigned acc);
+
+/* -- Trace ------------------------------------------------------------------------------------------------ */
+void engine_trace(struct vcpu *v, unsigned what, const char *fmt, ...) __attribute__((format(printf, 3, 4)));

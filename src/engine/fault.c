@@ -1,0 +1,132 @@
+/*
+ * fault.c - host signals in emitted code become guest exceptions.
+ *
+ * Emitted code touches only the return-prediction stack, struct vcpu and guest RAM that the TLB allowed, so a
+ * page fault in it can only be the guard page of the prediction stack: the stack is emptied and the
+ * instruction runs again. Everything else is what the guest's own instruction raised (#DE, #UD, #GP for
+ * misaligned vectors, #MF, #XM, #AC). The handler moves the context to stub_fault and returns:
+ * the kernel restores the guest's vector registers on the way.
+ */
+#include <signal.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+#include "engine/emit.h"
+
+#define ALT_STACK_SIZE (64u << 10)
+
+static __thread struct vcpu *running;
+static const int signals[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
+static struct sigaction previous[ARRAY_SIZE(signals)]; /* process-wide, as signal actions are */
+static pthread_once_t installed = PTHREAD_ONCE_INIT;
+
+static void chain(int sig, siginfo_t *info, void *ctx)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(signals); i++) {
+        if (signals[i] != sig)
+            continue;
+        struct sigaction *p = &previous[i];
+        if ((p->sa_flags & SA_SIGINFO) && p->sa_sigaction) {
+            p->sa_sigaction(sig, info, ctx);
+        } else if (!(p->sa_flags & SA_SIGINFO) && p->sa_handler != SIG_DFL && p->sa_handler != SIG_IGN) {
+            p->sa_handler(sig);
+        } else { /* the default action, at the instruction itself */
+            signal(sig, SIG_DFL);
+        }
+        return;
+    }
+}
+
+static unsigned insn_of_cold(const struct block *b, u32 host)
+{
+    unsigned i = b->nr_insns - 1u;
+    while (i && b->map[b->nr_insns + i] > host)
+        i--;
+    return i;
+}
+
+static void handler(int sig, siginfo_t *info, void *ctx)
+{
+    ucontext_t *uc = ctx;
+    greg_t *g = uc->uc_mcontext.gregs;
+    struct vcpu *v = running;
+    u8 *pc = (u8 *)g[REG_RIP];
+    if (!v || !cache_contains(v->vm->cache, pc)) {
+        chain(sig, info, ctx);
+        return;
+    }
+    struct engine_vcpu *ev = v->eng;
+    u8 *addr = info->si_addr;
+    unsigned trap = (unsigned)g[REG_TRAPNO];
+    if (sig == SIGSEGV && trap == VEC_PF) {
+        size_t half = 2 * HSTACK_HALF;
+        if (addr >= ev->hstack && addr < ev->hstack + half) {
+            engine_drop_returns(v);
+            g[REG_RSP] = (greg_t)v->hsp_base;
+            return;
+        }
+        chain(sig, info, ctx); /* a bug of ours */
+        return;
+    }
+    struct block *b = cache_block_at(v->vm->cache, pc);
+    if (!b) {
+        chain(sig, info, ctx);
+        return;
+    }
+    u32 host = (u32)(pc - b->code), guest = b->map[0] & 4095;
+    if (host >= b->map[0] >> 12)
+        for (unsigned i = 0; i < b->nr_insns && (b->map[i] >> 12) <= host; i++)
+            guest = b->map[i] & 4095;
+    /* In cold code the instruction is the one whose record follows; its out-of-line operation. */
+    if (host >= b->hot_len) {
+        unsigned best = insn_of_cold(b, host);
+        guest = b->map[best] & 4095;
+    }
+    static const int from_host[] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_R15, REG_RBP, REG_RSI, REG_RDI,
+                                     REG_R8, REG_R9, -1, -1, REG_R12, REG_R13, -1, -1 };
+    for (unsigned i = 0; i < NR_GPR; i++)
+        if (from_host[i] >= 0)
+            v->regs[i] = (u64)g[from_host[i]];
+    v->rip = v->vbase + b->off + guest;
+    v->exc = (struct exc){ .vector = (u8)trap };
+    if (trap == VEC_GP || trap == VEC_SS || trap == VEC_AC) {
+        v->exc.has_error = true;
+        if (trap == VEC_SS) /* the host's own stack segment has nothing to do with it */
+            v->exc.vector = VEC_GP;
+    }
+    v->host_rsp = (u64)g[REG_RSP];
+    g[REG_RSP] = (greg_t)v->c_rsp;
+    g[REG_RIP] = (greg_t)stub_fault;
+    g[REG_EFL] &= ~(greg_t)(EFL_DF | EFL_TF);
+}
+
+static void install(void)
+{
+    struct sigaction sa = { .sa_sigaction = handler, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER };
+    sigemptyset(&sa.sa_mask);
+    for (unsigned i = 0; i < ARRAY_SIZE(signals); i++)
+        sigaction(signals[i], &sa, &previous[i]);
+}
+
+int fault_thread_init(struct vcpu *v)
+{
+    pthread_once(&installed, install);
+    struct engine_vcpu *ev = v->eng;
+    if (!ev->alt_stack) {
+        void *p = mmap(NULL, ALT_STACK_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED)
+            return -1;
+        ev->alt_stack = p;
+    }
+    stack_t ss = { .ss_sp = ev->alt_stack, .ss_size = ALT_STACK_SIZE };
+    if (sigaltstack(&ss, &ev->old_alt))
+        return -1;
+    running = v;
+    return 0;
+}
+void fault_thread_fini(struct vcpu *v)
+{
+    running = NULL;
+    sigaltstack(&v->eng->old_alt, NULL);
+}

@@ -1,0 +1,416 @@
+/*
+ * lib.c - libvitro's public functions over the engine. Compiled like ordinary code (no guest vector state is
+ * live here, except inside vitro_vcpu_run).
+ */
+#include "libvitro.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "engine/cpuid.h"
+#include "engine/engine.h"
+#include "engine/fpu.h"
+#include "engine/help.h"
+#include "engine/mmu.h"
+#include "engine/translate.h"
+
+struct vitro_vm { struct vm vm; };
+
+static struct vcpu *V(const struct vitro_vcpu *c)
+{
+    return (struct vcpu *)c;
+}
+
+struct vitro_vm *vitro_vm_create(const struct vitro_config *config, const struct vitro_ops *ops, char *err, size_t err_len)
+{
+    static const struct vitro_config defaults;
+    if (!config)
+        config = &defaults;
+    if (!__builtin_cpu_supports("bmi2")) {
+        snprintf(err, err_len, "this host's CPU lacks BMI2 (any x86-64-v3 CPU has it)");
+        return NULL;
+    }
+    struct vm *vm = aligned_alloc(64, (sizeof(struct vm) + 63) & ~63ull);
+    if (!vm) {
+        snprintf(err, err_len, "out of memory");
+        return NULL;
+    }
+    memset(vm, 0, sizeof(*vm));
+    insn_init();
+    ram_init(&vm->ram);
+    if (ops)
+        vm->host = *ops;
+    vm->debug = config->debug;
+    vm->trace = config->trace_file;
+    pthread_mutex_init(&vm->lock, NULL);
+    const char *why = NULL;
+    vm->model = cpu_model_create(config->cpu_model, config->nr_cpus ? config->nr_cpus : 1, vitro_tsc_khz(), &why);
+    if (!vm->model) {
+        snprintf(err, err_len, "%s", why ? why : "cannot make the CPU model");
+        goto fail;
+    }
+    if (config->no_pv)
+        cpu_model_set_pv(vm->model, false);
+    vm->xl = mmap(NULL, sizeof(struct xl), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    vm->cache = cache_create(vm, config->cache_bytes);
+    if (vm->xl == MAP_FAILED || !vm->cache) {
+        snprintf(err, err_len, "cannot map the code cache: %s", strerror(errno));
+        goto fail;
+    }
+    return (struct vitro_vm *)vm;
+fail:
+    cpu_model_destroy(vm->model);
+    free(vm);
+    return NULL;
+}
+
+void vitro_vm_destroy(struct vitro_vm *pub)
+{
+    struct vm *vm = &pub->vm;
+    cache_destroy(vm->cache);
+    munmap(vm->xl, sizeof(struct xl));
+    for (unsigned i = 0; i < vm->ram.nr_slots; i++)
+        if (vm->wtag[i])
+            munmap(vm->wtag[i], (vm->ram.slot[i].size >> PAGE_SHIFT) * sizeof(u64));
+    ram_fini(&vm->ram);
+    cpu_model_destroy(vm->model);
+    pthread_mutex_destroy(&vm->lock);
+    free(vm);
+}
+
+int vitro_vm_add_memory(struct vitro_vm *pub, uint64_t gpa, uint64_t size, void *host, unsigned flags)
+{
+    struct vm *vm = &pub->vm;
+    int r = ram_add_slot(&vm->ram, gpa, size, host, flags & VITRO_MEM_READONLY);
+    if (r)
+        return r;
+    /* ram_add_slot may keep slots in another order than they come: make the write-tag arrays follow. */
+    u64 *fresh = mmap(NULL, (size >> PAGE_SHIFT) * sizeof(u64), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (fresh == MAP_FAILED)
+        return -ENOMEM;
+    unsigned at = 0;
+    while (vm->ram.slot[at].gpa != gpa)
+        at++;
+    memmove(&vm->wtag[at + 1], &vm->wtag[at], (vm->ram.nr_slots - 1 - at) * sizeof(vm->wtag[0]));
+    vm->wtag[at] = fresh;
+    return 0;
+}
+
+static int fpu_init(struct vcpu *v);
+static void fpu_fini(struct vcpu *v);
+
+struct vitro_vcpu *vitro_vcpu_create(struct vitro_vm *pub, unsigned index, char *err, size_t err_len)
+{
+    struct vm *vm = &pub->vm;
+    if (index >= ARRAY_SIZE(vm->vcpu) || vm->vcpu[index]) {
+        snprintf(err, err_len, "vCPU %u: bad or used index", index);
+        return NULL;
+    }
+    struct vcpu *v = tlb_create();
+    if (!v) {
+        snprintf(err, err_len, "cannot map a vCPU: %s", strerror(errno));
+        return NULL;
+    }
+    v->vm = vm;
+    v->index = index;
+    v->host = &vm->host;
+    v->model = vm->model;
+    if (fpu_init(v)) {
+        snprintf(err, err_len, "out of memory");
+        tlb_destroy(v);
+        return NULL;
+    }
+    vm->vcpu[index] = v;
+    if (index >= vm->nr_vcpus)
+        vm->nr_vcpus = index + 1;
+    engine_drop_returns(v);
+    vcpu_reset(v);
+    return (struct vitro_vcpu *)v;
+}
+
+void vitro_vcpu_destroy(struct vitro_vcpu *c)
+{
+    struct vcpu *v = V(c);
+    v->vm->vcpu[v->index] = NULL;
+    while (v->vm->nr_vcpus && !v->vm->vcpu[v->vm->nr_vcpus - 1])
+        v->vm->nr_vcpus--;
+    fpu_fini(v);
+    struct engine_vcpu *ev = v->eng;
+    tlb_destroy(v);
+    engine_vcpu_free(ev);
+}
+
+void vitro_vcpu_reset(struct vitro_vcpu *c)
+{
+    vcpu_reset(V(c));
+    fpu_init_image(V(c)->fpu);
+}
+
+/* -- Vector state -------------------------------------------------------------------------------------- */
+
+static int fpu_init(struct vcpu *v)
+{
+    v->fpu = aligned_alloc(64, XSAVE_AREA_MAX);
+    v->host_fpu = aligned_alloc(64, XSAVE_AREA_MAX);
+    if (!v->fpu || !v->host_fpu)
+        return -ENOMEM;
+    fpu_init_image(v->fpu);
+    fpu_init_image(v->host_fpu);
+    return 0;
+}
+static void fpu_fini(struct vcpu *v)
+{
+    free(v->fpu);
+    free(v->host_fpu);
+}
+
+/* -- Registers ----------------------------------------------------------------------------------------- */
+
+void vitro_vcpu_get_regs(struct vitro_vcpu *c, struct vitro_regs *r)
+{
+    struct vcpu *v = V(c);
+    memcpy(r->gpr, v->regs, sizeof(r->gpr));
+    r->rip = v->rip - (vcpu_code64(v) ? 0 : v->seg[SEG_CS].base);
+    r->rflags = vcpu_eflags(v);
+}
+void vitro_vcpu_set_regs(struct vitro_vcpu *c, const struct vitro_regs *r)
+{
+    struct vcpu *v = V(c);
+    memcpy(v->regs, r->gpr, sizeof(r->gpr));
+    v->rip = r->rip + (vcpu_code64(v) ? 0 : v->seg[SEG_CS].base);
+    vcpu_set_eflags(v, (u32)r->rflags);
+    v->halted = 0;
+    vcpu_mode_changed(v);
+}
+
+static void seg_out(struct vitro_segment *d, const struct seg *s)
+{
+    *d = (struct vitro_segment){ .base = s->base, .limit = s->limit, .attr = s->attr, .selector = s->sel };
+}
+static void seg_in(struct seg *d, const struct vitro_segment *s)
+{
+    *d = (struct seg){ .base = s->base, .limit = s->limit, .attr = s->attr, .sel = s->selector };
+}
+void vitro_vcpu_get_sregs(struct vitro_vcpu *c, struct vitro_sregs *s)
+{
+    struct vcpu *v = V(c);
+    struct vitro_segment *out[NR_SEG] = { &s->es, &s->cs, &s->ss, &s->ds, &s->fs, &s->gs, &s->ldt, &s->tr };
+    for (unsigned i = 0; i < NR_SEG; i++)
+        seg_out(out[i], &v->seg[i]);
+    s->gdt_base = v->gdtr.base;
+    s->gdt_limit = v->gdtr.limit;
+    s->idt_base = v->idtr.base;
+    s->idt_limit = v->idtr.limit;
+    s->cr0 = v->cr0;
+    s->cr2 = v->cr2;
+    s->cr3 = v->cr3;
+    s->cr4 = v->cr4;
+    s->cr8 = v->host->cr8_read ? v->host->cr8_read(v->host->opaque, v->index) : v->cr8;
+    s->efer = v->efer;
+    s->xcr0 = v->xcr0;
+    memcpy(s->dr, v->dr, sizeof(s->dr));
+}
+void vitro_vcpu_set_sregs(struct vitro_vcpu *c, const struct vitro_sregs *s)
+{
+    struct vcpu *v = V(c);
+    u64 rip = v->rip - (vcpu_code64(v) ? 0 : v->seg[SEG_CS].base);
+    const struct vitro_segment *in[NR_SEG] = { &s->es, &s->cs, &s->ss, &s->ds, &s->fs, &s->gs, &s->ldt, &s->tr };
+    for (unsigned i = 0; i < NR_SEG; i++)
+        seg_in(&v->seg[i], in[i]);
+    v->gdtr = (struct dtable){ s->gdt_base, s->gdt_limit };
+    v->idtr = (struct dtable){ s->idt_base, s->idt_limit };
+    v->cr0 = s->cr0;
+    v->cr2 = s->cr2;
+    v->cr3 = s->cr3;
+    v->cr4 = s->cr4;
+    v->efer = s->efer;
+    if (v->host->cr8_write)
+        v->host->cr8_write(v->host->opaque, v->index, s->cr8);
+    if (s->xcr0)
+        v->xcr0 = s->xcr0;
+    memcpy(v->dr, s->dr, sizeof(s->dr));
+    v->cpl = v->cr0 & CR0_PE ? (v->seg[SEG_SS].attr >> SEG_DPL_SHIFT) & 3 : 0;
+    v->rip = rip + (vcpu_code64(v) ? 0 : v->seg[SEG_CS].base);
+    tlb_flush_all(v, true);
+    tlb_switch(v, false);
+    vcpu_mode_changed(v);
+}
+
+/* -- Running --------------------------------------------------------------------------------------------- */
+
+enum vitro_exit vitro_vcpu_run(struct vitro_vcpu *c)
+{
+    struct vcpu *v = V(c);
+    if (v->exit == EXIT_FAIL)
+        return VITRO_EXIT_FAIL;
+    if (fault_thread_init(v)) {
+        snprintf(v->fail_msg, sizeof(v->fail_msg), "cannot set up a signal stack: %s", strerror(errno));
+        v->exit = EXIT_FAIL;
+        return VITRO_EXIT_FAIL;
+    }
+    v->exit = EXIT_NONE;
+    v->eng->watch_hit = 0;
+    v->eng->stepped = false;
+    v->eng->brk_skip = true;
+    v->eng->brk_skip_rip = v->rip;
+    fpu_enter(v);
+    engine_run(v);
+    fpu_leave(v);
+    fault_thread_fini(v);
+    switch (v->exit) {
+    case EXIT_HLT: return VITRO_EXIT_HLT;
+    case EXIT_INTR: return VITRO_EXIT_INTR;
+    case EXIT_SHUTDOWN: return VITRO_EXIT_SHUTDOWN;
+    case EXIT_DEBUG: return VITRO_EXIT_DEBUG;
+    default: return VITRO_EXIT_FAIL;
+    }
+}
+const char *vitro_vcpu_fail_message(const struct vitro_vcpu *c)
+{
+    return V(c)->fail_msg;
+}
+void vitro_vcpu_kick(struct vitro_vcpu *c, unsigned why)
+{
+    _Static_assert(VITRO_KICK_INTR == EVENT_INTR && VITRO_KICK_NMI == EVENT_NMI && VITRO_KICK_STOP == EVENT_STOP, "");
+    __atomic_fetch_or(&V(c)->event, why & (EVENT_INTR | EVENT_NMI | EVENT_STOP), __ATOMIC_SEQ_CST);
+}
+bool vitro_vcpu_event_pending(const struct vitro_vcpu *c)
+{
+    const struct vcpu *v = V(c);
+    return v->event || ((v->intr_wait & EVENT_INTR) && (v->eflags & EFL_IF)) ||
+           ((v->intr_wait & EVENT_NMI) && !v->nmi_masked);
+}
+
+uint64_t vitro_vcpu_tsc(const struct vitro_vcpu *c)
+{
+    return vcpu_tsc(V(c));
+}
+
+/* The host's TSC against CLOCK_MONOTONIC_RAW, over 20 ms, once: good to a few ppm of what it says. */
+static u64 tsc_khz_measure(void)
+{
+    struct timespec a, b;
+    u64 best = 0, best_gap = ~0ull;
+    for (unsigned i = 0; i < 3; i++) {
+        clock_gettime(CLOCK_MONOTONIC_RAW, &a);
+        u64 t0 = __builtin_ia32_rdtsc();
+        struct timespec nap = { 0, 10 * 1000 * 1000 };
+        nanosleep(&nap, NULL);
+        u64 g0 = __builtin_ia32_rdtsc();
+        clock_gettime(CLOCK_MONOTONIC_RAW, &b);
+        u64 t1 = __builtin_ia32_rdtsc();
+        u64 ns = (u64)(b.tv_sec - a.tv_sec) * 1000000000u + (u64)b.tv_nsec - (u64)a.tv_nsec;
+        if (t1 - g0 < best_gap) {
+            best_gap = t1 - g0;
+            best = (u64)((unsigned __int128)(t1 - t0) * 1000000 / ns);
+        }
+    }
+    return best;
+}
+static u64 tsc_khz;
+static void tsc_khz_init(void)
+{
+    tsc_khz = tsc_khz_measure();
+}
+uint64_t vitro_tsc_khz(void)
+{
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, tsc_khz_init);
+    return tsc_khz;
+}
+
+/* -- Debugger ---------------------------------------------------------------------------------------------- */
+
+static int debug_access(struct vcpu *v, u64 la, u8 *buf, size_t len, bool write)
+{
+    while (len) {
+        gpa_t gpa;
+        if (!mmu_translate_debug(v, la, &gpa))
+            return -EFAULT;
+        size_t n = MIN(len, PAGE_SIZE - (la & ~PAGE_MASK));
+        int r = write ? ram_write(&v->vm->ram, gpa, buf, n) : ram_read(&v->vm->ram, gpa, buf, n);
+        if (r)
+            return r;
+        if (write) {
+            bool left;
+            pthread_mutex_lock(&v->vm->lock);
+            cache_kill_range(v, v->vm->cache, gpa, (unsigned)n, NULL, &left);
+            pthread_mutex_unlock(&v->vm->lock);
+        }
+        la += n;
+        buf += n;
+        len -= n;
+    }
+    return 0;
+}
+int vitro_vcpu_read_la(struct vitro_vcpu *c, uint64_t la, void *buf, size_t len)
+{
+    return debug_access(V(c), la, buf, len, false);
+}
+int vitro_vcpu_write_la(struct vitro_vcpu *c, uint64_t la, const void *buf, size_t len)
+{
+    return debug_access(V(c), la, (u8 *)buf, len, true);
+}
+int vitro_vcpu_add_breakpoint(struct vitro_vcpu *c, uint64_t la)
+{
+    struct engine_vcpu *ev = V(c)->eng;
+    if (ev->nr_brk == MAX_BREAK)
+        return -ENOSPC;
+    ev->brk[ev->nr_brk++] = la;
+    vcpu_mode_changed(V(c));
+    return 0;
+}
+int vitro_vcpu_del_breakpoint(struct vitro_vcpu *c, uint64_t la)
+{
+    struct engine_vcpu *ev = V(c)->eng;
+    for (unsigned i = 0; i < ev->nr_brk; i++)
+        if (ev->brk[i] == la) {
+            ev->brk[i] = ev->brk[--ev->nr_brk];
+            vcpu_mode_changed(V(c));
+            return 0;
+        }
+    return -ENOENT;
+}
+int vitro_vcpu_add_watchpoint(struct vitro_vcpu *c, uint64_t la, unsigned len, unsigned kind)
+{
+    struct engine_vcpu *ev = V(c)->eng;
+    if (ev->nr_watch == MAX_BREAK)
+        return -ENOSPC;
+    ev->watch[ev->nr_watch++] = (struct watch){ la, len, kind };
+    tlb_flush_all(V(c), true);
+    vcpu_mode_changed(V(c));
+    return 0;
+}
+int vitro_vcpu_del_watchpoint(struct vitro_vcpu *c, uint64_t la, unsigned len, unsigned kind)
+{
+    struct engine_vcpu *ev = V(c)->eng;
+    for (unsigned i = 0; i < ev->nr_watch; i++)
+        if (ev->watch[i].la == la && ev->watch[i].len == len && ev->watch[i].kind == kind) {
+            ev->watch[i] = ev->watch[--ev->nr_watch];
+            vcpu_mode_changed(V(c));
+            return 0;
+        }
+    return -ENOENT;
+}
+uint64_t vitro_vcpu_watch_hit(const struct vitro_vcpu *c)
+{
+    return V(c)->eng->watch_hit;
+}
+void vitro_vcpu_single_step(struct vitro_vcpu *c, bool on)
+{
+    V(c)->eng->single_step = on;
+    vcpu_mode_changed(V(c));
+}
+size_t vitro_vcpu_xsave_size(const struct vitro_vcpu *c)
+{
+    (void)c;
+    return XSAVE_AREA_MAX;
+}
+void *vitro_vcpu_xsave(struct vitro_vcpu *c)
+{
+    return V(c)->fpu;
+}

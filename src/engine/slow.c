@@ -1,0 +1,354 @@
+/*
+ * slow.c - what happens when the inline TLB check says no, and memory access for C helpers.
+ *
+ * The check fails for a miss, a page crossing, MMIO, a write to a page with translations, a debugger's
+ * watchpoint, or a fault. A miss is filled and the operation goes on where it was. For what cannot
+ * be addressed directly the *same instruction* runs on a bounce buffer (engine_slow points s1/s2 at it), and
+ * engine_commit copies the result out afterwards. No instruction is ever interpreted.
+ */
+#include "engine/engine.h"
+#include "engine/fpu.h"
+
+/* -- Physical pieces ------------------------------------------------------------------------------- */
+
+static void mmio(struct vcpu *v, gpa_t gpa, u8 *buf, unsigned len, bool write)
+{
+    const struct engine_host *h = v->host;
+    v->nr_mmio++;
+    fpu_leave(v);
+    while (len) {
+        unsigned n = MIN(len, 64u);
+        if (write) {
+            if (h->mmio_write)
+                h->mmio_write(h->opaque, v->index, gpa, buf, n);
+        } else if (h->mmio_read) {
+            h->mmio_read(h->opaque, v->index, gpa, buf, n);
+        } else {
+            for (unsigned i = 0; i < n; i++)
+                buf[i] = 0xff;
+        }
+        gpa += n;
+        buf += n;
+        len -= n;
+    }
+    fpu_enter(v);
+}
+
+/* Write to RAM at a host address, dropping translations of those bytes. Returns whether the block holding
+ * `pc` was among them. */
+static bool ram_store(struct vcpu *v, u8 *host, gpa_t gpa, const u8 *buf, unsigned len, const u8 *pc)
+{
+    struct ram_slot *rs = ram_find(&v->vm->ram, gpa);
+    bool self = false;
+    if (rs->page_state[(gpa - rs->gpa) >> PAGE_SHIFT] & PAGE_HAS_CODE) {
+        bool left;
+        self = cache_kill_range(v, v->vm->cache, gpa, len, pc, &left);
+        v->eng->nr_watched++;
+    }
+    engine_copy(host, buf, len);
+    return self;
+}
+
+void mem_watch_check(struct vcpu *v, gla_t la, unsigned len, unsigned acc)
+{
+    struct engine_vcpu *ev = v->eng;
+    for (unsigned i = 0; i < ev->nr_watch; i++) {
+        struct watch *w = &ev->watch[i];
+        if (la < w->la + w->len && w->la < la + len && ((acc & ACC_W) || w->kind == VITRO_WATCH_ACCESS))
+            ev->watch_hit = w->la;
+    }
+    if (!(v->dr[7] & 0xff))
+        return;
+    for (unsigned i = 0; i < 4; i++) { /* SDM vol. 3 §17.2.4: R/W 01 writes, 11 reads and writes */
+        if (!(v->dr[7] >> (i * 2) & 3))
+            continue;
+        unsigned rw = v->dr[7] >> (16 + i * 4) & 3, ln = v->dr[7] >> (18 + i * 4) & 3;
+        unsigned size = ln == 0 ? 1 : ln == 1 ? 2 : ln == 3 ? 4 : 8;
+        gla_t at = v->dr[i] & ~(u64)(size - 1);
+        if ((rw == 3 || (rw == 1 && (acc & ACC_W))) && la < at + size && at < la + len)
+            ev->db_hit |= 1u << i;
+    }
+}
+
+/* -- For helpers ------------------------------------------------------------------------------------- */
+
+static inline bool watching(struct vcpu *v)
+{
+    return v->eng->nr_watch || (v->dr[7] & 0xff);
+}
+
+/* Raise for an address no page table can map; X_OK if there is none such. */
+static enum xret check_canonical(struct vcpu *v, gla_t la, unsigned len, bool stack)
+{
+    if (!vcpu_long_mode(v) || (is_canonical(la) && is_canonical(la + len - 1)))
+        return X_OK;
+    return raise_error(v, stack ? VEC_SS : VEC_GP, 0);
+}
+
+static enum xret one_page(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref)
+{
+    struct tlb_entry *e = tlb_at(v, tlb_slot(v, acc), la);
+    gla_t tag = acc & ACC_W ? e->tag_w : e->tag_r;
+    if (likely(la - tag < PAGE_SIZE) && !(acc & ACC_X)) {
+        ref->host = (u8 *)e->host + (la & ~PAGE_MASK);
+        ref->watched = false;
+        return X_OK;
+    }
+    return tlb_translate(v, la, acc, ref);
+}
+
+enum xret mem_host(struct vcpu *v, gla_t la, unsigned len, unsigned acc, void **host)
+{
+    *host = NULL;
+    if (((la & ~PAGE_MASK) + len > PAGE_SIZE) || watching(v))
+        return X_OK;
+    struct tlb_ref ref;
+    enum xret x = check_canonical(v, la, len, false);
+    if (x == X_OK)
+        x = one_page(v, la, acc, &ref);
+    if (x != X_OK)
+        return x;
+    if (!ref.watched)
+        *host = ref.host;
+    return X_OK;
+}
+
+/* Both pages of an access are resolved before a byte moves. */
+static enum xret resolve(struct vcpu *v, gla_t la, unsigned len, unsigned acc, struct tlb_ref ref[2], unsigned *n1)
+{
+    enum xret x = check_canonical(v, la, len, false);
+    if (x != X_OK)
+        return x;
+    if (watching(v))
+        mem_watch_check(v, la, len, acc);
+    *n1 = MIN(len, (unsigned)(PAGE_SIZE - (la & ~PAGE_MASK)));
+    x = one_page(v, la, acc, &ref[0]);
+    if (x != X_OK || *n1 == len)
+        return x;
+    gla_t second = la + *n1;
+    if (!vcpu_long_mode(v))
+        second = (u32)second;
+    return one_page(v, second, acc, &ref[1]);
+}
+
+enum xret mem_probe(struct vcpu *v, gla_t la, unsigned len, unsigned acc)
+{
+    struct tlb_ref ref[2];
+    unsigned n1;
+    return resolve(v, la, len, acc, ref, &n1);
+}
+
+enum xret mem_read(struct vcpu *v, gla_t la, void *buf, unsigned len, unsigned acc)
+{
+    struct tlb_ref ref[2];
+    unsigned n1;
+    enum xret x = resolve(v, la, len, acc | ACC_R, ref, &n1);
+    if (x != X_OK)
+        return x;
+    for (unsigned i = 0, at = 0; at < len; i++) {
+        unsigned n = i ? len - n1 : n1;
+        if (ref[i].host)
+            engine_copy((u8 *)buf + at, ref[i].host, n);
+        else
+            mmio(v, ref[i].gpa, (u8 *)buf + at, n, false);
+        at += n;
+    }
+    return X_OK;
+}
+
+enum xret mem_write(struct vcpu *v, gla_t la, const void *buf, unsigned len, unsigned acc)
+{
+    struct tlb_ref ref[2];
+    unsigned n1;
+    enum xret x = resolve(v, la, len, acc | ACC_W, ref, &n1);
+    if (x != X_OK)
+        return x;
+    for (unsigned i = 0, at = 0; at < len; i++) {
+        unsigned n = i ? len - n1 : n1;
+        const u8 *from = (const u8 *)buf + at;
+        if (!ref[i].host) {
+            mmio(v, ref[i].gpa, (u8 *)from, n, true);
+        } else if (ref[i].watched) {
+            bool any;
+            cache_kill_range(v, v->vm->cache, ref[i].gpa, n, NULL, &any);
+            v->eng->smc_hit = true; /* perhaps the block that called: leave it */
+            engine_copy(ref[i].host, from, n);
+        } else {
+            engine_copy(ref[i].host, from, n);
+        }
+        at += n;
+    }
+    return X_OK;
+}
+
+/* -- From emitted code ---------------------------------------------------------------------------------- */
+
+/* Bytes one bit of the opmask stands for: W picks 4 or 8, byte and word instructions are listed. */
+static unsigned mask_element(const struct insn *in)
+{
+    unsigned w = in->vex_w;
+    switch (in->map << 8 | in->opcode) {
+    case MAP_0F << 8 | 0x6f: case MAP_0F << 8 | 0x7f: /* vmovdqu8/16 are the F2 forms */
+        return in->pp == 3 ? 1 + w : 4 << w;
+    case MAP_0F << 8 | 0x74: case MAP_0F << 8 | 0x64: /* vpcmpeqb, vpcmpgtb */
+        return 1;
+    case MAP_0F << 8 | 0x75: case MAP_0F << 8 | 0x65:
+        return 2;
+    case MAP_0F38 << 8 | 0x26: case MAP_0F38 << 8 | 0x66: /* vptestmb/w, vpblendmb/w */
+    case MAP_0F3A << 8 | 0x3e: case MAP_0F3A << 8 | 0x3f: /* vpcmp[u]b/w */
+        return 1 + w;
+    default:
+        return 4u << w;
+    }
+}
+
+/*
+ * Could a masked EVEX access that faults be one whose faulting bytes are all masked off? Those are not accessed
+ * (SDM vol. 2 §2.7.4). We decode it again: this is rare. `lo`, `hi`: bytes of the access on the faulting page.
+ */
+static bool masked_off(struct vcpu *v, const struct slow_site *site, unsigned lo, unsigned hi)
+{
+    if (!site->mask_reg)
+        return false;
+    struct insn in;
+    u8 bytes[INSN_MAX];
+    struct exc keep = v->exc;
+    if (mem_read(v, v->rip, bytes, site->s.len, ACC_R | vcpu_acc(v)) != X_OK ||
+        insn_decode(DMODE_64, bytes, site->s.len, &in) != DECODE_OK) {
+        v->exc = keep;
+        return false;
+    }
+    u64 k = fpu_get_mask(site->mask_reg);
+    unsigned elem = mask_element(&in);
+    for (unsigned i = 0; i * elem < site->size; i++)
+        if ((k >> i & 1) && i * elem < hi && (i + 1) * elem > lo)
+            return false;
+    return true;
+}
+
+static void point_at(struct vcpu *v, const struct slow_site *site, gla_t ea, const u8 *to)
+{
+    if (site->form == FORM_SUM) {
+        v->s1 = 0;
+        v->s2 = (u64)to;
+    } else {
+        v->s2 = (u64)to - ea;
+    }
+}
+
+static u64 deliver(struct vcpu *v)
+{
+    v->eng->step_armed = false;
+    exc_deliver(v);
+    return DISPATCH;
+}
+
+u64 engine_slow(struct vcpu *v, const struct slow_site *site)
+{
+    struct engine_vcpu *ev = v->eng;
+    const struct tlb_geometry *g = &tlb_geo[site->slot];
+    struct tlb_entry *e = (struct tlb_entry *)(v->space->base + g->tlb_off + v->s2);
+    gla_t ea = v->s1 + (site->acc & ACC_W ? e->tag_w : e->tag_r);
+    unsigned acc = site->acc | (site->slot >= SLOT_U ? ACC_USER : 0);
+    v->rip = v->vbase + site->s.off;
+    v->nr_slow++;
+
+    enum xret x = check_canonical(v, ea, site->size, site->s.kind);
+    if (unlikely(x != X_OK))
+        return deliver(v);
+    if (unlikely(watching(v)))
+        mem_watch_check(v, ea, site->size, acc);
+
+    unsigned n1 = MIN((unsigned)site->size, (unsigned)(PAGE_SIZE - (ea & ~PAGE_MASK)));
+    struct tlb_ref ref[2];
+    x = tlb_translate(v, ea, acc, &ref[0]);
+    bool skip0 = false, skip1 = false;
+    if (unlikely(x != X_OK)) {
+        skip0 = masked_off(v, site, 0, n1);
+        if (!skip0)
+            return deliver(v);
+    }
+    if (likely(n1 == site->size && !skip0 && ref[0].host)) {
+        if (likely(!ref[0].watched)) {
+            point_at(v, site, ea, ref[0].host);
+            return RESUME;
+        }
+        /* A write to a page that holds translations: drop those it hits, then store directly. */
+        bool left;
+        ev->nr_watched++;
+        bool self = cache_kill_range(v, v->vm->cache, ref[0].gpa, site->size, (const u8 *)site, &left);
+        point_at(v, site, ea, ref[0].host);
+        if (!self || !site->final)
+            return RESUME;
+        ev->commit = (struct commit){ .redispatch = true };
+        return (u64)site + (u64)site->copy;
+    }
+
+    if (n1 < site->size) {
+        gla_t second = ea + n1;
+        if (!vcpu_long_mode(v))
+            second = (u32)second;
+        x = tlb_translate(v, second, acc, &ref[1]);
+        if (x != X_OK) {
+            skip1 = masked_off(v, site, n1, site->size);
+            if (!skip1)
+                return deliver(v);
+        }
+    }
+    /* Bounce. The low six bits of the address are kept: alignment faults must stay what they are. */
+    u8 *buf = ev->bounce + (ea & 63);
+    struct commit *c = &ev->commit;
+    *c = (struct commit){ .from = buf };
+    for (unsigned i = 0, at = 0; at < site->size; i++) {
+        unsigned n = i ? site->size - n1 : n1;
+        bool skip = i ? skip1 : skip0;
+        if (skip) {
+            for (unsigned k = 0; k < n; k++)
+                buf[at + k] = 0;
+            c->part[i].len = 0;
+            c->part[i].skip = (u16)n;
+        } else {
+            if ((site->acc & ACC_R) || site->mask_reg) {
+                if (ref[i].host)
+                    engine_copy(buf + at, ref[i].host, n);
+                else
+                    mmio(v, ref[i].gpa, buf + at, n, false);
+            }
+            c->part[i].host = ref[i].host;
+            c->part[i].gpa = ref[i].gpa;
+            c->part[i].len = (u16)n;
+            c->part[i].skip = 0;
+        }
+        c->nr = (u8)(i + 1);
+        at += n;
+    }
+    point_at(v, site, ea, buf);
+    return site->copy ? (u64)site + (u64)site->copy : RESUME;
+}
+
+u64 engine_commit(struct vcpu *v, const struct slow_site *site)
+{
+    struct engine_vcpu *ev = v->eng;
+    struct commit *c = &ev->commit;
+    bool self = c->redispatch;
+    u8 *from = c->from;
+    v->rip = v->vbase + site->s.off;
+    ev->nr_commit++;
+    for (unsigned i = 0; i < c->nr; i++) {
+        if (!c->part[i].len) {
+            from += c->part[i].skip;
+            continue;
+        }
+        if (c->part[i].host)
+            self |= ram_store(v, c->part[i].host, c->part[i].gpa, from, c->part[i].len, (const u8 *)site);
+        else
+            mmio(v, c->part[i].gpa, from, c->part[i].len, true);
+        from += c->part[i].len;
+    }
+    c->nr = 0;
+    c->redispatch = false;
+    if (!self || !site->final)
+        return RESUME;
+    v->rip += site->s.len;
+    return DISPATCH;
+}

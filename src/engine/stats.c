@@ -1,0 +1,46 @@
+/* stats.c - what the engine counted, for people. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/engine.h"
+
+struct id_count { unsigned id; u64 n; };
+static int by_count(const void *a, const void *b)
+{
+    const struct id_count *x = a, *y = b;
+    return x->n < y->n ? 1 : x->n > y->n ? -1 : 0;
+}
+
+static void vcpu_stats(const struct vcpu *v, FILE *out)
+{
+    const struct engine_vcpu *ev = v->eng;
+    fprintf(out, "vcpu %u\n", v->index);
+    fprintf(out, "  dispatches %llu, look-ups %llu, links %llu, polls taken %llu\n", (unsigned long long)ev->nr_dispatch,
+            (unsigned long long)ev->nr_lookup, (unsigned long long)ev->nr_link, (unsigned long long)ev->nr_poll);
+    fprintf(out, "  slow paths %llu, walks %llu, TLB fills %llu, writes to code pages %llu, bounced writes %llu, MMIO %llu\n",
+            (unsigned long long)v->nr_slow, (unsigned long long)v->nr_walk, (unsigned long long)v->nr_tlb_fill,
+            (unsigned long long)ev->nr_watched, (unsigned long long)ev->nr_commit, (unsigned long long)v->nr_mmio);
+    fprintf(out, "  interrupts %llu, exceptions", (unsigned long long)v->nr_intr);
+    for (unsigned i = 0; i < 32; i++)
+        if (v->nr_exc[i])
+            fprintf(out, " #%u:%llu", i, (unsigned long long)v->nr_exc[i]);
+    fprintf(out, ", host signals %llu\n  helpers", (unsigned long long)ev->nr_fault_signal);
+    struct id_count top[NR_INSN_IDS];
+    unsigned n = 0;
+    for (unsigned i = 0; i < NR_INSN_IDS; i++)
+        if (v->nr_sys[i])
+            top[n++] = (struct id_count){ i, v->nr_sys[i] };
+    qsort(top, n, sizeof(top[0]), by_count);
+    for (unsigned i = 0; i < n && i < 24; i++)
+        fprintf(out, " %s:%llu", insn_name(top[i].id), (unsigned long long)top[i].n);
+    fprintf(out, "\n");
+}
+
+void vitro_vm_stats(struct vitro_vm *pub, FILE *out, const char *(*symbol)(void *, uint64_t), void *opaque)
+{
+    struct vm *vm = (struct vm *)pub;
+    for (unsigned i = 0; i < vm->nr_vcpus; i++)
+        if (vm->vcpu[i])
+            vcpu_stats(vm->vcpu[i], out);
+    cache_stats(vm->cache, out, symbol, opaque);
+}

@@ -1,0 +1,249 @@
+/*
+ * stubs.S - the border between C and emitted code.
+ *
+ * Register assignment while emitted code runs:
+ *
+ *   guest rax rcx rdx rbx rbp rsi rdi r8 r9 r12 r13   the same host registers
+ *   guest rsp                                         host r15
+ *   guest r10 r11 r14 r15                             vcpu->regs (the four least used by compilers)
+ *   r10 (s1), r11 (s2)                                scratch: addresses
+ *   r14                                               struct vcpu + 128 in the current address space
+ *   rsp                                               return-prediction stack (call and ret)
+ *   xmm/ymm/zmm, k, x87, mxcsr                        the guest's own
+ *
+ * The implicit operands of x86 (rax, rcx, rdx, rbx, rsi, rdi) keep their names, so most instructions are
+ * copied byte for byte. Guest rsp takes r15, not r13: [r15 + disp] needs no SIB and no forced displacement.
+ * C runs on the stack that vitro_vcpu_run was called on.
+ */
+#define R(n) (-128 + 8 * (n))(%r14)
+#define VBASE 0(%r14)
+#define FL 8(%r14)
+#define EVENT 12(%r14)
+#define S1 48(%r14)
+#define S2 56(%r14)
+#define HOST_RSP 64(%r14)
+#define C_RSP 72(%r14)
+#define HSP_BASE 80(%r14)
+#define REGION 88(%r14)
+#define RIP 96(%r14)
+
+.macro SAVE_ALL
+    mov %rax, R(0)
+    mov %rcx, R(1)
+    mov %rdx, R(2)
+    mov %rbx, R(3)
+    mov %r15, R(4)
+    mov %rbp, R(5)
+    mov %rsi, R(6)
+    mov %rdi, R(7)
+    mov %r8, R(8)
+    mov %r9, R(9)
+    mov %r12, R(12)
+    mov %r13, R(13)
+.endm
+.macro LOAD_ALL
+    mov R(0), %rax
+    mov R(1), %rcx
+    mov R(2), %rdx
+    mov R(3), %rbx
+    mov R(4), %r15
+    mov R(5), %rbp
+    mov R(6), %rsi
+    mov R(7), %rdi
+    mov R(8), %r8
+    mov R(9), %r9
+    mov R(12), %r12
+    mov R(13), %r13
+.endm
+.macro TO_C                 /* vcpu as the first argument, the C stack */
+    lea -128(%r14), %rdi
+    mov %rsp, HOST_RSP
+    mov C_RSP, %rsp
+.endm
+
+    .text
+    .globl enter_code, stub_fault, stub_table
+
+/* void enter_code(struct vcpu *alias, void *code) */
+enter_code:
+    push %rbx
+    push %rbp
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    sub $8, %rsp
+    lea 128(%rdi), %r14
+    mov %rsp, C_RSP
+    mov %rsi, %rax
+    jmp go
+
+/* Resume where engine_dispatch says. rsp is the C stack here. */
+stub_dispatch:
+    lea -128(%r14), %rdi
+    call engine_dispatch
+    test %rax, %rax
+    jz leave
+go: /* enter rax, an ENTRY_IND, with s1 = RIP */
+    mov REGION, %r14
+    mov %rax, S2
+    mov HOST_RSP, %rsp
+    LOAD_ALL
+    mov RIP, %r10
+    jmp *S2
+leave:
+    mov C_RSP, %rsp
+    add $8, %rsp
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbp
+    pop %rbx
+    ret
+
+/* call stub_slow; jmp resume; struct slow_site. Flags are dead or in fl. */
+stub_slow:
+    SAVE_ALL
+    mov %r10, S1
+    mov %r11, S2
+    pop %rbx
+    lea 5(%rbx), %rsi
+    TO_C
+    call engine_slow
+    mov HOST_RSP, %rsp
+    cmp $1, %rax
+    je to_dispatch
+    test %rax, %rax
+    cmovz %rbx, %rax
+    push %rax
+    mov R(0), %rax
+    mov R(1), %rcx
+    mov R(2), %rdx
+    mov R(3), %rbx
+    mov R(6), %rsi
+    mov R(7), %rdi
+    mov R(8), %r8
+    mov R(9), %r9
+    mov S1, %r10
+    mov S2, %r11
+    ret
+to_dispatch:
+    mov C_RSP, %rsp
+    jmp stub_dispatch
+
+/* lea s1, site; call stub_commit_*: a bounced operation has run. */
+stub_commit_host:
+    SAVE_ALL
+    lahf
+    seto %al
+    mov %ax, FL
+    pop %rbx
+    mov %r10, %rsi
+    TO_C
+    call engine_commit
+    mov HOST_RSP, %rsp
+    test %eax, %eax
+    jnz to_dispatch
+    push %rbx
+    LOAD_ALL
+    mov %rax, %r10
+    movzwl FL, %eax
+    add $0x7f, %al
+    sahf
+    mov %r10, %rax
+    ret
+stub_commit_saved:
+    SAVE_ALL
+    pop %rbx
+    mov %r10, %rsi
+    TO_C
+    call engine_commit
+    mov HOST_RSP, %rsp
+    test %eax, %eax
+    jnz to_dispatch
+    push %rbx
+    LOAD_ALL
+    ret
+
+/* lea s1, site; call stub_sys: a helper does the instruction; flags in fl. */
+stub_sys:
+    SAVE_ALL
+    popq S1
+    mov %r10, %rsi
+    TO_C
+    call engine_sys
+    mov REGION, %r14
+    test %eax, %eax
+    jnz to_dispatch
+    mov HOST_RSP, %rsp
+    pushq S1
+    LOAD_ALL
+    ret
+
+/* lea s1, site; jmp stub_poll */
+stub_poll:
+    SAVE_ALL
+    mov %r10, %rsi
+    TO_C
+    call engine_poll
+    jmp stub_dispatch
+
+/* lea s1, site; jmp stub_link_*: a direct branch not linked yet. */
+stub_link_host:
+    SAVE_ALL
+    lahf
+    seto %al
+    mov %ax, FL
+    jmp 1f
+stub_link_saved:
+    SAVE_ALL
+1:  mov %r10, %rsi
+    TO_C
+    call engine_link
+    test %rax, %rax
+    jz stub_dispatch
+    jmp go
+
+/* A signal handler sends control here, on the C stack, after a host exception in emitted code. */
+stub_fault:
+    lea -128(%r14), %rdi
+    call engine_fault
+    jmp stub_dispatch
+
+/* s1 = RIP, not in the jump cache (or not asked); flags in fl. */
+stub_ret_empty:             /* the bottom of the prediction stack was popped: put it back */
+    sub $8, %rsp
+stub_lookup:
+    SAVE_ALL
+    mov %r10, %rsi
+    TO_C
+    call engine_lookup
+    test %rax, %rax
+    jz stub_dispatch
+    jmp go
+
+/* s1 = RIP: try the jump cache; flags in fl. */
+.macro PROBE name, off, mask
+\name:
+    mov %r10, %r11
+    shr $12, %r11
+    xor %r10d, %r11d
+    and $\mask, %r11d
+    cmp %r10, (\off - 128)(%r14, %r11, 8)
+    jne stub_lookup
+    jmp *(\off - 128 + 8)(%r14, %r11, 8)
+.endm
+#include "engine/stub_offsets.h"
+    PROBE stub_probe_k, JC_OFF_K, JC_MASK_K
+    PROBE stub_probe_kac, JC_OFF_KAC, JC_MASK_KAC
+    PROBE stub_probe_u, JC_OFF_U, JC_MASK_U
+    PROBE stub_probe_u32, JC_OFF_U32, JC_MASK_U32
+
+    .section .data.rel.ro, "aw"
+    .balign 8
+stub_table:                 /* enum stub */
+    .quad stub_slow, stub_commit_host, stub_commit_saved, stub_sys, stub_poll, stub_link_host, stub_link_saved
+    .quad stub_lookup, stub_dispatch, stub_probe_k, stub_probe_kac, stub_probe_u, stub_probe_u32
+    .quad stub_ret_empty
+    .section .note.GNU-stack, "", @progbits

@@ -1,0 +1,353 @@
+/* tlb.c - the soft TLB and its address-space sets. Layout and invariants: tlb.h. */
+#include "engine/tlb.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "engine/engine.h"
+#include "engine/mmu.h"
+
+const struct tlb_geometry tlb_geo[NR_SLOTS] = {
+    [SLOT_K] = { OFF_KTLB, ((1u << TLB_K_BITS) - 1) << TLB_ENTRY_SHIFT, OFF_KJC, ((1u << JC_K_BITS) - 1) << 1 },
+    [SLOT_KAC] = { OFF_KACTLB, ((1u << TLB_KAC_BITS) - 1) << TLB_ENTRY_SHIFT, OFF_KACJC, ((1u << JC_KAC_BITS) - 1) << 1 },
+    [SLOT_U] = { OFF_UTLB, ((1u << TLB_U_BITS) - 1) << TLB_ENTRY_SHIFT, OFF_UJC, ((1u << JC_U_BITS) - 1) << 1 },
+    [SLOT_U32] = { OFF_UTLB, ((1u << TLB_U_BITS) - 1) << TLB_ENTRY_SHIFT, OFF_U32JC, ((1u << JC_U32_BITS) - 1) << 1 },
+};
+_Static_assert(sizeof(struct tlb_entry) == 1 << TLB_ENTRY_SHIFT, "emitted code scales by it");
+_Static_assert(sizeof(struct jc_entry) == 16, "emitted code scales by it");
+_Static_assert(sizeof(struct vcpu) <= VCPU_AREA, "struct vcpu outgrew its pages");
+
+static struct tlb_entry *table(struct tlb_space *sp, unsigned slot)
+{
+    return (struct tlb_entry *)(sp->base + tlb_geo[slot].tlb_off);
+}
+static unsigned table_size(unsigned slot)
+{
+    return (tlb_geo[slot].tlb_mask >> TLB_ENTRY_SHIFT) + 1;
+}
+
+/* An entry no address can match; see tlb.h. */
+static inline void entry_clear(struct tlb_entry *e, unsigned i)
+{
+    e->tag_r = e->tag_w = (u64)(i ^ 1) << PAGE_SHIFT;
+}
+static void table_flush(struct tlb_space *sp, unsigned slot)
+{
+    struct tlb_entry *e = table(sp, slot);
+    unsigned n = table_size(slot);
+    for (unsigned i = 0; i < n; i++)
+        entry_clear(&e[i], i);
+}
+
+static void jc_clear(struct tlb_space *sp, unsigned slot)
+{
+    struct jc_entry *e = (struct jc_entry *)(sp->base + tlb_geo[slot].jc_off);
+    unsigned n = (tlb_geo[slot].jc_mask >> 1) + 1;
+    for (unsigned i = 0; i < n; i++)
+        e[i].rip = JC_NONE;
+}
+void jc_flush(struct vcpu *v, unsigned slot)
+{
+    jc_clear(v->space, slot);
+}
+void jc_flush_space(struct tlb_space *sp, unsigned slot)
+{
+    jc_clear(sp, slot);
+}
+void jc_flush_all(struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->eng;
+    jc_clear(&ev->space[0], SLOT_K);
+    jc_clear(&ev->space[0], SLOT_KAC);
+    for (unsigned i = 0; i < NR_SPACES; i++) {
+        jc_clear(&ev->space[i], SLOT_U);
+        jc_clear(&ev->space[i], SLOT_U32);
+    }
+}
+
+struct vcpu *tlb_create(void)
+{
+    int fd = memfd_create("vitro-vcpu", MFD_CLOEXEC);
+    if (fd < 0)
+        return NULL;
+    struct engine_vcpu *ev = NULL;
+    if (ftruncate(fd, SHARED_SIZE + (off_t)NR_SPACES * PRIVATE_SIZE) < 0)
+        goto fail;
+    u8 *area = mmap(NULL, (size_t)NR_SPACES * SPACE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (area == MAP_FAILED)
+        goto fail;
+    for (unsigned i = 0; i < NR_SPACES; i++) {
+        u8 *base = area + (size_t)i * SPACE_SIZE;
+        if (mmap(base, SHARED_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
+            mmap(base + SHARED_SIZE, PRIVATE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
+                 SHARED_SIZE + (off_t)i * PRIVATE_SIZE) == MAP_FAILED)
+            goto fail_map;
+    }
+    ev = engine_vcpu_alloc();
+    if (!ev)
+        goto fail_map;
+    close(fd);
+    struct vcpu *v = (struct vcpu *)area;
+    v->self = v;
+    v->eng = ev;
+    for (unsigned i = 0; i < NR_SPACES; i++) {
+        ev->space[i].base = area + (size_t)i * SPACE_SIZE;
+        ev->space[i].clean = true;
+        table_flush(&ev->space[i], SLOT_KAC);
+        table_flush(&ev->space[i], SLOT_U);
+    }
+    table_flush(&ev->space[0], SLOT_K);
+    v->space = &ev->space[0];
+    v->space->used = true;
+    jc_flush_all(v);
+    return v;
+fail_map:
+    munmap(area, (size_t)NR_SPACES * SPACE_SIZE);
+fail:
+    close(fd);
+    return NULL;
+}
+
+void tlb_destroy(struct vcpu *v)
+{
+    munmap(v->self, (size_t)NR_SPACES * SPACE_SIZE);
+}
+
+/* -- Filling -------------------------------------------------------------------------------------- */
+
+enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref)
+{
+    struct mmu_span span;
+    enum xret x = mmu_walk(v, la, acc, &span);
+    if (x != X_OK)
+        return x;
+    v->nr_walk++;
+    ref->gpa = span.gpa;
+    ref->watched = false;
+    struct ram_slot *rs = ram_find(&v->vm->ram, span.gpa);
+    if (!rs || (rs->readonly && (acc & ACC_W))) {
+        ref->host = NULL;
+        return X_OK;
+    }
+    u64 idx = (span.gpa - rs->gpa) >> PAGE_SHIFT;
+    u8 *page = rs->host + (idx << PAGE_SHIFT);
+    ref->host = page + (la & ~PAGE_MASK);
+    bool code = rs->page_state[idx] & PAGE_HAS_CODE;
+    ref->watched = code && (acc & ACC_W);
+    if (v->vm->debug & VITRO_DEBUG_SLOW_PATH || v->eng->nr_watch || (v->dr[7] & 0xff))
+        return X_OK; /* every access is to be seen: nothing may go by the fast path */
+
+    unsigned slot = tlb_slot(v, acc);
+    struct tlb_entry *e = tlb_at(v, slot, la);
+    gla_t tag = la & PAGE_MASK;
+    unsigned i = (unsigned)(e - table(v->space, slot));
+    if (e->tag_r != tag && e->tag_w != tag)
+        entry_clear(e, i);
+    else if (e->host != (u64)page)
+        entry_clear(e, i);
+    e->host = (u64)page;
+    e->delta = (u64)page - tag;
+    e->tag_r = tag; /* what may be written may be read */
+    if (span.writable && !code && !rs->readonly) {
+        e->tag_w = tag;
+        /* The kernel's table is one, whatever alias it was reached by. */
+        u64 where = (u64)e - (slot == SLOT_K ? (u64)(v->space->base - v->eng->space[0].base) : 0);
+        u64 *wtag = &v->vm->wtag[rs - v->vm->ram.slot][idx];
+        if (*wtag == 0 || *wtag == where)
+            *wtag = where;
+        else
+            *wtag = WTAG_MANY;
+    }
+    if (slot == SLOT_K) {
+        if (!span.global)
+            v->eng->k_nonglobal = true;
+    } else {
+        v->space->clean = false;
+    }
+    v->nr_tlb_fill++;
+    return X_OK;
+}
+
+static void unwrite_table(struct tlb_space *sp, unsigned slot, u64 host)
+{
+    struct tlb_entry *e = table(sp, slot);
+    unsigned n = table_size(slot);
+    for (unsigned i = 0; i < n; i++)
+        if (e[i].host == host)
+            e[i].tag_w = (u64)(i ^ 1) << PAGE_SHIFT;
+}
+
+void tlb_unwrite_page(struct vcpu *v, struct ram_slot *rs, gpa_t page)
+{
+    u64 idx = (page - rs->gpa) >> PAGE_SHIFT;
+    u64 host = (u64)rs->host + (idx << PAGE_SHIFT);
+    u64 *wtag = &v->vm->wtag[rs - v->vm->ram.slot][idx];
+    if (*wtag == 0)
+        return;
+    if (*wtag != WTAG_MANY) {
+        struct tlb_entry *e = (struct tlb_entry *)*wtag;
+        if (e->host == host)
+            e->tag_w ^= e->tag_w == ((host - e->delta)) ? PAGE_SIZE : 0;
+    } else {
+        struct engine_vcpu *ev = v->eng;
+        unwrite_table(&ev->space[0], SLOT_K, host);
+        for (unsigned i = 0; i < NR_SPACES; i++) {
+            if (ev->space[i].clean)
+                continue;
+            unwrite_table(&ev->space[i], SLOT_KAC, host);
+            unwrite_table(&ev->space[i], SLOT_U, host);
+        }
+    }
+    *wtag = 0;
+}
+
+/* -- Flushing ------------------------------------------------------------------------------------- */
+
+static void space_flush(struct tlb_space *sp)
+{
+    if (sp->clean)
+        return;
+    table_flush(sp, SLOT_KAC);
+    table_flush(sp, SLOT_U);
+    jc_clear(sp, SLOT_U);
+    jc_clear(sp, SLOT_U32);
+    sp->clean = true;
+}
+static void kernel_flush(struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->eng;
+    table_flush(&ev->space[0], SLOT_K);
+    jc_clear(&ev->space[0], SLOT_K);
+    jc_clear(&ev->space[0], SLOT_KAC);
+    ev->k_nonglobal = false;
+    engine_drop_returns(v);
+}
+
+static void flush_page_in(struct tlb_space *sp, unsigned slot, gla_t la)
+{
+    const struct tlb_geometry *g = &tlb_geo[slot];
+    u32 off = (la >> (12 - TLB_ENTRY_SHIFT)) & g->tlb_mask;
+    struct tlb_entry *e = (struct tlb_entry *)(sp->base + g->tlb_off + off);
+    entry_clear(e, off >> TLB_ENTRY_SHIFT);
+}
+/* Entries of the page in a jump cache: the index mixes page and offset, so look at all of it. */
+static bool jc_drop_page(struct tlb_space *sp, unsigned slot, gla_t page)
+{
+    struct jc_entry *e = (struct jc_entry *)(sp->base + tlb_geo[slot].jc_off);
+    unsigned n = (tlb_geo[slot].jc_mask >> 1) + 1;
+    bool any = false;
+    for (unsigned i = 0; i < n; i++)
+        if ((e[i].rip & PAGE_MASK) == page || /* or an instruction that runs on into it */
+            ((e[i].rip & PAGE_MASK) == page - PAGE_SIZE && (e[i].rip & ~PAGE_MASK) > PAGE_SIZE - INSN_MAX)) {
+            e[i].rip = JC_NONE;
+            any = true;
+        }
+    return any;
+}
+/* code_seen - was the page ever entered as code since its last flush? A small filter with false positives. */
+static bool code_seen(struct vcpu *v, gla_t page)
+{
+    return v->eng->code_seen[code_seen_hash(page) >> 6] & BITULL(code_seen_hash(page) & 63);
+}
+
+void tlb_flush_page(struct vcpu *v, gla_t la)
+{
+    gla_t page = la & PAGE_MASK;
+    flush_page_in(v->space, SLOT_K, la);
+    flush_page_in(v->space, SLOT_KAC, la);
+    flush_page_in(v->space, SLOT_U, la);
+    if (code_seen(v, page)) {
+        for (unsigned s = 0; s < NR_SLOTS; s++)
+            jc_drop_page(v->space, s, page);
+        engine_drop_returns(v);
+    }
+    if (page >> 63) /* a kernel-half page may be global and user-accessible in other spaces */
+        for (unsigned i = 0; i < NR_SPACES; i++) {
+            struct tlb_space *sp = &v->eng->space[i];
+            if (sp != v->space && !sp->clean) {
+                flush_page_in(sp, SLOT_KAC, la);
+                flush_page_in(sp, SLOT_U, la);
+                if (code_seen(v, page)) {
+                    jc_drop_page(sp, SLOT_U, page);
+                    jc_drop_page(sp, SLOT_U32, page);
+                }
+            }
+        }
+}
+
+static struct tlb_space *space_find(struct vcpu *v, u16 pcid)
+{
+    for (unsigned i = 0; i < NR_SPACES; i++)
+        if (v->eng->space[i].used && v->eng->space[i].pcid == pcid)
+            return &v->eng->space[i];
+    return NULL;
+}
+
+void tlb_flush_page_pcid(struct vcpu *v, gla_t la, u16 pcid)
+{
+    struct tlb_space *sp = space_find(v, pcid);
+    if (v->eng->k_nonglobal)
+        flush_page_in(v->space, SLOT_K, la);
+    if (!sp)
+        return;
+    flush_page_in(sp, SLOT_KAC, la);
+    flush_page_in(sp, SLOT_U, la);
+    if (code_seen(v, la & PAGE_MASK)) {
+        jc_drop_page(sp, SLOT_U, la & PAGE_MASK);
+        jc_drop_page(sp, SLOT_U32, la & PAGE_MASK);
+        engine_drop_returns(v);
+    }
+}
+
+void tlb_flush_pcid(struct vcpu *v, u16 pcid)
+{
+    struct tlb_space *sp = space_find(v, pcid);
+    if (v->eng->k_nonglobal)
+        kernel_flush(v);
+    if (!sp)
+        return;
+    space_flush(sp);
+    engine_drop_returns(v);
+}
+
+void tlb_flush_all(struct vcpu *v, bool global_too)
+{
+    if (global_too || v->eng->k_nonglobal)
+        kernel_flush(v);
+    for (unsigned i = 0; i < NR_SPACES; i++)
+        space_flush(&v->eng->space[i]);
+    if (global_too)
+        __builtin_memset(v->eng->code_seen, 0, sizeof(v->eng->code_seen));
+    engine_drop_returns(v);
+}
+
+void tlb_switch(struct vcpu *v, bool noflush)
+{
+    u16 pcid = v->cr4 & CR4_PCIDE ? v->cr3 & 0xfff : 0;
+    struct engine_vcpu *ev = v->eng;
+    if (ev->k_nonglobal)
+        kernel_flush(v);
+    struct tlb_space *sp = space_find(v, pcid);
+    if (!sp) {
+        sp = &ev->space[0];
+        for (unsigned i = 0; i < NR_SPACES; i++) {
+            struct tlb_space *c = &ev->space[i];
+            if (c == v->space)
+                continue;
+            if (!c->used) {
+                sp = c;
+                break;
+            }
+            if (c->last_use < sp->last_use || sp == v->space)
+                sp = c;
+        }
+        space_flush(sp);
+        sp->pcid = pcid;
+        sp->used = true;
+    } else if (!noflush) {
+        space_flush(sp);
+    }
+    sp->last_use = ++ev->space_clock;
+    v->space = sp;
+    engine_drop_returns(v);
+}

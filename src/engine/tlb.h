@@ -1,0 +1,121 @@
+/*
+ * tlb.h - the soft TLB: from linear pages to host pages, checked by emitted code with one compare.
+ *
+ * An access of `size` bytes at EA picks entry EA[..:12] of its mode's table and is in order when
+ * EA - tag <= 4096 - size (unsigned): right page and no page crossing in one test. Reads and writes have
+ * tags of their own; a write tag is set only when the page is dirty in the guest's tables, writable, RAM,
+ * and holds no translated code.
+ *
+ * An unused entry i carries the tag of page i ^ 1: no address that picks entry i can match it,
+ * canonical or not, so emitted code needs no valid bit.
+ *
+ * Memory: one shared part (struct vcpu, the kernel's tables) and NR_SPACES private parts, one for each
+ * remembered address space (PCID). Each space is mapped as [shared][private] contiguously, so that
+ * emitted code reaches everything at constant displacements from one register, and switching address
+ * spaces is loading that register:
+ *
+ *   0x00000  struct vcpu                     shared
+ *   KTLB     struct tlb_entry[TLB_K_SIZE]    shared: supervisor pages
+ *   KJC      struct jc_entry[JC_K_SIZE]      shared
+ *   KACJC    struct jc_entry[JC_KAC_SIZE]    shared
+ *   KACTLB   struct tlb_entry[TLB_KAC_SIZE]  private
+ *   UTLB     struct tlb_entry[TLB_U_SIZE]    private
+ *   UJC      struct jc_entry[JC_U_SIZE]      private
+ *   U32JC    struct jc_entry[JC_U32_SIZE]    private
+ */
+#pragma once
+#include "engine/mode.h"
+#include "engine/vcpu.h"
+
+struct tlb_entry {
+    u64 tag_r, tag_w; /* linear page, or the unused value */
+    u64 host;         /* host address of the page         */
+    u64 delta;        /* host - linear page               */
+};
+/* Jump cache: linear RIP to host code (a block's indirect entry). Unused: rip = JC_NONE. */
+struct jc_entry {
+    u64 rip;
+    u64 host;
+};
+#define JC_NONE 1ull << 62 | 0xfff /* not canonical: never a RIP */
+
+#ifdef TORTURE
+#define TLB_K_BITS 2
+#define TLB_KAC_BITS 2
+#define TLB_U_BITS 2
+#else
+#define TLB_K_BITS 10
+#define TLB_KAC_BITS 7
+#define TLB_U_BITS 10
+#endif
+#define TLB_ENTRY_SHIFT 5
+#define JC_K_BITS 12
+#define JC_KAC_BITS 8
+#define JC_U_BITS 11
+#define JC_U32_BITS 9
+
+#define VCPU_AREA 0x4000
+#define OFF_KTLB VCPU_AREA
+#define OFF_KJC (OFF_KTLB + 0x8000)
+#define OFF_KACJC (OFF_KJC + 0x10000)
+#define SHARED_SIZE (OFF_KACJC + 0x1000)
+#define OFF_KACTLB SHARED_SIZE
+#define OFF_UTLB (OFF_KACTLB + 0x1000)
+#define OFF_UJC (OFF_UTLB + 0x8000)
+#define OFF_U32JC (OFF_UJC + 0x8000)
+#define SPACE_SIZE (OFF_U32JC + 0x2000)
+#define PRIVATE_SIZE (SPACE_SIZE - SHARED_SIZE)
+#define NR_SPACES 8
+
+struct tlb_space {
+    u8 *base;     /* where [shared][private] is mapped; also a struct vcpu alias */
+    u16 pcid;
+    bool used;
+    bool clean;   /* nothing was filled since the last flush */
+    u64 last_use;
+};
+
+struct tlb_geometry {
+    u32 tlb_off, tlb_mask; /* mask in bytes: (entries - 1) << TLB_ENTRY_SHIFT */
+    u32 jc_off, jc_mask;   /* mask in entries, times 2 */
+};
+extern const struct tlb_geometry tlb_geo[NR_SLOTS];
+
+/* tlb_create - map the areas of one vCPU; returns its canonical struct vcpu (zeroed), or NULL. */
+struct vcpu *tlb_create(void);
+void tlb_destroy(struct vcpu *v);
+/* tlb_slot - table index for an access: by ACC_USER/ACC_SYS, or the current AC. */
+static inline unsigned tlb_slot(const struct vcpu *v, unsigned acc)
+{
+    if (acc & ACC_USER)
+        return SLOT_U;
+    return (acc & ACC_SYS) || !(v->eflags & EFL_AC) ? SLOT_K : SLOT_KAC;
+}
+static inline struct tlb_entry *tlb_at(struct vcpu *v, unsigned slot, gla_t la)
+{
+    const struct tlb_geometry *g = &tlb_geo[slot];
+    return (struct tlb_entry *)(v->space->base + g->tlb_off + ((la >> (12 - TLB_ENTRY_SHIFT)) & g->tlb_mask));
+}
+
+struct tlb_ref {
+    u8 *host;   /* host address of the byte; NULL: not RAM (MMIO or ROM write) */
+    gpa_t gpa;  /* of the byte */
+    bool watched; /* a write to a page that holds translations */
+};
+/*
+ * tlb_translate - walk for one access within a page, fill the TLB when the page allows it.
+ * X_OK with *ref filled, or X_FAULT.
+ */
+enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref);
+/* tlb_unwrite_page - drop every write mapping of a page of RAM: it is about to hold translations. */
+void tlb_unwrite_page(struct vcpu *v, struct ram_slot *slot, gpa_t page);
+/* jc_at - jump-cache entry of a RIP in a mode. */
+static inline struct jc_entry *jc_at(struct vcpu *v, unsigned slot, gla_t rip)
+{
+    const struct tlb_geometry *g = &tlb_geo[slot];
+    return (struct jc_entry *)(v->space->base + g->jc_off + (((rip >> 12) ^ rip) & g->jc_mask) * 8);
+}
+/* jc_flush - forget a slot's jump cache in the current space; jc_flush_all - everywhere. */
+void jc_flush(struct vcpu *v, unsigned slot);
+void jc_flush_all(struct vcpu *v);
+void jc_flush_space(struct tlb_space *sp, unsigned slot);

@@ -1,0 +1,379 @@
+/*
+ * tr_branch.c - HOW_BRANCH: how control leaves a block.
+ *
+ * Inside a page a direct branch is a host jump, linked when first taken. Anything else has a RIP in s1 and
+ * goes through the jump cache (linear RIP to host code, flushed with the TLB), so a remapped page can never
+ * be entered by a stale link. At such exits the flags are in fl.
+ *
+ * call pushes the guest's return address, then [vbase] and the host return address on the host's stack; ret
+ * loads the guest's return address into s1 and executes a host ret. Behind the call, s1 is compared with
+ * what the caller expected: a wrong prediction costs a probe, never a wrong target.
+ */
+#include "engine/translate.h"
+
+static const enum stub probe_stub[NR_SLOTS] = { STUB_PROBE_K, STUB_PROBE_KAC, STUB_PROBE_U, STUB_PROBE_U32 };
+
+static bool predicts_returns(const struct xl *x)
+{
+    return !x->nochain && x->slot != SLOT_KAC;
+}
+
+/* Record for C: link this rel32 to the block at page offset t. */
+static void link_stub(struct xl *x, struct fixup patch, s32 t, enum block_entry entry, bool host_flags)
+{
+    xl_bind(x, patch, SEC_COLD, cold_at(x));
+    struct fixup f = xl_lea_s1(x, SEC_COLD);
+    xl_jmp_stub(x, SEC_COLD, host_flags ? STUB_LINK_HOST : STUB_LINK_SAVED);
+    xl_align_cold(x, 8, 0);
+    u32 at = cold_at(x);
+    xl_bind(x, f, SEC_COLD, at);
+    struct link_site site = { .s = { .off = (u16)t }, .mode = x->mode, .entry = (u8)entry };
+    e_bytes(&x->cold, &site, sizeof(site));
+    /* patch - at, known once hot and cold have their places: a relocation of its own kind */
+    xl_bind(x, (struct fixup){ SEC_COLD, at + (u32)offsetof(struct link_site, patch) }, (enum section)patch.sec,
+            patch.at);
+}
+
+/* s1 = RIP: probe in line (hot) or by stub (cold). */
+static void probe(struct xl *x, enum section sec, bool call)
+{
+    struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
+    if (x->nochain) {
+        xl_jmp_stub(x, sec, STUB_LOOKUP);
+        return;
+    }
+    if (sec == SEC_COLD) {
+        xl_jmp_stub(x, sec, probe_stub[x->slot]);
+        return;
+    }
+    const struct tlb_geometry *g = &tlb_geo[x->slot];
+    s32 jc = (s32)g->jc_off - VCPU_BIAS;
+    /* rorx s2, s1, 12; xor s2d, s1d; and s2d, mask */
+    static const u8 rorx[] = { 0xc4, 0x43, 0xfb, 0xf0, 0xc0 | (H_S2 & 7) << 3 | (H_S1 & 7), 12 };
+    e_bytes(b, rorx, sizeof(rorx));
+    e_rr32(b, 0x33, H_S2, H_S1);
+    e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S2 & 7)); e32(b, g->jc_mask);
+    /* cmp [vcpu + s2*8 + jc.rip], s1; jne miss */
+    e8(b, rex(1, H_S1, H_S2, H_VCPU)); e8(b, 0x39); e_modrm_sib(b, H_S1, H_VCPU, H_S2, 8, jc);
+    struct fixup miss = xl_jcc(x, SEC_HOT, 5);
+    /* jmp or call [vcpu + s2*8 + jc.host] */
+    e8(b, rex(0, 0, H_S2, H_VCPU)); e8(b, 0xff); e_modrm_sib(b, call ? 2 : 4, H_VCPU, H_S2, 8, jc + 8);
+    xl_bind(x, miss, SEC_COLD, cold_at(x));
+    if (call) {
+        xl_call_stub(x, SEC_COLD, STUB_LOOKUP);
+        xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, hot_at(x));
+    } else {
+        xl_jmp_stub(x, SEC_COLD, STUB_LOOKUP);
+    }
+}
+
+/* mov s1, page + t; wrapped to 32 bits outside 64-bit mode by the 32-bit lea */
+static void rip_to_s1(struct xl *x, enum section sec, s32 t)
+{
+    tr_load_rip(x, sec == SEC_HOT ? &x->hot : &x->cold, H_S1, t);
+}
+
+void tr_leave(struct xl *x, s32 off)
+{
+    xl_need_saved(x);
+    rip_to_s1(x, SEC_HOT, off);
+    xl_jmp_stub(x, SEC_HOT, STUB_LOOKUP);
+    x->ended = true;
+}
+
+void tr_edge(struct xl *x, s32 t, int cc, bool backward)
+{
+    bool in_page = t >= 0 && t < 4096 && !x->nochain;
+    u16 look[2] = { 4096, 0 };
+    u16 live = in_page ? xl_flags_at(x, t, look) : EFL_ARITH;
+    if (cc >= 0) {
+        xl_need_host(x, true);
+        bool both = x->fstate == FLAGS_BOTH;
+        if (in_page && (!backward || !live)) {
+            enum block_entry e = backward ? ENTRY_POLL : ENTRY_HOST;
+            while ((hot_at(x) + 2) % 8 > 4) /* the rel32 is patched atomically: not across 8 bytes */
+                e8(&x->hot, 0x90);
+            link_stub(x, xl_jcc(x, SEC_HOT, (unsigned)cc), t, e, !backward);
+            return;
+        }
+        xl_bind(x, xl_jcc(x, SEC_HOT, (unsigned)cc), SEC_COLD, cold_at(x));
+        if (!both)
+            xl_flags_save(x, SEC_COLD);
+        if (in_page) {
+            while ((cold_at(x) + 1) % 8 > 4)
+                e8(&x->cold, 0x90);
+            link_stub(x, xl_jmp(x, SEC_COLD), t, ENTRY_POLL, false);
+        } else {
+            rip_to_s1(x, SEC_COLD, t);
+            probe(x, SEC_COLD, false);
+        }
+        return;
+    }
+    x->ended = true;
+    if (!in_page) {
+        xl_need_saved(x);
+        rip_to_s1(x, SEC_HOT, t);
+        probe(x, SEC_HOT, false);
+        return;
+    }
+    bool host = x->fstate != FLAGS_SAVED;
+    enum block_entry e = host ? ENTRY_HOST : ENTRY_FLAG;
+    if (backward) {
+        if (live)
+            xl_need_saved(x);
+        e = ENTRY_POLL;
+        host = false;
+    }
+    while ((hot_at(x) + 1) % 8 > 4)
+        e8(&x->hot, 0x90);
+    link_stub(x, xl_jmp(x, SEC_HOT), t, e, host);
+}
+
+/* Push the return address (page + next) on the guest's stack. */
+static void push_return(struct xl *x, const struct insn *in, s32 next)
+{
+    struct guard g;
+    unsigned size = in->opsize;
+    tr_guard_stack(x, -(s32)size, size, ACC_W, &g);
+    u32 op = hot_at(x);
+    if (g.mem.base == H_S1) {
+        e_lea_full(&x->hot, true, H_S2, H_S1, H_S2, 1, 0);
+        g.mem = (struct hostmem){ H_S2, REG_NONE, 0 };
+    }
+    rip_to_s1(x, SEC_HOT, next);
+    e_mem(&x->hot, 0x89, size, H_S1, &g.mem);
+    tr_add_sp(x, -(s32)size);
+    tr_guard_end(x, &g, op, false);
+}
+
+/* The code behind a host call: s1 = where the guest returned to. */
+static void return_point(struct xl *x, s32 next)
+{
+    struct buf *b = &x->hot;
+    /* pop s2; mov [vbase], s2; lea s2, [s2 + next]; cmp s1, s2; jne */
+    e8(b, 0x41); e8(b, 0x58 | (H_S2 & 7));
+    e_store_vcpu(b, H_S2, VOFF(vbase));
+    e_lea(b, x->m64, H_S2, H_S2, next);
+    e_rr64(b, 0x3b, H_S1, H_S2);
+    struct fixup miss = xl_jcc(x, SEC_HOT, 5);
+    xl_bind(x, miss, SEC_COLD, cold_at(x));
+    xl_jmp_stub(x, SEC_COLD, probe_stub[x->slot]);
+    x->fstate = FLAGS_SAVED;
+    tr_edge(x, next, -1, false);
+}
+
+/* push [vbase]: the caller's half of a return prediction */
+static void push_prediction(struct xl *x)
+{
+    struct buf *b = &x->hot;
+    e8(b, 0x41); e8(b, 0xff); e_modrm_disp(b, 6, H_VCPU, VOFF(vbase));
+}
+
+static void call_direct(struct xl *x, const struct insn *in, s32 next)
+{
+    s32 t = next + (s32)in->imm;
+    push_return(x, in, next);
+    xl_need_saved(x);
+    bool in_page = t >= 0 && t < 4096;
+    if (!predicts_returns(x)) {
+        tr_edge(x, t, -1, t <= x->off[x->cur]);
+        return;
+    }
+    push_prediction(x);
+    if (in_page) {
+        while ((hot_at(x) + 1) % 8 > 4)
+            e8(&x->hot, 0x90);
+        e8(&x->hot, 0xe8);
+        struct fixup f = xl_rel32(x, SEC_HOT);
+        link_stub(x, f, t, t <= x->off[x->cur] ? ENTRY_POLL : ENTRY_FLAG, false);
+    } else {
+        rip_to_s1(x, SEC_HOT, t);
+        probe(x, SEC_HOT, true);
+    }
+    return_point(x, next);
+}
+
+/* Target of an indirect branch into s1 (zero-extended from its operand size). */
+static void load_target(struct xl *x, const struct insn *in)
+{
+    unsigned size = in->opsize;
+    if (!in->has_mem) {
+        unsigned src = host_gpr[in->rm];
+        if (gpr_in_slot(in->rm)) {
+            e_load_vcpu(&x->hot, H_S1, REG_OFF(in->rm));
+            src = H_S1;
+        }
+        if (size == 8)
+            e_mov(&x->hot, H_S1, src);
+        else if (size == 4)
+            e_rr32(&x->hot, 0x8b, H_S1, src);
+        else { /* movzx s1d, src16 */
+            e8(&x->hot, rex(0, H_S1, 0, src)); e8(&x->hot, 0x0f); e8(&x->hot, 0xb7);
+            e8(&x->hot, (u8)(0xc0 | (H_S1 & 7) << 3 | (src & 7)));
+        }
+        return;
+    }
+    struct guard g;
+    tr_guard(x, in, size, ACC_R, 0, false, &g);
+    u32 op = hot_at(x);
+    if (size == 2) {
+        e8(&x->hot, rex(0, H_S1, g.mem.index == REG_NONE ? 0 : g.mem.index, g.mem.base)); e8(&x->hot, 0x0f);
+        e8(&x->hot, 0xb7);
+        e_modrm_sib(&x->hot, H_S1, g.mem.base, g.mem.index, 1, g.mem.disp);
+    } else {
+        e_mem(&x->hot, 0x8b, size, H_S1, &g.mem);
+    }
+    tr_guard_end(x, &g, op, false);
+}
+
+static void call_indirect(struct xl *x, const struct insn *in, s32 next)
+{
+    load_target(x, in);
+    e_store_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
+    push_return(x, in, next);
+    xl_need_saved(x);
+    if (predicts_returns(x))
+        push_prediction(x);
+    e_load_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
+    probe(x, SEC_HOT, predicts_returns(x));
+    x->ended = true;
+    if (predicts_returns(x)) {
+        x->ended = false;
+        return_point(x, next);
+    }
+}
+
+static void ret(struct xl *x, const struct insn *in)
+{
+    struct guard g;
+    unsigned size = in->opsize;
+    tr_guard_stack(x, 0, size, ACC_R, &g);
+    u32 op = hot_at(x);
+    if (size == 2) {
+        e8(&x->hot, rex(0, H_S1, g.mem.index, g.mem.base)); e8(&x->hot, 0x0f); e8(&x->hot, 0xb7);
+        e_modrm_sib(&x->hot, H_S1, g.mem.base, g.mem.index, 1, g.mem.disp);
+    } else {
+        e_mem(&x->hot, 0x8b, size, H_S1, &g.mem);
+    }
+    tr_guard_end(x, &g, op, false);
+    u32 imm = in->imm_size ? (u16)in->imm : 0;
+    if (x->m64 || (x->mode & MODE_SS32)) {
+        tr_add_sp(x, (s32)(size + imm));
+    } else { /* s1 is taken */
+        e_lea(&x->hot, true, H_S2, H_SP, (s32)(size + imm));
+        e8(&x->hot, 0x66);
+        e_rr32(&x->hot, 0x8b, H_SP, H_S2);
+    }
+    xl_need_saved(x);
+    x->ended = true;
+    if (predicts_returns(x))
+        e8(&x->hot, 0xc3);
+    else
+        probe(x, SEC_HOT, false);
+}
+
+/* loop, loope, loopne, jrcxz: rcx counted without touching flags; the branch by jrcxz. */
+static void loop(struct xl *x, const struct insn *in, s32 next)
+{
+    struct buf *b = &x->hot;
+    s32 t = next + (s32)in->imm;
+    bool backward = t <= x->off[x->cur];
+    if (in->id != I_JRCXZ) {
+        if (in->addrsize == 2) { /* lea s1, [rcx - 1]; mov cx, s1w */
+            e_lea(b, true, H_S1, RCX, -1);
+            e8(b, 0x66);
+            e_rr32(b, 0x8b, RCX, H_S1);
+        } else {
+            e_lea(b, in->addrsize == 8, RCX, RCX, -1);
+        }
+    }
+    if (in->id == I_LOOPE || in->id == I_LOOPNE)
+        xl_need_host(x, true);
+    /* jrcxz can test ecx (67) but not cx: then on a zero-extended copy in rcx, kept in s1 meanwhile */
+    bool word = in->addrsize == 2;
+    if (word) {
+        e_mov(b, H_S1, RCX);
+        e8(b, 0x0f); e8(b, 0xb7); e8(b, 0xc9); /* movzx ecx, cx */
+    }
+    enum fstate st = x->fstate;
+    if (in->addrsize == 4)
+        e8(b, 0x67);
+    e8(b, 0xe3); /* jrcxz zero */
+    u8 *zero = b->p;
+    e8(b, 0);
+    /* rcx != 0 */
+    u8 *skip = NULL;
+    if (word)
+        e_mov(b, RCX, H_S1);
+    struct fixup not_taken = { 0 };
+    bool has_nt = false;
+    if (in->id == I_LOOPE || in->id == I_LOOPNE) {
+        e8(b, in->id == I_LOOPE ? 0x75 : 0x74); /* jne/je past the edge */
+        skip = b->p;
+        e8(b, 0);
+    }
+    if (in->id == I_JRCXZ) {
+        not_taken = xl_jmp(x, SEC_HOT);
+        has_nt = true;
+        *zero = (u8)(b->p - zero - 1);
+        if (word)
+            e_mov(b, RCX, H_S1);
+    }
+    struct fixup edge = xl_jmp(x, SEC_HOT); /* the edge itself is cold code: it may need several instructions */
+    if (in->id != I_JRCXZ) {
+        *zero = (u8)(b->p - zero - 1);
+        if (word) {
+            /* rcx was copied back only on the other path */
+            e_mov(b, RCX, H_S1);
+        }
+        if (skip)
+            *skip = (u8)(b->p - skip - 1);
+    }
+    if (has_nt)
+        xl_bind(x, not_taken, SEC_HOT, hot_at(x));
+    xl_bind(x, edge, SEC_COLD, cold_at(x));
+    bool in_page = t >= 0 && t < 4096 && !x->nochain;
+    if (st == FLAGS_HOST)
+        xl_flags_save(x, SEC_COLD);
+    if (in_page) {
+        while ((cold_at(x) + 1) % 8 > 4)
+            e8(&x->cold, 0x90);
+        link_stub(x, xl_jmp(x, SEC_COLD), t, backward ? ENTRY_POLL : ENTRY_FLAG, false);
+    } else {
+        rip_to_s1(x, SEC_COLD, t);
+        probe(x, SEC_COLD, false);
+    }
+    x->fstate = st;
+    tr_edge(x, next, -1, false);
+}
+
+void tr_branch(struct xl *x, const struct insn *in)
+{
+    s32 next = x->off[x->cur] + in->len, t = next + (s32)in->imm;
+    bool backward = t <= x->off[x->cur];
+    switch (in->id) {
+    case I_JCC:
+        tr_edge(x, t, in->opcode & 15, backward);
+        return;
+    case I_JMP:
+        tr_edge(x, t, -1, backward);
+        return;
+    case I_CALL:
+        call_direct(x, in, next);
+        return;
+    case I_CALL_IND:
+        call_indirect(x, in, next);
+        return;
+    case I_JMP_IND:
+        load_target(x, in);
+        xl_need_saved(x);
+        probe(x, SEC_HOT, false);
+        x->ended = true;
+        return;
+    case I_RET:
+        ret(x, in);
+        return;
+    default:
+        loop(x, in, next);
+    }
+}

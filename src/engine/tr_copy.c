@@ -1,0 +1,344 @@
+/*
+ * tr_copy.c - HOW_COPY: the guest's instruction again, with its registers renamed and its memory operand
+ * guarded. Only the encoding is looked at; what the instruction computes is the host CPU's business.
+ *
+ * Guest registers that live in vcpu->regs are brought into scratch registers around the instruction.
+ * ah, ch, dh, bh cannot be encoded beside a REX prefix: their register is swapped (xchg al, ah) around
+ * the instruction, which then names the low byte.
+ */
+#include "engine/translate.h"
+
+/* The operand registers of one emission: host numbers, or the guest's own for vector registers. */
+struct regs {
+    u8 reg, rm, vvvv, opreg;
+    const struct hostmem *mem;
+};
+
+static bool is_high_byte(const struct insn *in, unsigned reg, unsigned size)
+{
+    return size == 1 && !(in->prefixes & PFX_REX) && in->enc == ENC_LEGACY && reg >= 4 && reg < 8;
+}
+
+/* ModRM and what follows it, for either form. */
+static void modrm_tail(struct buf *b, const struct regs *r, bool force_disp32)
+{
+    if (!r->mem) {
+        e8(b, (u8)(0xc0 | (r->reg & 7) << 3 | (r->rm & 7)));
+        return;
+    }
+    const struct hostmem *m = r->mem;
+    if (force_disp32 && m->disp) { /* EVEX scales disp8 */
+        if (m->index != REG_NONE || (m->base & 7) == 4) {
+            e8(b, (u8)(0x80 | (r->reg & 7) << 3 | 4));
+            e8(b, (u8)((m->index == REG_NONE ? 4 : m->index & 7) << 3 | (m->base & 7)));
+        } else {
+            e8(b, (u8)(0x80 | (r->reg & 7) << 3 | (m->base & 7)));
+        }
+        e32(b, (u32)m->disp);
+    } else if (m->index != REG_NONE) {
+        /* mod 01 with a zero displacement (base 101) is scaled by EVEX too, but zero stays zero */
+        e_modrm_sib(b, r->reg, m->base, m->index, 1, m->disp);
+    } else {
+        e_modrm_disp(b, r->reg, m->base, m->disp);
+    }
+}
+
+static void ext_bits(const struct insn *in, const struct regs *r, unsigned *R, unsigned *X, unsigned *B)
+{
+    *R = r->reg >> 3 & 1;
+    if (r->mem) {
+        *X = r->mem->index == REG_NONE ? 0 : r->mem->index >> 3 & 1;
+        *B = r->mem->base >> 3 & 1;
+    } else {
+        *X = in->enc == ENC_EVEX && in->rm_kind == RK_VEC ? r->rm >> 4 & 1 : 0;
+        *B = r->rm >> 3 & 1;
+    }
+    if (r->opreg != REG_NONE)
+        *B = r->opreg >> 3 & 1;
+}
+
+/* The instruction with new register numbers into b. */
+static void reencode(struct xl *x, struct buf *b, const struct insn *in, const struct regs *r)
+{
+    const u8 *raw = x->page + x->off[x->cur];
+    unsigned R, X, B, p = 0;
+    ext_bits(in, r, &R, &X, &B);
+    /* Skip the original's prefixes. */
+    for (;; p++) {
+        u8 c = raw[p];
+        if (c == 0x66 || c == 0x67 || c == 0xf2 || c == 0xf3 || c == 0xf0 || c == 0x2e || c == 0x36 ||
+            c == 0x3e || c == 0x26 || c == 0x64 || c == 0x65 || (x->m64 && (c & 0xf0) == 0x40))
+            continue;
+        break;
+    }
+    if (in->enc == ENC_VEX) {
+        u8 b1, b2;
+        if (raw[p] == 0xc5) {
+            b1 = 1;
+            b2 = raw[p + 1] & 0x7f;
+        } else {
+            b1 = raw[p + 1] & 0x1f;
+            b2 = raw[p + 2];
+        }
+        b1 |= (u8)(!R << 7 | !X << 6 | !B << 5);
+        if (in->vvvv_kind == RK_GPR)
+            b2 = (u8)((b2 & 0x87) | (~r->vvvv & 15) << 3);
+        e8(b, 0xc4); e8(b, b1); e8(b, b2);
+    } else if (in->enc == ENC_EVEX) {
+        u8 p0 = raw[p + 1], p1 = raw[p + 2], p2 = raw[p + 3];
+        p0 = (u8)((p0 & 0x1f) | !R << 7 | !X << 6 | !B << 5);
+        if (in->reg_kind == RK_VEC)
+            p0 = (u8)((p0 & ~0x10u) | (unsigned)!(r->reg >> 4 & 1) << 4);
+        if (in->vvvv_kind == RK_GPR)
+            p1 = (u8)((p1 & 0x87) | (~r->vvvv & 15) << 3);
+        e8(b, 0x62); e8(b, p0); e8(b, p1); e8(b, p2);
+    } else {
+        if (in->prefixes & PFX_LOCK)
+            e8(b, 0xf0);
+        if (in->prefixes & PFX_66)
+            e8(b, 0x66);
+        if (in->prefixes & PFX_F2)
+            e8(b, 0xf2);
+        if (in->prefixes & PFX_F3)
+            e8(b, 0xf3);
+        u8 rx = (u8)(0x40 | (in->rex & 8) | R << 2 | X << 1 | B);
+        if (rx != 0x40 || (in->prefixes & PFX_REX))
+            e8(b, rx);
+        static const u8 escape[][2] = { [MAP_0F] = { 0x0f, 0 }, [MAP_0F38] = { 0x0f, 0x38 }, [MAP_0F3A] = { 0x0f, 0x3a } };
+        if (in->map != MAP_ONE)
+            e8(b, 0x0f);
+        if (in->map == MAP_0F38 || in->map == MAP_0F3A)
+            e8(b, escape[in->map][1]);
+    }
+    u8 op = in->opcode;
+    if (in->moffs) { /* mov al/eax/rax, moffs and back, by the ModRM form */
+        e8(b, (u8)(op == 0xa0 ? 0x8a : op == 0xa1 ? 0x8b : op == 0xa2 ? 0x88 : 0x89));
+        modrm_tail(b, r, false);
+        return;
+    }
+    if (in->opreg != REG_NONE && !x->m64 && in->map == MAP_ONE && (op & 0xf0) == 0x40) {
+        e8(b, 0xff); /* inc, dec by the ModRM form: 40-4f are REX now */
+        e8(b, (u8)(0xc0 | (op & 8) | (r->opreg & 7)));
+        return;
+    }
+    if (in->map == MAP_ONE && in->enc == ENC_LEGACY && op == 0x82)
+        op = 0x80; /* the alias 64-bit mode lacks */
+    if (in->opreg != REG_NONE)
+        op = (u8)((op & 0xf8) | (r->opreg & 7));
+    e8(b, op);
+    if (in->has_modrm)
+        modrm_tail(b, r, in->enc == ENC_EVEX);
+    unsigned imm = in->imm_size ? in->imm_size : in->is4 != REG_NONE ? 1 : 0;
+    if (imm)
+        e_bytes(b, raw + in->len - imm, imm);
+}
+
+/* xchg low, high byte of one of rax..rbx */
+static void swap_bytes(struct buf *b, unsigned g)
+{
+    e8(b, 0x86);
+    e8(b, (u8)(0xc0 | g << 3 | (g + 4)));
+}
+
+static void copy_lea(struct xl *x, const struct insn *in)
+{
+    struct buf *b = &x->hot;
+    unsigned dst = gpr_in_slot(in->reg) ? H_S1 : host_gpr[in->reg];
+    unsigned asz = in->addrsize, osz = in->opsize;
+    bool wide = asz == 8 && osz == 8;
+    unsigned to = osz == 2 || asz == 2 ? H_S1 : dst; /* 16-bit results need a merge or a truncation */
+    if (in->base == BASE_RIP) {
+        tr_load_rip(x, b, H_S1, (s32)in->disp + x->off[x->cur] + in->len);
+        if (wide)
+            e_mov(b, to, H_S1);
+        else
+            e_rr32(b, 0x8b, to, H_S1);
+    } else {
+        unsigned base = in->base, index = in->index;
+        if (base != REG_NONE) {
+            if (gpr_in_slot(base)) {
+                e_load_vcpu(b, H_S1, REG_OFF(base));
+                base = H_S1;
+            } else {
+                base = host_gpr[base];
+            }
+        }
+        if (index != REG_NONE) {
+            if (gpr_in_slot(index)) {
+                e_load_vcpu(b, H_S2, REG_OFF(index));
+                index = H_S2;
+            } else {
+                index = host_gpr[index];
+            }
+        }
+        e_lea_full(b, wide, to, base, index, in->scale, (s32)in->disp);
+    }
+    if (asz == 2) { /* movzx s1d, s1w */
+        e8(b, 0x45); e8(b, 0x0f); e8(b, 0xb7); e8(b, 0xc0 | 2 << 3 | 2);
+    }
+    if (osz == 2) { /* the low half only: mov dst16, s1w */
+        if (gpr_in_slot(in->reg)) {
+            e8(b, 0x66); e8(b, rex(0, H_S1, 0, H_VCPU)); e8(b, 0x89); e_modrm_disp(b, H_S1, H_VCPU, REG_OFF(in->reg));
+        } else {
+            e8(b, 0x66); e_rr32(b, 0x8b, dst, H_S1);
+        }
+        return;
+    }
+    if (to != dst)
+        e_rr32(b, 0x8b, dst, to);
+    if (gpr_in_slot(in->reg))
+        e_store_vcpu(b, H_S1, REG_OFF(in->reg));
+}
+
+struct loan { /* a guest register that lives in memory, brought into a host register */
+    u8 guest, host;
+    bool read, write, borrowed;
+};
+
+void tr_copy(struct xl *x, const struct insn *in)
+{
+    struct buf *b = &x->hot;
+    if (in->id == I_LEA) {
+        copy_lea(x, in);
+        return;
+    }
+    bool mem = in->has_mem && in->mem_size;
+    if (in->has_mem && !in->mem_size)
+        return; /* nop, prefetch: hints at an address that is not the host's */
+
+    struct regs r = { in->reg, in->rm, in->vvvv, REG_NONE, NULL };
+    struct loan loan[4];
+    unsigned nr = 0;
+    struct operand { u8 *to; u8 guest, acc, size; } ops[4];
+    unsigned nops = 0;
+    if (in->moffs)
+        r.reg = 0;
+    if (in->reg_kind == RK_GPR && in->has_modrm)
+        ops[nops++] = (struct operand){ &r.reg, in->reg, in->reg_acc, in->reg_size };
+    if (!in->has_mem && in->rm_kind == RK_GPR && in->has_modrm)
+        ops[nops++] = (struct operand){ &r.rm, in->rm, in->rm_acc, in->rm_size };
+    if (in->vvvv_kind == RK_GPR)
+        ops[nops++] = (struct operand){ &r.vvvv, in->vvvv, in->vvvv_acc, in->vvvv_size };
+    if (in->opreg != REG_NONE) {
+        r.opreg = in->opreg;
+        ops[nops++] = (struct operand){ &r.opreg, in->opreg, in->opreg_acc, in->opreg_size };
+    }
+
+    /* High bytes stay as they are unless something beside them needs REX. */
+    unsigned high = 0; /* bit per register whose bytes are swapped */
+    bool has_high = false, needs_rex = mem;
+    for (unsigned i = 0; i < nops; i++) {
+        if (is_high_byte(in, ops[i].guest, ops[i].size))
+            has_high = true;
+        else if (host_gpr[ops[i].guest] >= 8)
+            needs_rex = true;
+    }
+    bool write_flags = in->fl_write & EFL_ARITH;
+    struct guard g;
+    if (mem) {
+        tr_guard(x, in, in->mem_size, in->mem_acc, 0, has_high, &g);
+        r.mem = &g.mem;
+    }
+    u32 op = hot_at(x);
+    if ((in->fl_read & EFL_ARITH) || (write_flags && x->live[x->cur] && (x->live[x->cur] & ~in->fl_write)) ||
+        (in->fl_maybe && x->live[x->cur + 1]))
+        xl_need_host(x, !mem);
+
+    u8 rename[4];
+    for (unsigned i = 0; i < nops; i++) {
+        unsigned gst = ops[i].guest;
+        if (is_high_byte(in, gst, ops[i].size)) {
+            if (needs_rex) {
+                high |= 1u << (gst - 4);
+                rename[i] = (u8)(gst - 4);
+            } else {
+                rename[i] = (u8)gst;
+            }
+            continue;
+        }
+        if (!gpr_in_slot(gst)) {
+            rename[i] = host_gpr[gst];
+            continue;
+        }
+        struct loan *l = NULL;
+        for (unsigned k = 0; k < nr; k++)
+            if (loan[k].guest == gst)
+                l = &loan[k];
+        if (!l) {
+            l = &loan[nr++];
+            *l = (struct loan){ .guest = (u8)gst, .host = REG_NONE };
+        }
+        l->read |= (ops[i].acc & OPA_R) || ops[i].size < 4;
+        l->write |= ops[i].acc & OPA_W;
+        rename[i] = (u8)(0x80 | (l - loan));
+    }
+    /* Give each loan a register: scratch ones first, then any the instruction does not touch. */
+    struct hostmem flat;
+    bool s1_free = !mem || g.mem.base != H_S1, s2_free = !mem;
+    if (mem && nr && !s1_free) {
+        bool late = nr == 1 && !loan[0].read; /* a plain load: the address is used before it is overwritten */
+        if (!late) { /* lea s2, [s1 + s2] */
+            e_lea_full(b, true, H_S2, H_S1, H_S2, 1, 0);
+            flat = (struct hostmem){ H_S2, REG_NONE, 0 };
+            r.mem = &flat;
+        }
+        s1_free = true;
+    }
+    u16 busy = in->gpr_read | in->gpr_write | 1u << RSP;
+    unsigned spill = 1;
+    for (unsigned k = 0; k < nr; k++) {
+        struct loan *l = &loan[k];
+        if (s1_free) {
+            l->host = H_S1;
+            s1_free = false;
+        } else if (s2_free) {
+            l->host = H_S2;
+            s2_free = false;
+        } else {
+            for (unsigned c = 0; c < NR_GPR; c++)
+                if (!gpr_in_slot(c) && !(busy >> c & 1)) {
+                    l->host = host_gpr[c];
+                    busy |= (u16)(1u << c);
+                    break;
+                }
+            l->borrowed = true;
+            e_store_vcpu(b, l->host, VOFF(tmp[0]) + 8 * (s32)spill++);
+        }
+        if (l->read)
+            e_load_vcpu(b, l->host, REG_OFF(l->guest));
+    }
+    for (unsigned i = 0; i < nops; i++)
+        *ops[i].to = rename[i] & 0x80 ? loan[rename[i] & 0x7f].host : rename[i];
+
+    /* cmpxchg [m8], ah-bh compares al: its source goes through a borrowed low byte instead of a swap. */
+    bool borrow_dl = high && in->id == I_CMPXCHG;
+    if (borrow_dl) {
+        unsigned tmp = ops[0].guest == 6 ? RCX : RDX; /* not the register of the high byte */
+        e_store_vcpu(b, tmp, VOFF(tmp[1]));
+        e8(b, 0x88); /* mov tmp8, high */
+        e8(b, (u8)(0xc0 | ops[0].guest << 3 | tmp));
+        *ops[0].to = (u8)tmp;
+        reencode(x, b, in, &r);
+        e_load_vcpu(b, tmp, VOFF(tmp[1]));
+    } else {
+        for (unsigned gst = 0; gst < 4; gst++)
+            if (high >> gst & 1)
+                swap_bytes(b, gst);
+        reencode(x, b, in, &r);
+        for (unsigned gst = 0; gst < 4; gst++)
+            if (high >> gst & 1)
+                swap_bytes(b, gst);
+    }
+    for (unsigned k = 0; k < nr; k++) {
+        if (loan[k].write)
+            e_store_vcpu(b, loan[k].host, REG_OFF(loan[k].guest));
+    }
+    spill = 1;
+    for (unsigned k = 0; k < nr; k++)
+        if (loan[k].borrowed)
+            e_load_vcpu(b, loan[k].host, VOFF(tmp[0]) + 8 * (s32)spill++);
+    if (write_flags)
+        x->fstate = FLAGS_HOST;
+    if (mem)
+        tr_guard_end(x, &g, op, true);
+}

@@ -1,0 +1,198 @@
+/*
+ * tr_mem.c - how a memory access is guarded. The one file that decides it.
+ *
+ *   lea   s1, EA
+ *   rorx  s2, s1, 12 - TLB_ENTRY_SHIFT
+ *   and   s2, mask
+ *   sub   s1, [vcpu + s2 + tlb.tag]
+ *   cmp   s1, 4096 - size
+ *   ja    slow
+ *   mov   s2, [vcpu + s2 + tlb.host or tlb.delta]
+ *   op    [s1 + s2]  or  [base + disp + s2]
+ *
+ * slow (cold): call stub_slow; jmp back; record; then, for writes, the operation again for a bounce
+ * buffer, and a call that commits it.
+ */
+#include "engine/translate.h"
+
+#define TLB_SHIFT (PAGE_SHIFT - TLB_ENTRY_SHIFT)
+
+void e_lea_full(struct buf *b, bool w, unsigned dst, unsigned base, unsigned index, unsigned scale, s32 disp)
+{
+    if (base != REG_NONE && index == REG_NONE) {
+        if (disp == 0 && w)
+            e_mov(b, dst, base);
+        else
+            e_lea(b, w, dst, base, disp);
+        return;
+    }
+    e8(b, rex(w, dst, index == REG_NONE ? 0 : index, base == REG_NONE ? 0 : base));
+    e8(b, 0x8d);
+    if (base != REG_NONE) {
+        e_modrm_sib(b, dst, base, index, scale, disp);
+        return;
+    }
+    /* no base: SIB with base 101, mod 00, disp32 */
+    unsigned ss = scale == 8 ? 3 : scale == 4 ? 2 : scale == 2 ? 1 : 0;
+    e8(b, (u8)((dst & 7) << 3 | 4));
+    e8(b, (u8)(index == REG_NONE ? 0x25 : ss << 6 | (index & 7) << 3 | 5));
+    e32(b, (u32)disp);
+}
+
+/* mov reg, imm64 (shortest form) */
+static void load_imm(struct buf *b, unsigned reg, u64 imm)
+{
+    if (imm <= 0xffffffffu) {
+        e8(b, (u8)(0x40 | reg >> 3)); e8(b, (u8)(0xb8 | (reg & 7))); e32(b, (u32)imm);
+    } else if ((s64)imm == (s32)imm) {
+        e8(b, (u8)(0x48 | reg >> 3)); e8(b, 0xc7); e8(b, (u8)(0xc0 | (reg & 7))); e32(b, (u32)imm);
+    } else {
+        e8(b, (u8)(0x48 | reg >> 3)); e8(b, (u8)(0xb8 | (reg & 7))); e64(b, imm);
+    }
+}
+
+void tr_load_rip(struct xl *x, struct buf *b, unsigned reg, s32 off)
+{
+    e_load_vcpu(b, reg, VOFF(vbase));
+    if (off)
+        e_lea(b, x->m64, reg, reg, off);
+}
+
+static bool needs_seg_base(const struct xl *x, const struct insn *in)
+{
+    if (in->seg == SEG_FS || in->seg == SEG_GS)
+        return true;
+    return !x->m64 && !(x->mode & MODE_FLAT);
+}
+
+/* The guest register `g` as a host register, loaded into `tmp` if it lives in memory. */
+static unsigned in_reg(struct buf *b, unsigned g, unsigned tmp)
+{
+    if (g == REG_NONE)
+        return REG_NONE;
+    if (!gpr_in_slot(g))
+        return host_gpr[g];
+    e_load_vcpu(b, tmp, REG_OFF(g));
+    return tmp;
+}
+
+void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra)
+{
+    struct buf *b = &x->hot;
+    s64 disp = in->disp + disp_extra;
+    bool wide = in->addrsize == 8;
+    if (in->moffs) {
+        load_imm(b, H_S1, wide ? (u64)disp : in->addrsize == 4 ? (u32)disp : (u16)disp);
+    } else if (in->base == BASE_RIP) {
+        tr_load_rip(x, b, H_S1, (s32)disp + x->off[x->cur] + in->len);
+        if (!wide)
+            e_rr32(b, 0x8b, H_S1, H_S1);
+    } else if (in->base == REG_NONE && in->index == REG_NONE) {
+        load_imm(b, H_S1, wide ? (u64)disp : in->addrsize == 4 ? (u32)disp : (u16)disp);
+    } else {
+        unsigned base = in_reg(b, in->base, H_S1), index = in_reg(b, in->index, H_S2);
+        e_lea_full(b, wide, H_S1, base, index, in->scale, (s32)disp);
+        if (in->addrsize == 2) { /* movzx s1d, s1w */
+            e8(b, 0x45); e8(b, 0x0f); e8(b, 0xb7); e8(b, 0xc0 | 2 << 3 | 2);
+        }
+    }
+    if (needs_seg_base(x, in)) /* add s1, [seg.base]; 32-bit outside 64-bit mode */
+        {
+            e8(b, rex(x->m64, H_S1, 0, H_VCPU)); e8(b, 0x03);
+            e_modrm_disp(b, H_S1, H_VCPU, (s32)(offsetof(struct vcpu, seg) + in->seg * sizeof(struct seg) +
+                                                offsetof(struct seg, base)) - VCPU_BIAS);
+        }
+}
+
+/* The check on s1 = EA; leaves s2 = host page or delta, and for FORM_SUM s1 = page offset. */
+static void check(struct xl *x, struct guard *g)
+{
+    struct buf *b = &x->hot;
+    const struct tlb_geometry *geo = &tlb_geo[x->slot];
+    s32 tlb = (s32)geo->tlb_off - VCPU_BIAS;
+    s32 tag = g->acc & ACC_W ? (s32)offsetof(struct tlb_entry, tag_w) : (s32)offsetof(struct tlb_entry, tag_r);
+    s32 last = g->form == FORM_SUM ? (s32)offsetof(struct tlb_entry, host) : (s32)offsetof(struct tlb_entry, delta);
+    bug_on(g->size == 0 || g->size > 4096);
+    /* rorx s2, s1, TLB_SHIFT   (VEX.LZ.F2.0F3A.W1 F0 /r ib) */
+    static const u8 rorx[] = { 0xc4, 0x43, 0xfb, 0xf0, 0xc0 | (H_S2 & 7) << 3 | (H_S1 & 7), TLB_SHIFT };
+    e_bytes(b, rorx, sizeof(rorx));
+    /* and s2d, mask */
+    e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S2 & 7)); e32(b, geo->tlb_mask);
+    /* sub s1, [vcpu + s2 + tag] */
+    e8(b, rex(1, H_S1, H_S2, H_VCPU)); e8(b, 0x2b); e_modrm_sib(b, H_S1, H_VCPU, H_S2, 1, tlb + tag);
+    /* cmp s1, 4096 - size */
+    e8(b, 0x49); e8(b, 0x81); e8(b, 0xf8 | (H_S1 & 7)); e32(b, 4096u - g->size);
+    g->jcc = xl_jcc(x, SEC_HOT, 7);
+    /* mov s2, [vcpu + s2 + last] */
+    e8(b, rex(1, H_S2, H_S2, H_VCPU)); e8(b, 0x8b); e_modrm_sib(b, H_S2, H_VCPU, H_S2, 1, tlb + last);
+    g->resume = hot_at(x);
+    xl_clobber(x);
+}
+
+static void begin(struct xl *x, struct guard *g, unsigned size, unsigned acc, bool stack)
+{
+    if (x->live[x->cur])
+        xl_need_saved(x);
+    g->size = (u16)size;
+    g->acc = (u8)acc;
+    g->stack = stack;
+}
+
+void tr_guard(struct xl *x, const struct insn *in, unsigned size, unsigned acc, s32 disp_extra, bool plain,
+              struct guard *g)
+{
+    begin(x, g, size, acc, in->seg == SEG_SS);
+    s64 disp = in->disp + disp_extra;
+    bool simple = !plain && in->addrsize == 8 && !in->moffs && in->base < NR_GPR && !gpr_in_slot(in->base) &&
+                  in->index == REG_NONE && !needs_seg_base(x, in);
+    tr_ea(x, in, disp_extra);
+    g->form = simple ? FORM_DELTA : FORM_SUM;
+    check(x, g);
+    g->mem = simple ? (struct hostmem){ host_gpr[in->base], H_S2, (s32)disp } : (struct hostmem){ H_S1, H_S2, 0 };
+}
+
+void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct guard *g)
+{
+    begin(x, g, size, acc, true);
+    bool simple = x->m64;
+    e_lea(&x->hot, x->m64, H_S1, H_SP, disp);
+    if (!x->m64) {
+        if (!(x->mode & MODE_SS32)) { /* movzx s1d, s1w */
+            e8(&x->hot, 0x45); e8(&x->hot, 0x0f); e8(&x->hot, 0xb7); e8(&x->hot, 0xc0 | 2 << 3 | 2);
+        }
+        if (!(x->mode & MODE_FLAT)) {
+            e8(&x->hot, rex(0, H_S1, 0, H_VCPU)); e8(&x->hot, 0x03);
+            e_modrm_disp(&x->hot, H_S1, H_VCPU, (s32)(offsetof(struct vcpu, seg) + SEG_SS * sizeof(struct seg) +
+                                                      offsetof(struct seg, base)) - VCPU_BIAS);
+        }
+    }
+    g->form = simple ? FORM_DELTA : FORM_SUM;
+    check(x, g);
+    g->mem = simple ? (struct hostmem){ H_SP, H_S2, disp } : (struct hostmem){ H_S1, H_S2, 0 };
+}
+
+void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final)
+{
+    u32 op_end = hot_at(x);
+    bool copy = g->acc & ACC_W;
+    const struct insn *in = &x->in[x->cur];
+    xl_align_cold(x, 8, 10);
+    xl_bind(x, g->jcc, SEC_COLD, cold_at(x));
+    xl_call_stub(x, SEC_COLD, STUB_SLOW);
+    xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, g->resume);
+    u32 at = cold_at(x);
+    struct slow_site site = {
+        .s = { .off = x->off[x->cur], .len = in->len, .kind = g->stack },
+        .size = g->size, .acc = g->acc, .form = g->form, .slot = (u8)x->slot, .final = final,
+        .copy = copy ? (s32)sizeof(site) : 0,
+        .mask_reg = in->enc == ENC_EVEX ? in->mask : 0,
+    };
+    e_bytes(&x->cold, &site, sizeof(site));
+    if (!copy)
+        return;
+    e_bytes(&x->cold, x->hot_buf + op, op_end - op);
+    xl_bind(x, xl_lea_s1(x, SEC_COLD), SEC_COLD, at);
+    /* Host flags are live after the operation only if it, or a restore in it, left them there. */
+    xl_call_stub(x, SEC_COLD, x->fstate == FLAGS_SAVED ? STUB_COMMIT_SAVED : STUB_COMMIT_HOST);
+    xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, op_end);
+}

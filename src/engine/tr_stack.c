@@ -1,0 +1,195 @@
+/*
+ * tr_stack.c - HOW_STACK: push, pop, leave in line; the rarer ones (enter, pusha, pushf, popf) by helper.
+ * Each guest register changes only after the last access of its instruction was checked.
+ */
+#include "engine/translate.h"
+
+void e_mem(struct buf *b, u8 op, unsigned size, unsigned reg, const struct hostmem *m)
+{
+    if (size == 2)
+        e8(b, 0x66);
+    u8 r = rex(size == 8, reg, m->index == REG_NONE ? 0 : m->index, m->base);
+    if (r != 0x40)
+        e8(b, r);
+    e8(b, op);
+    if (m->index != REG_NONE)
+        e_modrm_sib(b, reg, m->base, m->index, 1, m->disp);
+    else
+        e_modrm_disp(b, reg, m->base, m->disp);
+}
+
+void tr_add_sp(struct xl *x, s32 n)
+{
+    struct buf *b = &x->hot;
+    if (x->m64 || (x->mode & MODE_SS32)) {
+        e_lea(b, x->m64, H_SP, H_SP, n);
+    } else { /* sp alone: lea s1, [sp + n]; mov r15w, s1w */
+        e_lea(b, true, H_S1, H_SP, n);
+        e8(b, 0x66);
+        e_rr32(b, 0x8b, H_SP, H_S1);
+    }
+}
+
+static void push_reg(struct xl *x, unsigned guest, unsigned size)
+{
+    struct guard g;
+    tr_guard_stack(x, -(s32)size, size, ACC_W, &g);
+    u32 op = hot_at(x);
+    unsigned reg = host_gpr[guest];
+    if (gpr_in_slot(guest)) {
+        if (g.mem.base == H_S1) { /* lea s2, [s1 + s2] */
+            e_lea_full(&x->hot, true, H_S2, H_S1, H_S2, 1, 0);
+            g.mem = (struct hostmem){ H_S2, REG_NONE, 0 };
+        }
+        e_load_vcpu(&x->hot, H_S1, REG_OFF(guest));
+        reg = H_S1;
+    }
+    e_mem(&x->hot, 0x89, size, reg, &g.mem);
+    tr_add_sp(x, -(s32)size);
+    tr_guard_end(x, &g, op, true);
+}
+
+/* Push what is in vcpu->tmp[0]. */
+static void push_tmp(struct xl *x, unsigned size)
+{
+    struct guard g;
+    tr_guard_stack(x, -(s32)size, size, ACC_W, &g);
+    u32 op = hot_at(x);
+    if (g.mem.base == H_S1) {
+        e_lea_full(&x->hot, true, H_S2, H_S1, H_S2, 1, 0);
+        g.mem = (struct hostmem){ H_S2, REG_NONE, 0 };
+    }
+    e_load_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
+    e_mem(&x->hot, 0x89, size, H_S1, &g.mem);
+    tr_add_sp(x, -(s32)size);
+    tr_guard_end(x, &g, op, true);
+}
+
+static void push_imm(struct xl *x, s64 imm, unsigned size)
+{
+    struct guard g;
+    tr_guard_stack(x, -(s32)size, size, ACC_W, &g);
+    u32 op = hot_at(x);
+    e_mem(&x->hot, 0xc7, size, 0, &g.mem);
+    if (size == 2)
+        e16(&x->hot, (u16)imm);
+    else
+        e32(&x->hot, (u32)imm);
+    tr_add_sp(x, -(s32)size);
+    tr_guard_end(x, &g, op, true);
+}
+
+/* mov [tmp0], value of a memory operand */
+static void load_tmp(struct xl *x, const struct insn *in, unsigned size)
+{
+    struct guard g;
+    tr_guard(x, in, size, ACC_R, 0, false, &g);
+    u32 op = hot_at(x);
+    e_mem(&x->hot, 0x8b, size, H_S1, &g.mem);
+    e_store_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
+    tr_guard_end(x, &g, op, false);
+}
+
+static void pop_reg(struct xl *x, unsigned guest, unsigned size)
+{
+    struct guard g;
+    tr_guard_stack(x, 0, size, ACC_R, &g);
+    u32 op = hot_at(x);
+    if (gpr_in_slot(guest)) {
+        struct hostmem slot = { H_VCPU, REG_NONE, REG_OFF(guest) };
+        e_mem(&x->hot, 0x8b, size, H_S1, &g.mem);
+        e_mem(&x->hot, 0x89, size == 4 ? 8 : size, H_S1, &slot);
+        tr_add_sp(x, (s32)size);
+    } else if (guest == RSP) { /* the popped value wins over the increment */
+        if (size == 2)
+            tr_add_sp(x, 2);
+        if (size == 2 && g.mem.base == H_SP)
+            g.mem.disp -= 2;
+        e_mem(&x->hot, 0x8b, size, H_SP, &g.mem);
+    } else {
+        e_mem(&x->hot, 0x8b, size, host_gpr[guest], &g.mem);
+        tr_add_sp(x, (s32)size);
+    }
+    tr_guard_end(x, &g, op, true);
+}
+
+static void pop_mem(struct xl *x, const struct insn *in, unsigned size)
+{
+    struct guard g;
+    tr_guard_stack(x, 0, size, ACC_R, &g);
+    u32 op = hot_at(x);
+    e_mem(&x->hot, 0x8b, size, H_S1, &g.mem);
+    e_store_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
+    tr_guard_end(x, &g, op, false);
+    /* The address uses RSP as it is after the pop (SDM vol. 2, POP). */
+    tr_guard(x, in, size, ACC_W, in->base == RSP ? (s32)size : 0, true, &g);
+    op = hot_at(x);
+    e_lea_full(&x->hot, true, H_S2, g.mem.base, g.mem.index, 1, g.mem.disp);
+    e_load_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
+    struct hostmem m = { H_S2, REG_NONE, 0 };
+    e_mem(&x->hot, 0x89, size, H_S1, &m);
+    tr_add_sp(x, (s32)size);
+    tr_guard_end(x, &g, op, true);
+}
+
+/* 32- and 64-bit stacks only. */
+static void leave(struct xl *x, unsigned size)
+{
+    struct guard g;
+    struct insn at_rbp = x->in[x->cur];
+    at_rbp.base = RBP;
+    at_rbp.index = REG_NONE;
+    at_rbp.disp = 0;
+    at_rbp.seg = SEG_SS;
+    at_rbp.addrsize = x->m64 ? 8 : 4;
+    at_rbp.moffs = false;
+    tr_guard(x, &at_rbp, size, ACC_R, 0, true, &g);
+    u32 op = hot_at(x);
+    e_lea(&x->hot, x->m64, H_SP, RBP, (s32)size);
+    e_mem(&x->hot, 0x8b, size, RBP, &g.mem);
+    tr_guard_end(x, &g, op, true);
+}
+
+void tr_stack(struct xl *x, const struct insn *in)
+{
+    unsigned size = in->opsize;
+    switch (in->id) {
+    case I_PUSH:
+        if (in->has_mem) {
+            load_tmp(x, in, size);
+            push_tmp(x, size);
+        } else if (in->opreg != REG_NONE || in->rm_kind == RK_GPR) {
+            push_reg(x, in->opreg != REG_NONE ? in->opreg : in->rm, size);
+        } else {
+            push_imm(x, in->imm, size);
+        }
+        return;
+    case I_POP:
+        if (in->has_mem)
+            pop_mem(x, in, size);
+        else
+            pop_reg(x, in->opreg != REG_NONE ? in->opreg : in->rm, size);
+        return;
+    case I_PUSH_SEG: /* movzx s1d, word [seg.sel]; mov [tmp0], s1 */
+        e8(&x->hot, rex(0, H_S1, 0, H_VCPU)); e8(&x->hot, 0x0f); e8(&x->hot, 0xb7);
+        e_modrm_disp(&x->hot, H_S1, H_VCPU, (s32)(offsetof(struct vcpu, seg) + in->reg * sizeof(struct seg) +
+                                                  offsetof(struct seg, sel)) - VCPU_BIAS);
+        e_store_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
+        push_tmp(x, size);
+        return;
+    case I_LEAVE:
+        if (x->m64 || (x->mode & MODE_SS32)) {
+            leave(x, size);
+            return;
+        }
+        break;
+    default:
+        break;
+    }
+    tr_call_helper(x, in, insn_handler(in->id), false);
+    if (in->id == I_POPF && !x->ended) {
+        if (x->live[x->cur + 1])
+            xl_need_saved(x);
+        tr_poll(x, x->off[x->cur + 1]);
+    }
+}

@@ -1,0 +1,525 @@
+/*
+ * translate.c - guest code to a block: fetch, flag liveness, one policy a row, close the block.
+ * Emission of each policy: tr_copy.c, tr_mem.c, tr_stack.c, tr_branch.c, tr_sys.c. Layout: translate.h.
+ */
+#include "engine/translate.h"
+
+#include "engine/mmu.h"
+
+const u8 host_gpr[NR_GPR] = {
+    [RAX] = 0, [RCX] = 1, [RDX] = 2, [RBX] = 3, [RSP] = H_SP, [RBP] = 5, [RSI] = 6, [RDI] = 7,
+    [R8] = 8, [R9] = 9, [R10] = REG_NONE, [R11] = REG_NONE, [R12] = 12, [R13] = 13,
+    [R14] = REG_NONE, [R15] = REG_NONE,
+};
+
+/* -- Relocations ------------------------------------------------------------------------------------ */
+
+struct fixup xl_rel32(struct xl *x, enum section sec)
+{
+    struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
+    struct fixup f = { (u8)sec, (u32)(b->p - b->start) };
+    e32(b, 0);
+    return f;
+}
+void xl_bind(struct xl *x, struct fixup f, enum section tsec, u32 target)
+{
+    if (x->nr_relocs == XL_MAX_RELOCS) {
+        x->hot.overflow = true;
+        return;
+    }
+    x->reloc[x->nr_relocs++] = (struct reloc){ f.sec, (u8)tsec, f.at, target };
+}
+struct fixup xl_jmp(struct xl *x, enum section sec)
+{
+    e8(sec == SEC_HOT ? &x->hot : &x->cold, 0xe9);
+    return xl_rel32(x, sec);
+}
+struct fixup xl_jcc(struct xl *x, enum section sec, unsigned cc)
+{
+    struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
+    e8(b, 0x0f);
+    e8(b, (u8)(0x80 | cc));
+    return xl_rel32(x, sec);
+}
+void xl_jmp_stub(struct xl *x, enum section sec, enum stub s)
+{
+    xl_bind(x, xl_jmp(x, sec), SEC_STUB, s);
+}
+void xl_call_stub(struct xl *x, enum section sec, enum stub s)
+{
+    e8(sec == SEC_HOT ? &x->hot : &x->cold, 0xe8);
+    xl_bind(x, xl_rel32(x, sec), SEC_STUB, s);
+}
+struct fixup xl_lea_s1(struct xl *x, enum section sec)
+{
+    struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
+    e8(b, 0x4c); e8(b, 0x8d); e8(b, (H_S1 & 7) << 3 | 5);
+    return xl_rel32(x, sec);
+}
+/* Pad cold code so that what comes `ahead` bytes later is aligned. */
+void xl_align_cold(struct xl *x, unsigned align, unsigned ahead)
+{
+    while ((cold_at(x) + ahead) % align && !x->cold.overflow)
+        e8(&x->cold, 0xcc);
+}
+
+/* -- Flags ------------------------------------------------------------------------------------------- */
+
+/* mov s2, rax; lahf; seto al; mov [fl], ax; mov rax, s2 */
+void xl_flags_save(struct xl *x, enum section sec)
+{
+    struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
+    e_mov(b, H_S2, RAX);
+    e8(b, 0x9f);
+    e8(b, 0x0f); e8(b, 0x90); e8(b, 0xc0);
+    e8(b, 0x66); e8(b, 0x41); e8(b, 0x89); e_modrm_disp(b, RAX, H_VCPU, VOFF(fl));
+    e_mov(b, RAX, H_S2);
+}
+/* mov s1 or [tmp0], rax; movzx eax, word [fl]; add al, 0x7f; sahf; mov rax, s1 or [tmp0] */
+void xl_restore_code(struct xl *x, struct buf *b, bool s1_free)
+{
+    (void)x;
+    if (s1_free)
+        e_mov(b, H_S1, RAX);
+    else
+        e_store_vcpu(b, RAX, VOFF(tmp[0]));
+    e8(b, 0x41); e8(b, 0x0f); e8(b, 0xb7); e_modrm_disp(b, RAX, H_VCPU, VOFF(fl));
+    e8(b, 0x04); e8(b, 0x7f);
+    e8(b, 0x9e);
+    if (s1_free)
+        e_mov(b, RAX, H_S1);
+    else
+        e_load_vcpu(b, RAX, VOFF(tmp[0]));
+}
+void xl_need_saved(struct xl *x)
+{
+    if (x->fstate != FLAGS_HOST)
+        return;
+    xl_flags_save(x, SEC_HOT);
+    x->fstate = FLAGS_BOTH;
+}
+void xl_need_host(struct xl *x, bool s1_free)
+{
+    if (x->fstate != FLAGS_SAVED)
+        return;
+    xl_restore_code(x, &x->hot, s1_free);
+    x->fstate = FLAGS_BOTH;
+}
+
+/* Flags an instruction certainly overwrites. */
+static u16 flags_killed(const struct insn *in)
+{
+    u16 k = in->fl_write & (u16)~in->fl_maybe;
+    if (in->how == HOW_STRING) /* rep with a count of zero leaves them */
+        k = 0;
+    return k & EFL_ARITH;
+}
+
+/* Straight-line and through direct branches, a few steps; what is still undecided counts as live. */
+static u16 flags_scan(struct xl *x, s32 off, u16 pending, unsigned depth, u16 look[2])
+{
+    u16 live = 0;
+    enum dmode dm = x->m64 ? DMODE_64 : x->mode & MODE_32 ? DMODE_32 : DMODE_16;
+    for (unsigned n = 0; n < 12 && pending; n++) {
+        if (off < 0 || off >= 4096)
+            return live | pending;
+        struct insn in;
+        if (insn_decode(dm, x->page + off, (size_t)(4096 - off), &in) != DECODE_OK)
+            return live | pending;
+        if (off < look[0])
+            look[0] = (u16)off;
+        if (off + in.len > look[1])
+            look[1] = (u16)(off + in.len);
+        live |= in.fl_read & pending;
+        pending &= (u16)~flags_killed(&in) & (u16)~live;
+        if (!pending)
+            break;
+        if (in.how == HOW_BRANCH) {
+            s32 t = off + in.len + (s32)in.imm;
+            if (in.id == I_JMP) {
+                if (++depth > 3)
+                    return live | pending;
+                off = t;
+                continue;
+            }
+            if (in.id == I_JCC) {
+                if (++depth > 3)
+                    return live | pending;
+                live |= flags_scan(x, t, pending, depth, look);
+                pending &= (u16)~live;
+                off += in.len;
+                continue;
+            }
+            return live | pending;
+        }
+        if (in.how == HOW_SYSTEM)
+            return live | pending;
+        off += in.len;
+    }
+    return live | pending;
+}
+u16 xl_flags_at(struct xl *x, s32 off, u16 look[2])
+{
+    return flags_scan(x, off, EFL_ARITH, 0, look);
+}
+
+/* Backwards over the block: x->live[i]. */
+static void flags_liveness(struct xl *x)
+{
+    u16 live = EFL_ARITH;
+    const struct insn *last = &x->in[x->nr - 1];
+    bool goes_on = last->how != HOW_BRANCH && last->how != HOW_SYSTEM;
+    if (x->single)
+        goes_on = false;
+    if (goes_on)
+        live = xl_flags_at(x, x->off[x->nr], x->look[0]);
+    x->live[x->nr] = live;
+    for (unsigned i = x->nr; i-- > 0;) {
+        const struct insn *in = &x->in[i];
+        if (in->how == HOW_BRANCH) {
+            s32 t = x->off[i] + in->len + (s32)in->imm;
+            u16 taken = x->single ? EFL_ARITH : 0;
+            switch (in->id) {
+            case I_JMP:
+                live = taken | xl_flags_at(x, t, x->look[0]);
+                break;
+            case I_JCC: case I_LOOP: case I_LOOPE: case I_LOOPNE: case I_JRCXZ:
+                live |= taken | xl_flags_at(x, t, x->look[1]);
+                break;
+            case I_CALL:
+                live = taken | xl_flags_at(x, t, x->look[0]);
+                break;
+            default: /* ret, indirect: anyone may read them */
+                live = EFL_ARITH;
+            }
+        }
+        live = (live & (u16)~flags_killed(in)) | (in->fl_read & EFL_ARITH);
+        x->live[i] = live;
+    }
+}
+
+/* -- Classes: what CR0, CR4 and XCR0 allow (SDM vol. 3 table 2-2, §13.1) -------------------------------- */
+
+static sys_fn class_fault(const struct xl *x, const struct insn *in)
+{
+    u32 m = x->mode;
+    switch (in->cls) {
+    case CLS_X87:
+        return m & (MODE_EM | MODE_TS) ? sys_raise_nm : NULL;
+    case CLS_FWAIT:
+        return (m & MODE_TS) && (m & MODE_MP) ? sys_raise_nm : NULL;
+    case CLS_MMX:
+        return m & MODE_EM ? sys_raise_ud : m & MODE_TS ? sys_raise_nm : NULL;
+    case CLS_SSE:
+        return m & MODE_EM || !(m & MODE_SSE) ? sys_raise_ud : m & MODE_TS ? sys_raise_nm : NULL;
+    case CLS_AVX:
+        return !(m & MODE_AVX) || m & MODE_REAL ? sys_raise_ud : m & MODE_TS ? sys_raise_nm : NULL;
+    case CLS_AVX512:
+        return !(m & MODE_AVX512) || m & MODE_REAL ? sys_raise_ud : m & MODE_TS ? sys_raise_nm : NULL;
+    default:
+        return NULL;
+    }
+}
+
+/* -- Fetch -------------------------------------------------------------------------------------------- */
+
+static bool ends_block(const struct insn *in)
+{
+    if (in->how == HOW_BRANCH)
+        return in->id != I_JCC;
+    if (in->how != HOW_SYSTEM)
+        return false;
+    switch (in->id) {
+    case I_INT: case I_INT3: case I_INT1: case I_INTO: case I_IRET: case I_SYSCALL: case I_SYSRET:
+    case I_SYSENTER: case I_SYSEXIT: case I_CALL_FAR: case I_JMP_FAR: case I_RET_FAR: case I_HLT:
+    case I_MOV_CR_R: case I_LMSW: case I_CLTS: case I_STAC: case I_CLAC: case I_XSETBV: case I_MOV_SEG:
+    case I_POP_SEG: case I_LFP: case I_MOV_DR_R: case I_WRMSR: case I_INVPCID: case I_INVLPG:
+        return true;
+    default:
+        return false;
+    }
+}
+
+struct fetched {
+    u8 bytes[INSN_MAX]; /* for an instruction that crosses into the next page */
+    gpa_t page2;        /* ~0 if it does not */
+    enum decode_status bad; /* what ended the fetch at its first instruction */
+    u8 bad_len;
+};
+
+static enum xret fetch(struct xl *x, struct fetched *f)
+{
+    struct vcpu *v = x->v;
+    enum dmode dm = x->m64 ? DMODE_64 : x->mode & MODE_32 ? DMODE_32 : DMODE_16;
+    unsigned off = x->start;
+    unsigned max = x->single || (x->vm->debug & VITRO_DEBUG_ONE_INSN) ? 1 : XL_MAX_INSNS;
+#ifdef TORTURE
+    max = 1;
+#endif
+    f->page2 = ~0ull;
+    f->bad = DECODE_OK;
+    while (x->nr < max && off < 4096) {
+        struct insn *in = &x->in[x->nr];
+        enum decode_status st = insn_decode(dm, x->page + off, 4096 - off, in);
+        if (st == DECODE_SHORT && x->nr == 0) {
+            /* Crosses the page: a block of its own, checked against both pages when entered. */
+            unsigned n1 = 4096 - off;
+            for (unsigned i = 0; i < n1; i++)
+                f->bytes[i] = x->page[off + i];
+            struct mmu_span span;
+            enum xret xr = mmu_walk(v, x->page_la + 4096, ACC_X | vcpu_acc(v), &span);
+            if (xr != X_OK)
+                return xr;
+            const u8 *p2 = ram_ptr(&x->vm->ram, span.gpa & PAGE_MASK, 4096);
+            if (!p2)
+                return raise_gp0(v);
+            for (unsigned i = n1; i < INSN_MAX; i++)
+                f->bytes[i] = p2[i - n1];
+            st = insn_decode(dm, f->bytes, INSN_MAX, in);
+            f->page2 = span.gpa & PAGE_MASK;
+        }
+        if (st != DECODE_OK) {
+            if (x->nr == 0) {
+                f->bad = st;
+                f->bad_len = 1;
+            }
+            break;
+        }
+        x->off[x->nr++] = (u16)off;
+        off += in->len;
+        if (ends_block(in))
+            break;
+    }
+    x->off[x->nr] = (u16)off;
+    return X_OK;
+}
+
+/* -- Closing -------------------------------------------------------------------------------------------- */
+
+/* A record and an exit for a resume point: flags must be in fl or dead. */
+static void cold_poll_exit(struct xl *x, unsigned off)
+{
+    struct fixup f = xl_lea_s1(x, SEC_COLD);
+    xl_jmp_stub(x, SEC_COLD, STUB_POLL);
+    xl_align_cold(x, 8, 0);
+    struct site site = { .off = (u16)off };
+    xl_bind(x, f, SEC_COLD, cold_at(x));
+    e_bytes(&x->cold, &site, sizeof(site));
+}
+
+void tr_poll(struct xl *x, unsigned off)
+{
+    /* cmp dword [vcpu.event], 0; jne cold */
+    e8(&x->hot, 0x41); e8(&x->hot, 0x83); e_modrm_disp(&x->hot, 7, H_VCPU, VOFF(event)); e8(&x->hot, 0);
+    struct fixup f = xl_jcc(x, SEC_HOT, 5);
+    xl_clobber(x);
+    xl_bind(x, f, SEC_COLD, cold_at(x));
+    cold_poll_exit(x, off);
+}
+
+static void translate_insn(struct xl *x)
+{
+    const struct insn *in = &x->in[x->cur];
+    bool poll_after = x->poll_next;
+    x->poll_next = false;
+    sys_fn bad = class_fault(x, in);
+    if (bad) {
+        tr_call_helper(x, in, bad, true);
+        return;
+    }
+    switch (in->how) {
+    case HOW_COPY:
+        tr_copy(x, in);
+        break;
+    case HOW_BRANCH:
+        tr_branch(x, in);
+        break;
+    case HOW_STACK:
+        tr_stack(x, in);
+        break;
+    default:
+        tr_system(x, in);
+    }
+    if (poll_after && !x->ended) {
+        if (x->live[x->cur + 1])
+            xl_need_saved(x);
+        tr_poll(x, x->off[x->cur + 1]);
+    }
+}
+
+static void prologue(struct xl *x, struct block *b)
+{
+    b->entry[ENTRY_IND] = hot_at(x);
+    if (x->start)
+        e_lea(&x->hot, true, H_S1, H_S1, -(s32)x->start);
+    e_store_vcpu(&x->hot, H_S1, VOFF(vbase));
+    b->entry[ENTRY_POLL] = hot_at(x);
+    tr_poll(x, x->start);
+    /* Who wants the flags first? A consumer: start in host flags. A guard or exit: leave them in fl. */
+    b->host_primary = true;
+    if (x->live[0]) {
+        for (unsigned i = 0; i < x->nr; i++) {
+            const struct insn *in = &x->in[i];
+            if (in->fl_read & EFL_ARITH) {
+                b->host_primary = in->how == HOW_COPY || in->how == HOW_BRANCH;
+                if (in->has_mem && in->mem_size)
+                    b->host_primary = false;
+                break;
+            }
+            if ((in->has_mem && in->mem_size) || in->how != HOW_COPY) {
+                b->host_primary = in->how == HOW_BRANCH && in->id == I_JCC;
+                break;
+            }
+            if (in->fl_write & EFL_ARITH)
+                break;
+        }
+    }
+    b->entry[ENTRY_FLAG] = hot_at(x);
+    if (x->live[0] && b->host_primary)
+        xl_restore_code(x, &x->hot, true);
+    if (b->host_primary) {
+        b->entry[ENTRY_HOST] = hot_at(x);
+        x->fstate = FLAGS_HOST;
+    } else {
+        x->fstate = FLAGS_SAVED;
+    }
+}
+
+/* Cold pieces every block has: the exits taken after it was dropped, and HOST of an fl-primary block. */
+static void epilogue(struct xl *x, struct block *b)
+{
+    u32 dead_host = cold_at(x), host = 0;
+    xl_flags_save(x, SEC_COLD);
+    u32 dead_flag = cold_at(x);
+    cold_poll_exit(x, x->start);
+    if (!b->host_primary) {
+        host = cold_at(x);
+        xl_flags_save(x, SEC_COLD);
+        xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, b->entry[ENTRY_FLAG]);
+    }
+    while (hot_at(x) % 32)
+        e8(&x->hot, 0xcc);
+    b->dead_host = hot_at(x) + dead_host;
+    b->dead_flag = hot_at(x) + dead_flag;
+    if (!b->host_primary)
+        b->entry[ENTRY_HOST] = hot_at(x) + host;
+}
+
+static bool place(struct xl *x, struct block *b)
+{
+    u32 hot_len = hot_at(x), cold_len = cold_at(x);
+    if (x->hot.overflow || x->cold.overflow)
+        return false;
+    u8 *rw;
+    u8 *rx = cache_reserve(x->v, x->cache, hot_len + cold_len, &rw);
+    if (!rx)
+        return false;
+    __asm__ volatile("" ::: "memory");
+    u8 *d = rw;
+    const u8 *s = x->hot_buf;
+    u64 n = hot_len;
+    __asm__ volatile("rep movsb" : "+D"(d), "+S"(s), "+c"(n)::"memory");
+    s = x->cold_buf;
+    n = cold_len;
+    __asm__ volatile("rep movsb" : "+D"(d), "+S"(s), "+c"(n)::"memory");
+    for (unsigned i = 0; i < x->nr_relocs; i++) {
+        const struct reloc *r = &x->reloc[i];
+        u32 at = r->sec == SEC_HOT ? r->at : hot_len + r->at;
+        u8 *target = r->tsec == SEC_STUB ? cache_stub(x->cache, r->target)
+                     : r->tsec == SEC_HOT ? rx + r->target : rx + hot_len + r->target;
+        s32 rel = (s32)(target - (rx + at + 4));
+        __builtin_memcpy(rw + at, &rel, 4);
+    }
+    b->code = rx;
+    b->code_len = hot_len + cold_len;
+    b->hot_len = hot_len;
+    return true;
+}
+
+enum xret translate_block(struct vcpu *v, struct block **out)
+{
+    struct xl *x = v->vm->xl;
+    bool retry_short = false;
+again:
+    x->v = v;
+    x->vm = v->vm;
+    x->cache = v->vm->cache;
+    x->mode = v->mode;
+    x->slot = v->mode & MODE_SLOT;
+    x->m64 = v->mode & MODE_64;
+    x->single = v->mode & (MODE_STEP | MODE_BRK);
+    x->nochain = x->single || (v->vm->debug & (VITRO_DEBUG_NO_CHAIN | VITRO_TRACE_BLOCK));
+    x->hot = (struct buf){ x->hot_buf, x->hot_buf, x->hot_buf + XL_HOT - 64, false };
+    x->cold = (struct buf){ x->cold_buf, x->cold_buf, x->cold_buf + XL_COLD - 64, false };
+    x->nr_relocs = x->nr = 0;
+    x->poll_next = x->ended = false;
+    gla_t la = v->rip;
+    x->page_la = la & PAGE_MASK;
+    x->start = la & 4095;
+    for (unsigned i = 0; i < 2; i++) {
+        x->look[i][0] = 4096;
+        x->look[i][1] = 0;
+    }
+
+    struct mmu_span span;
+    enum xret xr = mmu_walk(v, la, ACC_X | vcpu_acc(v), &span);
+    if (xr != X_OK)
+        return xr;
+    x->page_pa = span.gpa & PAGE_MASK;
+    x->page = ram_ptr(&v->vm->ram, x->page_pa, 4096);
+    if (!x->page) {
+        vcpu_fail(v, "guest executes at physical address %#llx, which is not memory", (unsigned long long)span.gpa);
+        return X_EXIT;
+    }
+    struct fetched f;
+    xr = fetch(x, &f);
+    if (xr != X_OK)
+        return xr;
+    if (f.bad == DECODE_LONG)
+        return raise_gp0(v);
+    if (f.bad != DECODE_OK)
+        return raise_ud(v);
+    if (retry_short)
+        x->nr = 1;
+
+    struct block proto = { .page = x->page_pa, .page2 = f.page2, .mode = x->mode, .off = x->start };
+    proto.end = x->off[x->nr];
+    if (x->off[x->nr - 1] + x->in[x->nr - 1].len > 4096 && f.page2 == ~0ull)
+        bug("instruction crosses its page", __FILE__, __LINE__);
+    flags_liveness(x);
+    prologue(x, &proto);
+    /* The bytes of a crossing instruction are not contiguous in x->page. */
+    const u8 *save_page = x->page;
+    if (f.page2 != ~0ull)
+        x->page = f.bytes - x->start;
+    for (x->cur = 0; x->cur < x->nr && !x->ended; x->cur++) {
+        x->map[x->cur] = hot_at(x) << 12 | (u32)(x->off[x->cur] - x->start);
+        x->cold_map[x->cur] = cold_at(x);
+        translate_insn(x);
+    }
+    x->page = save_page;
+    x->cur = x->nr - 1;
+    if (!x->ended)
+        tr_edge(x, x->off[x->nr], -1, false);
+    proto.nr_insns = (u16)x->nr;
+    for (unsigned i = 0; i < 2; i++) {
+        proto.look[i][0] = x->look[i][0] > x->look[i][1] ? 0 : x->look[i][0];
+        proto.look[i][1] = x->look[i][0] > x->look[i][1] ? 0 : x->look[i][1];
+    }
+    epilogue(x, &proto);
+    if (!place(x, &proto)) {
+        bug_on(x->nr == 1);
+        retry_short = true;
+        goto again;
+    }
+    struct block *b = cache_meta(x->cache, sizeof(*b));
+    *b = proto;
+    b->map = cache_meta(x->cache, 2 * x->nr * sizeof(u32));
+    for (unsigned i = 0; i < x->nr; i++) {
+        b->map[i] = x->map[i];
+        b->map[x->nr + i] = b->hot_len + x->cold_map[i];
+    }
+    cache_insert(v, x->cache, b);
+    *out = b;
+    return X_OK;
+}

@@ -1,0 +1,153 @@
+/*
+ * translate.h - what the translator's files share: the block being made.
+ *
+ * A block is a run of guest instructions in one page, entered at its start, with side exits at taken
+ * conditional branches. Hot code comes first, cold code (slow paths, exits not linked yet, records for
+ * C) after it. Layout at its start, when the body expects flags in host flags ("host primary"):
+ *
+ *   IND:   lea s1, [s1 - off]; mov [vbase], s1      s1 = RIP
+ *   POLL:  cmp dword [event], 0; jne cold
+ *   FLAG:  host flags <- fl                          only if flags are live in
+ *   HOST:  body
+ *
+ * or, when flags pass through and the first thing the body would do is save them:
+ *
+ *   IND, POLL: as above;  FLAG: body                 HOST (cold): fl <- host flags; jmp FLAG
+ */
+#pragma once
+#include "engine/emit.h"
+
+#define XL_MAX_INSNS 48
+#define XL_HOT (24u << 10)
+#define XL_COLD (64u << 10)
+#define XL_MAX_RELOCS 1024
+
+/* Where the guest's arithmetic flags are at this point of the emitted code. */
+enum fstate { FLAGS_HOST, FLAGS_SAVED, FLAGS_BOTH };
+
+enum section { SEC_HOT, SEC_COLD, SEC_STUB };
+struct reloc {
+    u8 sec, tsec;  /* section of the rel32, and of its target */
+    u32 at, target;/* offsets; target of SEC_STUB: enum stub  */
+};
+/* A position still to be bound to a target. */
+struct fixup { u8 sec; u32 at; };
+
+/* A guest memory operand made reachable: [base + index + disp] in host registers. */
+struct hostmem {
+    u8 base, index; /* index REG_NONE: none */
+    s32 disp;
+};
+/* A guard's slow path, to be completed once the operation behind it is emitted. */
+struct guard {
+    struct fixup jcc;    /* the `ja` to the cold path   */
+    u32 resume;          /* hot offset behind the check */
+    u16 size;
+    u8 acc, form;
+    bool stack;          /* through SS: #SS, not #GP */
+    struct hostmem mem;
+};
+
+struct xl {
+    struct vcpu *v;
+    struct vm *vm;
+    struct code_cache *cache;
+    u32 mode;
+    unsigned slot;
+    bool m64, single, nochain;
+    gla_t page_la;
+    gpa_t page_pa;
+    const u8 *page;      /* host view of the code page */
+    u16 start;
+    struct buf hot, cold;
+    struct reloc reloc[XL_MAX_RELOCS];
+    unsigned nr_relocs;
+    enum fstate fstate;
+    unsigned nr;         /* instructions */
+    unsigned cur;
+    struct insn in[XL_MAX_INSNS];
+    u16 off[XL_MAX_INSNS + 1];
+    u16 live[XL_MAX_INSNS + 1]; /* flags needed on entry to instruction i */
+    u32 map[XL_MAX_INSNS], cold_map[XL_MAX_INSNS]; /* where each instruction's code starts */
+    bool poll_next;      /* a poll is due after the next instruction (sti) */
+    bool ended;          /* the last instruction emitted leaves the block  */
+    u16 look[2][2];
+    u8 hot_buf[XL_HOT], cold_buf[XL_COLD];
+};
+
+/* Guest register to host register, REG_NONE for those that live in vcpu->regs. */
+extern const u8 host_gpr[NR_GPR];
+static inline bool gpr_in_slot(unsigned g) { return host_gpr[g] == REG_NONE; }
+#define REG_OFF(g) ((s32)(g) * 8 - VCPU_BIAS)
+
+/* -- translate.c ---------------------------------------------------------------------------------- */
+static inline u32 hot_at(const struct xl *x) { return (u32)(x->hot.p - x->hot_buf); }
+static inline u32 cold_at(const struct xl *x) { return (u32)(x->cold.p - x->cold_buf); }
+/* xl_rel32 - emit a rel32 to a known place (or reserve it: xl_bind later). */
+struct fixup xl_rel32(struct xl *x, enum section sec);
+void xl_bind(struct xl *x, struct fixup f, enum section tsec, u32 target);
+/* jmp/call/jcc rel32 */
+struct fixup xl_jmp(struct xl *x, enum section sec);
+struct fixup xl_jcc(struct xl *x, enum section sec, unsigned cc);
+void xl_jmp_stub(struct xl *x, enum section sec, enum stub s);
+void xl_call_stub(struct xl *x, enum section sec, enum stub s);
+/* lea s1, [rip + record in cold] */
+struct fixup xl_lea_s1(struct xl *x, enum section sec);
+void xl_align_cold(struct xl *x, unsigned align, unsigned ahead);
+/* xl_flags_at - which flags the code at a page offset reads before writing them. */
+u16 xl_flags_at(struct xl *x, s32 off, u16 look[2]);
+/* Flags: make sure they are in fl (before the guard or call that destroys host flags), or in host flags. */
+void xl_flags_save(struct xl *x, enum section sec);     /* code only: no state change, clobbers s2 */
+void xl_need_saved(struct xl *x);
+void xl_need_host(struct xl *x, bool s1_free);
+void xl_restore_code(struct xl *x, struct buf *b, bool s1_free);
+/* xl_clobber - host flags are gone now; if they are live they must be in fl already. */
+static inline void xl_clobber(struct xl *x)
+{
+    x->fstate = FLAGS_SAVED;
+}
+
+/* -- tr_mem.c --------------------------------------------------------------------------------------- */
+/* tr_guard - check an access; on return g->mem addresses it with s1/s2. Clobbers host flags, s1, s2.
+ * @disp_extra: added to the displacement (pop [rsp + x]) @plain: never the form that uses guest registers */
+void tr_guard(struct xl *x, const struct insn *in, unsigned size, unsigned acc, s32 disp_extra, bool plain,
+              struct guard *g);
+/* tr_guard_stack - the same for [rsp + disp]. */
+void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct guard *g);
+/* tr_guard_end - the operation stands in hot code from `op` to here: emit the slow path.
+ * @final: the guest instruction is complete after the operation. */
+void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final);
+/* tr_ea - effective linear address into s1 (clobbers s2 and flags). */
+void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra);
+/* lea dst, [base + index * scale + disp], host registers, REG_NONE for absent ones */
+void e_lea_full(struct buf *b, bool w, unsigned dst, unsigned base, unsigned index, unsigned scale, s32 disp);
+
+/* op reg, mem of 2, 4 or 8 bytes */
+void e_mem(struct buf *b, u8 op, unsigned size, unsigned reg, const struct hostmem *m);
+/* rsp += n, at the stack's width, flags untouched */
+void tr_add_sp(struct xl *x, s32 n);
+
+/* -- tr_copy.c, tr_stack.c, tr_branch.c, tr_sys.c: one policy each ------------------------------------- */
+void tr_copy(struct xl *x, const struct insn *in);
+void tr_stack(struct xl *x, const struct insn *in);
+void tr_branch(struct xl *x, const struct insn *in);
+void tr_system(struct xl *x, const struct insn *in);
+/* tr_call_helper - the handler does the instruction; flags end up in fl. @end: leave the block after it. */
+void tr_call_helper(struct xl *x, const struct insn *in,
+                    enum xret (*handler)(struct vcpu *, const struct insn *), bool end);
+/* tr_edge - go to page offset t (any s32): linked jump, probe or dispatcher. @jcc_cc: condition, or -1. */
+void tr_edge(struct xl *x, s32 t, int jcc_cc, bool backward);
+/* tr_poll - leave if an event is pending; `off` is where to resume. Flags must be dead or saved. */
+void tr_poll(struct xl *x, unsigned off);
+/* tr_leave - unconditionally to the dispatcher with RIP = page + off. */
+void tr_leave(struct xl *x, s32 off);
+/* mov s1, guest linear address page + off */
+void tr_load_rip(struct xl *x, struct buf *b, unsigned reg, s32 off);
+
+/* handlers this file set needs besides insn.def's */
+enum xret sys_raise_ud(struct vcpu *v, const struct insn *in);
+enum xret sys_raise_nm(struct vcpu *v, const struct insn *in);
+enum xret sys_raise_gp(struct vcpu *v, const struct insn *in);
+/* insn_handler - insn.def's handler for a HOW_SYSTEM, HOW_STRING or HOW_STACK id, or NULL. sys_table.c */
+typedef enum xret (*sys_fn)(struct vcpu *, const struct insn *);
+sys_fn insn_handler(unsigned id);

@@ -1,0 +1,342 @@
+/*
+ * board.c - which chips there are, where they answer, and who is wired to whom.
+ * Source: the PC/AT's interrupt and port assignments; Intel 82371AB (PIIX4) for what came later.
+ */
+#include "machine/board.h"
+#include "machine/layout.h"
+#include <poll.h>
+#include <time.h>
+
+/* -- The devices, in the order they are made and reset ----------------------------- */
+
+enum { DEV_UART, DEV_PIT, DEV_RTC, DEV_PM, DEV_KBD, DEV_SYSCTL, NR_DEV };
+
+static const struct {
+    const struct device_class *class;
+    size_t at;
+} devices[NR_DEV] = {
+    [DEV_UART] = { &uart16550, offsetof(struct machine, uart) },
+    [DEV_PIT] = { &i8254, offsetof(struct machine, pit) },
+    [DEV_RTC] = { &mc146818, offsetof(struct machine, rtc) },
+    [DEV_PM] = { &acpi_pm, offsetof(struct machine, pm) },
+    [DEV_KBD] = { &i8042, offsetof(struct machine, kbd) },
+    [DEV_SYSCTL] = { &sysctl, offsetof(struct machine, sysctl) },
+};
+
+/* Ports: first, how many, what the chip calls the first, whose. ops NULL: the class's own. */
+static const struct {
+    u16 first, size;
+    u8 off;
+    const struct device_class *class;
+    const struct io_ops *ops;
+    size_t at;
+} ports[] = {
+#define CHIP(member) offsetof(struct machine, member)
+    { PORT_PIC_MASTER, 2, 0, NULL, &i8259_io, CHIP(pic) },
+    { PORT_PIT, 4, 0, &i8254, NULL, CHIP(pit) },
+    { PORT_KBD_DATA, 1, 0, &i8042, NULL, CHIP(kbd) },
+    { PORT_SYSTEM_B, 1, 4, &i8254, NULL, CHIP(pit) },
+    { PORT_KBD_STATUS, 1, 4, &i8042, NULL, CHIP(kbd) },
+    { PORT_RTC, 2, 0, &mc146818, NULL, CHIP(rtc) },
+    { PORT_POST, 1, SYSCTL_POST, &sysctl, NULL, CHIP(sysctl) },
+    { PORT_SYSTEM_A, 1, SYSCTL_PORT_A, &sysctl, NULL, CHIP(sysctl) },
+    { PORT_PIC_SLAVE, 2, 2, NULL, &i8259_io, CHIP(pic) },
+    { PORT_DEBUGCON, 1, SYSCTL_DEBUGCON, &sysctl, NULL, CHIP(sysctl) },
+    { PORT_COM1, 8, 0, &uart16550, NULL, CHIP(uart) },
+    { PORT_ELCR, 2, 4, NULL, &i8259_io, CHIP(pic) },
+    { PORT_DEBUG_EXIT, 4, 0, NULL, &sysctl_exit, CHIP(sysctl) },
+    { PORT_PVPANIC, 1, SYSCTL_PVPANIC, &sysctl, NULL, CHIP(sysctl) },
+    { PORT_PM1_EVT, PORT_PM_TMR - PORT_PM1_EVT, 0, &acpi_pm, NULL, CHIP(pm) },
+    { PORT_PM_TMR, 4, 0, NULL, &acpi_pm_timer, CHIP(pm) },
+    { PORT_GPE0, 4, PORT_GPE0 - PORT_PM1_EVT, &acpi_pm, NULL, CHIP(pm) },
+    { PORT_PCI_ADDR, 4, 0, NULL, &pci_address_io, CHIP(pci) }, /* and 0xcf9 */
+    { PORT_PCI_DATA, 4, 0, NULL, &pci_data_io, CHIP(pci) },
+#undef CHIP
+};
+
+/* -- Interrupts ------------------------------------------------------------------------ */
+
+/* An irq_line.set: the owner is the machine, n the GSI. PCI's also reach the 8259, shared. */
+static void set_gsi(void *owner, unsigned gsi, bool level)
+{
+    struct machine *m = owner;
+    if (gsi >= NR_GSI)
+        return;
+    pthread_mutex_lock(&m->irq_lock);
+    if (gsi < GSI_PCI) {
+        ioapic_set_pin(&m->ioapic, gsi == GSI_PIT ? GSI_PIT_IOAPIC_PIN : gsi, level);
+        i8259_set_irq(&m->pic, gsi, level);
+    } else {
+        u8 *shared = &m->pic_pci[gsi & 1], bit = (u8)BIT(gsi - GSI_PCI);
+        *shared = level ? *shared | bit : *shared & (u8)~bit;
+        ioapic_set_pin(&m->ioapic, gsi, level);
+        i8259_set_irq(&m->pic, PIC_IRQ_PCI + (gsi & 1), *shared != 0);
+    }
+    pthread_mutex_unlock(&m->irq_lock);
+}
+
+void machine_set_gsi(struct machine *m, unsigned gsi, bool level)
+{
+    if (gsi != 2) /* the 8259s' cascade */
+        set_gsi(m, gsi, level);
+}
+
+static struct irq_line gsi_line(struct machine *m, unsigned gsi)
+{
+    return (struct irq_line){ set_gsi, m, gsi };
+}
+
+/* From controller to controller: all under irq_lock already. */
+static void pic_to_lint0(void *owner, unsigned n, bool level)
+{
+    struct machine *m = owner;
+    (void)n;
+    lapic_bus_lint0(&m->apics, level);
+}
+
+static void eoi_to_ioapic(void *owner, u8 vector)
+{
+    struct machine *m = owner;
+    ioapic_eoi(&m->ioapic, vector);
+}
+
+static int ack_pic(void *owner)
+{
+    struct machine *m = owner;
+    return i8259_ack(&m->pic);
+}
+
+/* Address 0xfeeXXxxx: 19:12 destination, 2 logical. Data: 7:0 vector, 10:8 mode, 15 level.
+ * With x2APIC, bits 11:5 carry destination bits 14:8 (the "extended destination ID"). */
+void machine_msi(struct machine *m, u64 address, u32 data)
+{
+    if (address >> 20 != LAYOUT_LAPIC >> 20)
+        return;
+    u32 dest = (u32)(address >> 12 & 0xff), high = (u32)(address >> 5 & 0x7f);
+    struct apic_msg msg = {
+        .dest = dest | high << 8, .logical = address & 4, .level = data & 0x8000,
+        .mode = data >> 8 & 7, .vector = (u8)data,
+    };
+    if (msg.dest == 0xff && !msg.logical)
+        msg.dest = APIC_BROADCAST;
+    pthread_mutex_lock(&m->irq_lock);
+    lapic_bus_send(&m->apics, &msg);
+    pthread_mutex_unlock(&m->irq_lock);
+}
+
+static void msi_from_pci(void *opaque, u64 address, u32 data)
+{
+    machine_msi(opaque, address, data);
+}
+
+/* -- Requests to the embedder -------------------------------------------------------------- */
+
+static void request(struct machine *m, enum machine_request what, int status)
+{
+    uart_flush(&m->uart); /* the last words of the guest */
+    if (m->config.request)
+        m->config.request(m->config.opaque, what, status);
+}
+
+static void on_power_off(void *opaque)
+{
+    request(opaque, MACHINE_POWEROFF, 0);
+}
+
+static void on_reset(void *opaque)
+{
+    request(opaque, MACHINE_RESET, 0);
+}
+
+static void on_debug_exit(void *opaque, int status)
+{
+    request(opaque, MACHINE_DEBUG_EXIT, status);
+}
+
+static void on_panicked(void *opaque)
+{
+    request(opaque, MACHINE_PANICKED, 0);
+}
+
+static void on_debugcon(void *opaque, const u8 *bytes, size_t len)
+{
+    struct machine *m = opaque;
+    if (m->config.debugcon_tx)
+        m->config.debugcon_tx(m->config.opaque, bytes, len);
+}
+
+static void on_console_tx(void *opaque, const u8 *bytes, size_t len)
+{
+    struct machine *m = opaque;
+    if (m->config.console_tx)
+        m->config.console_tx(m->config.opaque, bytes, len);
+}
+
+static void on_console_room(void *opaque)
+{
+    struct machine *m = opaque;
+    int slot = atomic_load(&m->console_slot);
+    if (slot >= 0)
+        io_fd_set_events(&m->io, slot, POLLIN);
+}
+
+/* -- Building ---------------------------------------------------------------------------------- */
+
+static u64 wall_clock_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    return (u64)ts.tv_sec * NS_PER_SEC + (u64)ts.tv_nsec;
+}
+
+static int init_devices(struct machine *m)
+{
+    struct machine_range range[MACHINE_MAX_RANGES];
+    u64 low = 0, high = 0;
+    unsigned nr = machine_ram_ranges(m->config.ram_size, range);
+    for (unsigned i = 0; i < nr; i++) {
+        if (range[i].gpa >= LAYOUT_4G)
+            high = range[i].size;
+        else
+            low = range[i].gpa + range[i].size;
+    }
+    const struct uart_wiring uart = {
+        .irq = gsi_line(m, GSI_COM1), .clock = &m->clock, .tx = on_console_tx,
+        .rx_room = on_console_room, .opaque = m,
+    };
+    const struct pit_wiring pit = { .irq = gsi_line(m, GSI_PIT), .clock = &m->clock };
+    const struct rtc_wiring rtc = {
+        .irq = gsi_line(m, GSI_RTC), .clock = &m->clock, .low_ram = low, .high_ram = high,
+        .wall_ns = m->config.wall_ns ? m->config.wall_ns : wall_clock_ns() - clock_now(&m->clock),
+        .nr_cpus = m->config.nr_cpus,
+    };
+    const struct pm_wiring pm = {
+        .sci = gsi_line(m, GSI_SCI), .clock = &m->clock, .power_off = on_power_off, .opaque = m,
+    };
+    const struct kbd_wiring kbd = { .irq = gsi_line(m, GSI_KBD), .reset = on_reset, .opaque = m };
+    const struct sysctl_wiring sys = {
+        .reset = on_reset, .debug_exit = on_debug_exit, .panicked = on_panicked,
+        .debugcon = on_debugcon, .opaque = m,
+    };
+    const void *wiring[NR_DEV] = {
+        [DEV_UART] = &uart, [DEV_PIT] = &pit, [DEV_RTC] = &rtc,
+        [DEV_PM] = &pm, [DEV_KBD] = &kbd, [DEV_SYSCTL] = &sys,
+    };
+    for (unsigned i = 0; i < NR_DEV; i++) {
+        int err = devices[i].class->init((char *)m + devices[i].at, wiring[i]);
+        if (!err)
+            continue;
+        while (i--)
+            devices[i].class->fini((char *)m + devices[i].at);
+        return err;
+    }
+    return 0;
+}
+
+static int init_irqchips(struct machine *m)
+{
+    pthread_mutex_init(&m->irq_lock, NULL);
+    m->apics = (struct lapic_bus){
+        .lock = &m->irq_lock, .clock = &m->clock, .tsc_now = m->config.tsc_now,
+        .kick = m->config.kick, .opaque = m->config.opaque, .tsc_khz = m->config.tsc_khz,
+        .eoi_broadcast = eoi_to_ioapic, .extint_ack = ack_pic, .owner = m,
+        .nr = m->config.nr_cpus,
+    };
+    int err = lapic_bus_init(&m->apics);
+    if (err) {
+        lapic_bus_fini(&m->apics);
+        return err;
+    }
+    ioapic_init(&m->ioapic, &m->apics, &m->irq_lock);
+    i8259_init(&m->pic, (struct irq_line){ pic_to_lint0, m, 0 }, &m->irq_lock);
+    return 0;
+}
+
+static int init_pci(struct machine *m)
+{
+    struct irq_line gsi[NR_GSI_PCI];
+    for (unsigned i = 0; i < NR_GSI_PCI; i++)
+        gsi[i] = gsi_line(m, GSI_PCI + i);
+    int err = pci_host_init(&m->pci, gsi);
+    if (err)
+        return err;
+    struct machine_range range[MACHINE_MAX_RANGES];
+    unsigned nr = machine_ram_ranges(m->config.ram_size, range);
+    u64 top = MAX(range[nr - 1].gpa + range[nr - 1].size, LAYOUT_4G);
+    m->pci.mmio64 = (top + LAYOUT_PCI_MMIO64_ALIGN - 1) & ~(LAYOUT_PCI_MMIO64_ALIGN - 1);
+    m->pci.reset_io = sysctl.io;
+    m->pci.reset_dev = &m->sysctl;
+    m->pci.reset_off = SYSCTL_RESET;
+    m->pci.msi = msi_from_pci;
+    m->pci.msi_opaque = m;
+    m->bus.fallback = pci_decode;
+    m->bus.fallback_opaque = &m->pci;
+    return 0;
+}
+
+static void fill_bus(struct machine *m)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(ports); i++)
+        bus_add_ports(&m->bus, ports[i].first, ports[i].size, ports[i].off,
+                      ports[i].ops ? ports[i].ops : ports[i].class->io, (char *)m + ports[i].at);
+    bus_add_mmio(&m->bus, LAYOUT_IOAPIC, PAGE_SIZE, 0, &ioapic_mmio, &m->ioapic);
+    bus_add_mmio(&m->bus, LAYOUT_ECAM, LAYOUT_ECAM_SIZE, 0, &pci_ecam, &m->pci);
+    /* The local APICs are per vCPU: machine_mmio_*() goes to them before it asks the bus. */
+}
+
+/* What firmware would have done before it started an operating system. */
+static void firmware(struct machine *m)
+{
+    for (unsigned i = 0; i < 2; i++) /* PCI interrupts are level-triggered on the 8259 too */
+        bus_port_out(&m->bus, (u16)(PORT_ELCR + i), 1,
+                     (BIT(PIC_IRQ_PCI) | BIT(PIC_IRQ_PCI + 1) | BIT(GSI_SCI)) >> i * 8 & 0xff);
+    pci_assign_bars(&m->pci);
+}
+
+int board_init(struct machine *m)
+{
+    atomic_init(&m->console_slot, -1);
+    int err = init_irqchips(m);
+    if (err)
+        goto no_irqchips;
+    err = init_pci(m);
+    if (err)
+        goto no_pci;
+    err = init_devices(m);
+    if (err)
+        goto no_devices;
+    fill_bus(m);
+    firmware(m);
+    return 0;
+
+no_devices:
+    pci_host_fini(&m->pci);
+no_pci:
+    lapic_bus_fini(&m->apics);
+no_irqchips:
+    pthread_mutex_destroy(&m->irq_lock);
+    return err;
+}
+
+void board_reset(struct machine *m)
+{
+    /* The listeners first, so that the lines their drivers set afterwards are kept. */
+    pthread_mutex_lock(&m->irq_lock);
+    i8259_reset(&m->pic);
+    ioapic_reset(&m->ioapic);
+    lapic_bus_reset(&m->apics);
+    pthread_mutex_unlock(&m->irq_lock);
+    pci_host_reset(&m->pci);
+    for (unsigned i = 0; i < NR_DEV; i++)
+        devices[i].class->reset((char *)m + devices[i].at);
+    firmware(m);
+}
+
+void board_fini(struct machine *m)
+{
+    for (unsigned i = NR_DEV; i--;)
+        devices[i].class->fini((char *)m + devices[i].at);
+    pci_host_fini(&m->pci);
+    lapic_bus_fini(&m->apics);
+    pthread_mutex_destroy(&m->irq_lock);
+}

@@ -1,0 +1,44 @@
+/* board.h - the chips of one machine and what they hang on. Only board.c, machine.c and tests look in. */
+#pragma once
+#include "machine/bus.h"
+#include "machine/chips/acpi_pm.h"
+#include "machine/chips/i8042.h"
+#include "machine/chips/i8254.h"
+#include "machine/chips/i8259.h"
+#include "machine/chips/ioapic.h"
+#include "machine/chips/lapic.h"
+#include "machine/chips/mc146818.h"
+#include "machine/chips/sysctl.h"
+#include "machine/chips/uart16550.h"
+#include "machine/clock.h"
+#include "machine/io_thread.h"
+#include "machine/irq.h"
+#include "machine/machine.h"
+#include "machine/pci.h"
+
+struct machine {
+    struct machine_config config;
+    struct vm_clock clock;
+    struct io_thread io;
+    struct bus bus;
+
+    pthread_mutex_t irq_lock; /* the interrupt controllers: lapics, ioapic, pic */
+    struct lapic_bus apics;
+    struct ioapic ioapic;
+    struct i8259 pic;
+    u8 pic_pci[2];            /* PCI lines asserted on PIC_IRQ_PCI and +1; under irq_lock */
+
+    struct pci_host pci;
+    struct uart uart;
+    struct i8254 pit;
+    struct mc146818 rtc;
+    struct acpi_pm pm;
+    struct i8042 kbd;
+    struct sysctl sysctl;
+    atomic_int console_slot;  /* of the I/O thread; -1: not attached, or at its end */
+};
+
+/* board_init - chips and wiring, on a machine whose config, clock, io and bus are ready. */
+int board_init(struct machine *m);
+void board_reset(struct machine *m);
+void board_fini(struct machine *m);

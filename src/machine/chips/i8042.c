@@ -1,0 +1,154 @@
+/*
+ * i8042.c - PC keyboard controller. Source: IBM PS/2 hardware interface reference, keyboard and
+ * auxiliary device controller (1988). No keyboard and no mouse are attached: what is sent to them
+ * comes back as "resend" with the time-out bit, which lets a probing driver give up quickly.
+ * The A20 line is not modelled: address bit 20 is always on.
+ * Threads: vCPU threads, under k->lock.
+ */
+#include "machine/chips/i8042.h"
+#include <string.h>
+
+#define STAT_OBF 0x01
+#define STAT_SYS 0x04
+#define STAT_CMD 0x08
+#define STAT_UNLOCKED 0x10
+#define STAT_AUX 0x20
+#define STAT_TIMEOUT 0x40
+#define CTR_IRQ1 0x01
+#define OUTPUT_RESET 0x01 /* output port: clear resets the CPU */
+#define OUTPUT_A20 0x02
+
+static void update_irq(struct i8042 *k)
+{
+    bool level = (k->status & STAT_OBF) && !(k->status & STAT_AUX) && (k->command_byte & CTR_IRQ1);
+    if (level == k->irq_level)
+        return;
+    k->irq_level = level;
+    irq_set(&k->wiring.irq, level);
+}
+
+static void reply(struct i8042 *k, u8 data, u8 flags)
+{
+    k->data = data;
+    k->status = (k->status & (u8)~(STAT_AUX | STAT_TIMEOUT)) | STAT_OBF | flags;
+}
+
+static void command_write(struct i8042 *k, u8 command)
+{
+    k->status |= STAT_CMD;
+    k->command = 0;
+    switch (command) {
+    case 0x20: reply(k, k->command_byte, 0); break;
+    case 0xa9: reply(k, 0xff, 0); break; /* auxiliary interface test: nothing there */
+    case 0xaa:
+        k->status |= STAT_SYS;
+        reply(k, 0x55, 0);
+        break;
+    case 0xab: reply(k, 0x00, 0); break; /* keyboard interface test: no error */
+    case 0xa7: k->command_byte |= 0x20; break;
+    case 0xa8: k->command_byte &= (u8)~0x20; break;
+    case 0xad: k->command_byte |= 0x10; break;
+    case 0xae: k->command_byte &= (u8)~0x10; break;
+    case 0xc0: reply(k, 0x80, 0); break; /* input port: not locked */
+    case 0xd0: reply(k, OUTPUT_RESET | OUTPUT_A20, 0); break;
+    case 0x60: case 0xd1: case 0xd2: case 0xd3: case 0xd4:
+        k->command = command;
+        break;
+    case 0xf0 ... 0xff: /* pulse the output lines whose bit is clear */
+        if (!(command & OUTPUT_RESET))
+            k->wiring.reset(k->wiring.opaque);
+        break;
+    default: break;
+    }
+}
+
+static void data_write(struct i8042 *k, u8 value)
+{
+    u8 command = k->command;
+    k->status &= (u8)~STAT_CMD;
+    k->command = 0;
+    switch (command) {
+    case 0x60:
+        k->command_byte = value;
+        k->status = (k->status & (u8)~STAT_SYS) | (value & STAT_SYS);
+        break;
+    case 0xd1:
+        if (!(value & OUTPUT_RESET))
+            k->wiring.reset(k->wiring.opaque);
+        break;
+    case 0xd2: reply(k, value, 0); break;
+    case 0xd3: reply(k, value, STAT_AUX); break;
+    case 0xd4: reply(k, 0xfe, STAT_AUX | STAT_TIMEOUT); break;
+    default: reply(k, 0xfe, STAT_TIMEOUT); break;
+    }
+}
+
+static u64 io_read(void *dev, u64 off, unsigned size)
+{
+    struct i8042 *k = dev;
+    u8 value;
+    (void)size;
+    pthread_mutex_lock(&k->lock);
+    if (off) {
+        value = k->status;
+    } else {
+        value = k->data;
+        k->status &= (u8)~(STAT_OBF | STAT_AUX | STAT_TIMEOUT);
+    }
+    update_irq(k);
+    pthread_mutex_unlock(&k->lock);
+    return value;
+}
+
+static void io_write(void *dev, u64 off, unsigned size, u64 value)
+{
+    struct i8042 *k = dev;
+    (void)size;
+    pthread_mutex_lock(&k->lock);
+    if (off)
+        command_write(k, (u8)value);
+    else
+        data_write(k, (u8)value);
+    update_irq(k);
+    pthread_mutex_unlock(&k->lock);
+}
+
+static void kbd_reset(void *dev)
+{
+    struct i8042 *k = dev;
+    pthread_mutex_lock(&k->lock);
+    k->status = STAT_UNLOCKED;
+    k->command_byte = 0x30; /* both interfaces disabled, no interrupts */
+    k->command = k->data = 0;
+    update_irq(k);
+    pthread_mutex_unlock(&k->lock);
+}
+
+static int kbd_init(void *dev, const void *wiring)
+{
+    struct i8042 *k = dev;
+    memset(k, 0, sizeof(*k));
+    k->wiring = *(const struct kbd_wiring *)wiring;
+    pthread_mutex_init(&k->lock, NULL);
+    kbd_reset(k);
+    return 0;
+}
+
+static void kbd_fini(void *dev)
+{
+    struct i8042 *k = dev;
+    pthread_mutex_destroy(&k->lock);
+}
+
+static const struct state_field kbd_state[] = {
+    STATE(struct i8042, status), STATE(struct i8042, command_byte), STATE(struct i8042, command),
+    STATE(struct i8042, data), STATE_END
+};
+
+static const struct io_ops kbd_io = { "i8042", 1, 1, io_read, io_write };
+
+const struct device_class i8042 = {
+    .name = "i8042", .size = sizeof(struct i8042),
+    .init = kbd_init, .reset = kbd_reset, .fini = kbd_fini,
+    .state = kbd_state, .io = &kbd_io,
+};

@@ -1,0 +1,69 @@
+/*
+ * layout.h - every guest address, port and interrupt number we choose. The one place to look, and
+ * the one place to change: the board, the ACPI tables and the loaders all take them from here.
+ *
+ *   0x0000_0000  RAM to 640 KiB            0x000a_0000  nothing (VGA window)
+ *   0x000c_0000  RAM kept for firmware     0x000e_0000  ACPI tables, 64 KiB of it
+ *   0x0010_0000  RAM to at most 2.75 GiB   0xb000_0000  ECAM, 256 buses * 1 MiB = 256 MiB
+ *   0xc000_0000  PCI memory window         0xfec0_0000  I/O APIC
+ *   0xfed0_0000  HPET (not yet)            0xfee0_0000  local APICs
+ *   0xfffc_0000  firmware (not yet)        0x1_0000_0000  the rest of RAM
+ */
+#pragma once
+
+#define LAYOUT_EBDA 0x9fc00u          /* the last KiB of conventional memory is reserved */
+#define LAYOUT_VGA_HOLE 0xa0000u
+#define LAYOUT_OPTION_ROM 0xc0000u    /* end of the VGA window */
+#define LAYOUT_ACPI 0xe0000u          /* RSDP first: found by a scan of 0xe0000..0xfffff */
+#define LAYOUT_ACPI_SIZE 0x10000u
+#define LAYOUT_HIGH_RAM 0x100000u
+#define LAYOUT_LOW_RAM_MAX 0xb0000000ull /* RAM below 4 GiB ends here at the latest */
+#define LAYOUT_ECAM 0xb0000000ull
+#define LAYOUT_ECAM_SIZE 0x10000000ull
+#define LAYOUT_PCI_MMIO 0xc0000000ull    /* = ECAM + ECAM_SIZE */
+#define LAYOUT_PCI_MMIO_END 0xfec00000ull
+#define LAYOUT_IOAPIC 0xfec00000ull
+#define LAYOUT_HPET 0xfed00000ull
+#define LAYOUT_LAPIC 0xfee00000ull
+#define LAYOUT_4G 0x100000000ull
+#define LAYOUT_PCI_MMIO64_ALIGN 0x800000000ull /* 64-bit window: next 32 GiB boundary above RAM */
+#define LAYOUT_PCI_MMIO64_SIZE 0x800000000ull
+
+/* Ports */
+#define PORT_PIC_MASTER 0x20
+#define PORT_PIT 0x40
+#define PORT_KBD_DATA 0x60
+#define PORT_SYSTEM_B 0x61
+#define PORT_KBD_STATUS 0x64
+#define PORT_RTC 0x70
+#define PORT_POST 0x80
+#define PORT_SYSTEM_A 0x92
+#define PORT_PIC_SLAVE 0xa0
+#define PORT_DEBUGCON 0xe9
+#define PORT_COM1 0x3f8
+#define PORT_ELCR 0x4d0
+#define PORT_DEBUG_EXIT 0x501
+#define PORT_PVPANIC 0x505
+#define PORT_PM1_EVT 0x600   /* status 2, enable 2 */
+#define PORT_PM1_CNT 0x604   /* 2 */
+#define PORT_PM_TMR 0x608    /* 4 */
+#define PORT_GPE0 0x620      /* status 2, enable 2 */
+#define PORT_PM_END 0x630
+#define PORT_PCI_ADDR 0xcf8
+#define PORT_RESET 0xcf9
+#define PORT_PCI_DATA 0xcfc
+#define PORT_PCI_BARS 0xc000 /* I/O BARs from here up, 0xc000..0xffff */
+
+/* Global system interrupts. ISA interrupts are 0..15; 0 reaches the I/O APIC on pin 2. */
+#define GSI_PIT 0
+#define GSI_KBD 1
+#define GSI_COM1 4
+#define GSI_RTC 8
+#define GSI_SCI 9
+#define GSI_PIT_IOAPIC_PIN 2
+#define GSI_PCI 16           /* INTx swizzled over GSI 16..23 */
+#define NR_GSI_PCI 8
+#define NR_GSI 24
+#define PIC_IRQ_PCI 10       /* with the 8259: even PCI GSIs on 10, odd ones on 11 */
+
+#define ACPI_SLP_TYP_S5 5

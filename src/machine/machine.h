@@ -1,0 +1,129 @@
+/*
+ * machine.h - a PC board as the monitor sees it: create it, plug machine_*() into the engine's host
+ * table, feed its console, take its requests. The functions with a void * first take the machine and
+ * have the signatures of struct engine_host.
+ *
+ * Threads: everything may be called from any thread once created, except create, destroy, reset and
+ * what adds devices: those while no vCPU runs. Callbacks come from vCPU threads and from the machine's
+ * I/O thread, often with a device's lock held: they must not call back into the machine and should
+ * not block. kick() in particular is called under the interrupt controllers' lock.
+ */
+#pragma once
+#include "base/types.h"
+
+struct ram;
+struct machine;
+struct io_thread;
+struct vm_clock;
+struct bus;
+struct pci_host;
+
+#define MACHINE_MAX_CPUS 255
+
+enum machine_request {
+    MACHINE_POWEROFF,   /* ACPI S5; status 0 */
+    MACHINE_RESET,      /* 0xcf9, 0x64, 0x92 */
+    MACHINE_DEBUG_EXIT, /* isa-debug-exit; status (v << 1) | 1 */
+    MACHINE_PANICKED,   /* pvpanic: the guest has panicked, and may go on */
+};
+
+struct machine_config {
+    unsigned nr_cpus;
+    u64 ram_size;       /* bytes, as for machine_ram_ranges() */
+    struct ram *ram;    /* where machine_build_acpi() writes; may be NULL otherwise */
+    u64 tsc_khz;        /* rate of the guest's TSC */
+    u64 wall_ns;        /* RTC: UTC ns since 1970 at creation; 0: the host's clock */
+
+    void *opaque;       /* first argument of the callbacks */
+    /* A vCPU has something new in machine_pending(). */
+    void (*kick)(void *opaque, unsigned vcpu);
+    void (*request)(void *opaque, enum machine_request what, int status);
+    u64 (*tsc_now)(void *opaque, unsigned vcpu); /* the guest's TSC now */
+    void (*console_tx)(void *opaque, const u8 *bytes, size_t len);  /* COM1; may be NULL */
+    void (*debugcon_tx)(void *opaque, const u8 *bytes, size_t len); /* port 0xe9; may be NULL */
+
+    /* Tests: a clock of their own, in ns. No I/O thread then: call machine_run_timers(). */
+    u64 (*clock_source)(void *opaque);
+    void *clock_opaque;
+};
+
+/* machine_create - 0 or -errno; *out is reset and ready. The config is copied. */
+int machine_create(const struct machine_config *config, struct machine **out);
+void machine_destroy(struct machine *m);
+/* machine_reset - as by the reset line: every chip; RAM, CMOS RAM and time stay. */
+void machine_reset(struct machine *m);
+
+/* -- For struct engine_host ---------------------------------------------------- */
+
+u32 machine_port_in(void *machine, u16 port, unsigned size);
+void machine_port_out(void *machine, u16 port, unsigned size, u32 value);
+void machine_mmio_read(void *machine, unsigned vcpu, gpa_t gpa, void *buf, unsigned len);
+void machine_mmio_write(void *machine, unsigned vcpu, gpa_t gpa, const void *buf, unsigned len);
+/* APIC base, TSC deadline, x2APIC. 0, or -1: #GP(0). */
+int machine_msr_read(void *machine, unsigned vcpu, u32 msr, u64 *value);
+int machine_msr_write(void *machine, unsigned vcpu, u32 msr, u64 value);
+/* machine_intr_ack - the vector of the interrupt to take now, or -1. */
+int machine_intr_ack(void *machine, unsigned vcpu);
+u64 machine_cr8_read(void *machine, unsigned vcpu);
+void machine_cr8_write(void *machine, unsigned vcpu, u64 value);
+
+/* -- What a vCPU's loop asks --------------------------------------------------- */
+
+#define MACHINE_INTR 0x1u
+#define MACHINE_NMI 0x2u
+#define MACHINE_INIT 0x4u
+#define MACHINE_SIPI 0x8u
+/* machine_pending - MACHINE_* bits; one atomic load. */
+u32 machine_pending(void *machine, unsigned vcpu);
+/* machine_intr_pending - would machine_intr_ack() give a vector? One atomic load. */
+bool machine_intr_pending(void *machine, unsigned vcpu);
+/* The takes consume. INIT before SIPI: a vCPU that took INIT resets itself, and if it is not
+ * vCPU 0 waits until machine_sipi_take() gives a start page (CS:IP = vector << 8 : 0), else -1. */
+bool machine_nmi_take(void *machine, unsigned vcpu);
+bool machine_init_take(void *machine, unsigned vcpu);
+int machine_sipi_take(void *machine, unsigned vcpu);
+/* machine_apic_base - for CPUID.1 (APIC flag). */
+u64 machine_apic_base(void *machine, unsigned vcpu);
+
+/* -- From outside ----------------------------------------------------------------- */
+
+/* machine_console_feed - input for COM1. How many bytes were taken. */
+size_t machine_console_feed(struct machine *m, const u8 *bytes, size_t len);
+/* machine_console_attach - let the I/O thread read fd into COM1, as fast as the guest takes it.
+ * The caller keeps owning fd, and keeps it open. 0 or -errno. */
+int machine_console_attach(struct machine *m, int fd);
+/* machine_console_flush - hand out output that waits to be batched (up to 2 ms). */
+void machine_console_flush(struct machine *m);
+void machine_power_button(struct machine *m);
+/* machine_nmi - the NMI button: LINT1 of one vCPU. */
+void machine_nmi(struct machine *m, unsigned vcpu);
+/* machine_set_gsi - drive an interrupt input, 0..23; 0..15 also go to the 8259s. */
+void machine_set_gsi(struct machine *m, unsigned gsi, bool level);
+/* machine_msi - a message-signalled interrupt (SDM vol. 3 §11.11). */
+void machine_msi(struct machine *m, u64 address, u32 data);
+
+/* -- Memory map --------------------------------------------------------------------- */
+
+#define MACHINE_MAX_RANGES 12
+enum { E820_RAM = 1, E820_RESERVED = 2, E820_ACPI = 3, E820_NVS = 4 };
+struct machine_range {
+    gpa_t gpa;
+    u64 size;
+    u64 offset; /* in the guest's memory of ram_size bytes; 0 where there is none */
+    u32 type;   /* E820_* */
+};
+/* machine_ram_ranges - which pieces of ram_size bytes go where: the slots to add. Their number. */
+unsigned machine_ram_ranges(u64 ram_size, struct machine_range out[MACHINE_MAX_RANGES]);
+/* machine_e820 - what to tell the guest's kernel about them. */
+unsigned machine_e820(u64 ram_size, struct machine_range out[MACHINE_MAX_RANGES]);
+/* machine_build_acpi - write the tables to guest memory. Guest address of the RSDP; 0: no RAM there. */
+gpa_t machine_build_acpi(struct machine *m);
+
+/* -- For devices that are added (virtio) and for tests ---------------------------------- */
+
+struct io_thread *machine_io_thread(struct machine *m);
+struct vm_clock *machine_clock(struct machine *m);
+struct bus *machine_bus(struct machine *m);
+struct pci_host *machine_pci(struct machine *m);
+/* machine_run_timers - with a clock of the caller's: run what is due. */
+void machine_run_timers(struct machine *m);

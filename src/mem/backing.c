@@ -1,0 +1,50 @@
+#include "mem/backing.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+int backing_init(struct backing *b, u64 size)
+{
+    int err;
+
+    size = (size + PAGE_SIZE - 1) & PAGE_MASK;
+    *b = (struct backing){ .fd = -1, .host = MAP_FAILED, .size = size };
+    b->fd = memfd_create("vitro-ram", MFD_CLOEXEC);
+    if (b->fd < 0)
+        return -errno;
+    if (ftruncate(b->fd, (off_t)size)) {
+        err = -errno;
+        goto fail;
+    }
+    b->host = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                   MAP_SHARED | MAP_NORESERVE, b->fd, 0);
+    if (b->host == MAP_FAILED) {
+        err = -errno;
+        goto fail;
+    }
+    /* A core dump of the monitor should not hold the guest. */
+    madvise(b->host, size, MADV_DONTDUMP);
+    return 0;
+fail:
+    close(b->fd);
+    b->fd = -1;
+    return err;
+}
+
+int backing_zero(struct backing *b)
+{
+    if (fallocate(b->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
+                  (off_t)b->size))
+        return -errno;
+    return 0;
+}
+
+void backing_fini(struct backing *b)
+{
+    if (b->fd < 0)
+        return;
+    munmap(b->host, b->size);
+    close(b->fd);
+    b->fd = -1;
+}

@@ -1,0 +1,36 @@
+/*
+ * ram.h - guest-physical memory: slots of host memory, and the only door from a guest-physical
+ * address to a host pointer. Slots are set before vCPUs run; look-ups need no lock after that.
+ */
+#pragma once
+#include "base/types.h"
+
+#define RAM_MAX_SLOTS 16
+
+/* Per-page state beside the bytes; read by the TLB when it decides whether a write may go direct. */
+#define PAGE_HAS_CODE 0x1u /* translations exist of bytes in this page: writes take the slow path */
+
+struct ram_slot {
+    gpa_t gpa;
+    u64 size;      /* bytes, a multiple of PAGE_SIZE */
+    u8 *host;      /* page aligned; owned by whoever added the slot */
+    bool readonly; /* ROM: guest writes go to MMIO (dropped there) */
+    u8 *page_state; /* PAGE_*, one byte a page; owned by struct ram */
+};
+
+struct ram {
+    struct ram_slot slot[RAM_MAX_SLOTS];
+    unsigned nr_slots;
+};
+
+void ram_init(struct ram *ram);
+void ram_fini(struct ram *ram);
+/* ram_add_slot - 0, or -EINVAL (misaligned, overlap, wraps), -ENOSPC, -ENOMEM. */
+int ram_add_slot(struct ram *ram, gpa_t gpa, u64 size, void *host, bool readonly);
+/* ram_find - the slot that holds gpa, or NULL. */
+struct ram_slot *ram_find(struct ram *ram, gpa_t gpa);
+/* ram_ptr - host pointer to [gpa, gpa+len) when all of it is in one slot, else NULL. len >= 1. */
+void *ram_ptr(struct ram *ram, gpa_t gpa, u64 len);
+/* ram_read, ram_write - copy; 0, or -EFAULT with nothing copied if any byte is not RAM. */
+int ram_read(struct ram *ram, gpa_t gpa, void *buf, u64 len);
+int ram_write(struct ram *ram, gpa_t gpa, const void *buf, u64 len);

@@ -1,0 +1,165 @@
+/* vcpu.c - a vCPU's thread: run, sleep while halted, report how it ended. */
+#include "monitor/vm_inner.h"
+#include "machine/machine.h"
+#include "monitor/gdbstub.h"
+#include <errno.h>
+#include <signal.h>
+#include <string.h>
+#include <time.h>
+
+static void vcpu_sleep(struct vm_vcpu *cpu)
+{
+    pthread_mutex_lock(&cpu->lock);
+    atomic_store(&cpu->asleep, true);
+    while (!vitro_vcpu_event_pending(cpu->vcpu) && !vm_has_ended(cpu->vm))
+        pthread_cond_wait(&cpu->wake, &cpu->lock);
+    atomic_store(&cpu->asleep, false);
+    pthread_mutex_unlock(&cpu->lock);
+}
+
+void vm_vcpu_kick(struct vm_vcpu *cpu, unsigned why)
+{
+    vitro_vcpu_kick(cpu->vcpu, why);
+    atomic_thread_fence(memory_order_seq_cst);
+    if (!atomic_load(&cpu->asleep))
+        return;
+    pthread_mutex_lock(&cpu->lock);
+    pthread_cond_signal(&cpu->wake);
+    pthread_mutex_unlock(&cpu->lock);
+}
+
+static void *vcpu_thread(void *arg)
+{
+    struct vm_vcpu *cpu = arg;
+    struct guest *vm = cpu->vm;
+    struct vitro_regs regs;
+
+    if (vm->gdb)
+        gdbstub_stopped(vm->gdb, cpu, 0);
+    while (!vm_has_ended(vm)) {
+        switch (vitro_vcpu_run(cpu->vcpu)) {
+        case VITRO_EXIT_HLT:
+            vcpu_sleep(cpu);
+            break;
+        case VITRO_EXIT_INTR:
+            if (machine_nmi_take(vm->machine, cpu->index))
+                vitro_vcpu_kick(cpu->vcpu, VITRO_KICK_NMI);
+            else if (vm->gdb && !vm_has_ended(vm))
+                gdbstub_stopped(vm->gdb, cpu, SIGINT);
+            break;
+        case VITRO_EXIT_DEBUG:
+            if (vm->gdb)
+                gdbstub_stopped(vm->gdb, cpu, SIGTRAP);
+            break;
+        case VITRO_EXIT_SHUTDOWN:
+            vitro_vcpu_get_regs(cpu->vcpu, &regs);
+            vm_end(vm, VM_TRIPLE_FAULT, STATUS_TRIPLE_FAULT,
+                   "the guest died of a triple fault at rip %#llx; --trace exc "
+                   "shows what led to it",
+                   (unsigned long long)regs.rip);
+            break;
+        case VITRO_EXIT_FAIL:
+            vm_end(vm, VM_FAIL, STATUS_FAIL, "%s",
+                   vitro_vcpu_fail_message(cpu->vcpu));
+            break;
+        }
+    }
+    return NULL;
+}
+
+int vm_vcpu_init(struct guest *vm, unsigned index)
+{
+    struct vm_vcpu *cpu = &vm->vcpu[index];
+    char err[256] = "";
+
+    cpu->vm = vm;
+    cpu->index = index;
+    pthread_mutex_init(&cpu->lock, NULL);
+    pthread_cond_init(&cpu->wake, NULL);
+    cpu->vcpu = vitro_vcpu_create(vm->vm, index, err, sizeof(err));
+    if (!cpu->vcpu) {
+        say("cannot create CPU %u: %s", index, err);
+        return -ENOMEM;
+    }
+    return 0;
+}
+
+int vm_vcpu_start(struct vm_vcpu *cpu)
+{
+    sigset_t all, old;
+
+    /* Signals from outside are the main thread's; what the code itself causes cannot be blocked. */
+    sigfillset(&all);
+    sigdelset(&all, SIGSEGV);
+    sigdelset(&all, SIGBUS);
+    sigdelset(&all, SIGFPE);
+    sigdelset(&all, SIGILL);
+    sigdelset(&all, SIGTRAP);
+    sigdelset(&all, SIGABRT);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    int r = pthread_create(&cpu->thread, NULL, vcpu_thread, cpu);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    cpu->started = !r;
+    return -r;
+}
+
+bool vm_vcpu_join(struct vm_vcpu *cpu, unsigned timeout_ms)
+{
+    struct timespec until;
+
+    if (!cpu->started)
+        return true;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += timeout_ms / 1000;
+    until.tv_nsec += (long)(timeout_ms % 1000) * 1000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_sec++;
+        until.tv_nsec -= 1000000000;
+    }
+    if (pthread_timedjoin_np(cpu->thread, NULL, &until))
+        return false;
+    cpu->started = false;
+    return true;
+}
+
+void vm_vcpu_fini(struct vm_vcpu *cpu)
+{
+    if (cpu->vcpu)
+        vitro_vcpu_destroy(cpu->vcpu);
+    cpu->vcpu = NULL;
+    if (cpu->vm) {
+        pthread_cond_destroy(&cpu->wake);
+        pthread_mutex_destroy(&cpu->lock);
+    }
+}
+
+static struct vitro_segment segment(const struct boot_seg *s)
+{
+    return (struct vitro_segment){
+        .base = s->base, .limit = s->limit, .attr = s->attr, .selector = s->sel
+    };
+}
+
+void vm_vcpu_enter(struct vm_vcpu *cpu, const struct boot_entry *e)
+{
+    struct vitro_sregs s;
+    struct vitro_regs r = { .rip = e->rip, .rflags = e->rflags };
+
+    vitro_vcpu_get_sregs(cpu->vcpu, &s);
+    s.cs = segment(&e->cs);
+    s.ds = s.es = s.fs = s.gs = s.ss = segment(&e->ds);
+    s.tr = segment(&e->tr);
+    s.ldt = (struct vitro_segment){ .attr = SEG_UNUSABLE };
+    s.gdt_base = e->gdt_base;
+    s.gdt_limit = e->gdt_limit;
+    s.idt_base = 0;
+    s.idt_limit = 0;
+    s.cr0 = e->cr0;
+    s.cr3 = e->cr3;
+    s.cr4 = e->cr4;
+    s.efer = e->efer;
+    vitro_vcpu_set_sregs(cpu->vcpu, &s);
+    r.gpr[RSP] = e->rsp;
+    r.gpr[RSI] = e->rsi;
+    vitro_vcpu_set_regs(cpu->vcpu, &r);
+}

@@ -1,0 +1,359 @@
+/*
+ * vm.c - puts a VM together and takes it apart: RAM, board, engine, guest, console, in this order,
+ * and backwards. The only file that knows all of them.
+ */
+#include "monitor/vm_inner.h"
+#include "machine/machine.h"
+#include "monitor/file.h"
+#include "monitor/gdbstub.h"
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define STOP_MS 3000 /* how long a vCPU may take to notice that the run is over */
+
+/* -- The end of the run ------------------------------------------------------------------------ */
+
+void vm_end(struct guest *vm, enum vm_outcome outcome, int status,
+            const char *fmt, ...)
+{
+    va_list ap;
+
+    pthread_mutex_lock(&vm->lock);
+    bool first = vm->outcome == VM_RUNNING;
+    if (first) {
+        va_start(ap, fmt);
+        vsnprintf(vm->message, sizeof(vm->message), fmt, ap);
+        va_end(ap);
+        vm->outcome = outcome;
+        vm->status = status;
+        atomic_store(&vm->over, true);
+        pthread_cond_broadcast(&vm->ended);
+    }
+    pthread_mutex_unlock(&vm->lock);
+    if (!first)
+        return;
+    for (unsigned i = 0; i < vm->nr_vcpus; i++)
+        vm_vcpu_kick(&vm->vcpu[i], VITRO_KICK_STOP);
+    if (vm->gdb)
+        gdbstub_wake(vm->gdb);
+}
+
+bool vm_has_ended(struct guest *vm)
+{
+    return atomic_load(&vm->over);
+}
+
+/* -- What the board asks: often under a device's lock, so nothing here calls back ---------------- */
+
+static void on_kick(void *opaque, unsigned vcpu)
+{
+    struct guest *vm = opaque;
+    u32 pending;
+
+    if (vcpu >= vm->nr_vcpus)
+        return; /* the board is still being made */
+    pending = machine_pending(vm->machine, vcpu);
+    /* An NMI is taken from the board on the vCPU's own thread, between two runs. */
+    vm_vcpu_kick(&vm->vcpu[vcpu],
+                 pending & ~MACHINE_INTR ? VITRO_KICK_INTR | VITRO_KICK_STOP
+                                         : VITRO_KICK_INTR);
+}
+
+static void on_request(void *opaque, enum machine_request what, int status)
+{
+    struct guest *vm = opaque;
+
+    switch (what) {
+    case MACHINE_POWEROFF:
+        vm_end(vm, VM_POWER_OFF, STATUS_OK, "%s", "");
+        break;
+    case MACHINE_RESET:
+        if (vm->panicked)
+            vm_end(vm, vm->config->no_reboot ? VM_FAIL : VM_RESET, STATUS_FAIL,
+                   "the guest's kernel panicked");
+        else
+            vm_end(vm, VM_RESET, STATUS_OK, "%s", "");
+        break;
+    case MACHINE_DEBUG_EXIT:
+        vm_end(vm, VM_DEBUG_EXIT, status & 0xff, "%s", "");
+        break;
+    case MACHINE_PANICKED:
+        vm->panicked = true;
+        break;
+    }
+}
+
+static u64 on_tsc(void *opaque, unsigned vcpu)
+{
+    struct guest *vm = opaque;
+
+    return vcpu < vm->nr_vcpus ? vitro_vcpu_tsc(vm->vcpu[vcpu].vcpu) : 0;
+}
+
+static void on_output(void *opaque, const u8 *bytes, size_t len)
+{
+    struct guest *vm = opaque;
+
+    console_write(&vm->console, bytes, len);
+}
+
+static void on_leave(void *opaque)
+{
+    vm_end(opaque, VM_LEAVE, STATUS_OK, "%s", "");
+}
+
+static void on_broken(void *opaque, const char *what)
+{
+    vm_end(opaque, VM_FAIL, STATUS_FAIL, "cannot write the output: %s", what);
+}
+
+/* -- Putting it together ------------------------------------------------------------------------- */
+
+static int make_ram(struct guest *vm)
+{
+    struct machine_range range[MACHINE_MAX_RANGES];
+    u64 size = vm->config->mem;
+    int r = backing_init(&vm->ram, size);
+
+    if (r) {
+        say("no %llu MiB for the guest: %s; ask for less with --mem",
+            (unsigned long long)size >> 20, strerror(-r));
+        return r;
+    }
+    unsigned nr = machine_ram_ranges(size, range);
+    for (unsigned i = 0; i < nr && !r; i++) {
+        bug_on(range[i].offset + range[i].size > size);
+        r = ram_add_slot(&vm->view, range[i].gpa, range[i].size,
+                         (u8 *)vm->ram.host + range[i].offset, false);
+    }
+    if (r)
+        say("cannot lay out the guest's memory: %s", strerror(-r));
+    return r;
+}
+
+static int make_machine(struct guest *vm)
+{
+    const struct machine_config mc = {
+        .nr_cpus = vm->config->cpus,
+        .ram_size = vm->config->mem,
+        .ram = &vm->view,
+        .tsc_khz = vitro_tsc_khz(),
+        .opaque = vm,
+        .kick = on_kick,
+        .request = on_request,
+        .tsc_now = on_tsc,
+        .console_tx = on_output,
+        .debugcon_tx = on_output,
+    };
+    int r = machine_create(&mc, &vm->machine);
+
+    if (r)
+        say("cannot make the board: %s", strerror(-r));
+    return r;
+}
+
+static int make_engine(struct guest *vm)
+{
+    const struct config *c = vm->config;
+    const struct vitro_ops ops = {
+        .opaque = vm->machine,
+        .port_in = machine_port_in,
+        .port_out = machine_port_out,
+        .mmio_read = machine_mmio_read,
+        .mmio_write = machine_mmio_write,
+        .msr_read = machine_msr_read,
+        .msr_write = machine_msr_write,
+        .intr_ack = machine_intr_ack,
+        .cr8_read = machine_cr8_read,
+        .cr8_write = machine_cr8_write,
+    };
+    const struct vitro_config vc = {
+        .cpu_model = c->cpu,
+        .nr_cpus = c->cpus,
+        .debug = c->debug | c->trace,
+        .trace_file = vm->trace,
+        .no_pv = c->no_pv,
+    };
+    char err[256] = "";
+
+    vm->vm = vitro_vm_create(&vc, &ops, err, sizeof(err));
+    if (!vm->vm) {
+        say("%s", err);
+        return -EINVAL;
+    }
+    for (unsigned i = 0; i < vm->view.nr_slots; i++) {
+        const struct ram_slot *s = &vm->view.slot[i];
+        int r = vitro_vm_add_memory(vm->vm, s->gpa, s->size, s->host, 0);
+        if (r) {
+            say("cannot give the engine the guest's memory: %s", strerror(-r));
+            return r;
+        }
+    }
+    for (unsigned i = 0; i < c->cpus; i++) {
+        int r = vm_vcpu_init(vm, i);
+        if (r)
+            return r;
+        vm->nr_vcpus = i + 1;
+    }
+    return 0;
+}
+
+static int load_guest(struct guest *vm)
+{
+    const struct config *c = vm->config;
+    struct machine_range range[MACHINE_MAX_RANGES];
+    struct boot_e820 e820[MACHINE_MAX_RANGES];
+    struct boot_entry entry;
+    struct file kernel, initrd = { 0 };
+    char err[BOOT_ERR_LEN];
+
+    int r = file_map(&kernel, "kernel", c->kernel);
+    if (!r && c->initrd)
+        r = file_map(&initrd, "initrd", c->initrd);
+    if (r)
+        goto out;
+    unsigned nr = machine_e820(c->mem, range);
+    for (unsigned i = 0; i < nr; i++)
+        e820[i] = (struct boot_e820){ range[i].gpa, range[i].size,
+                                      range[i].type };
+    const struct boot_input in = {
+        .kernel_name = c->kernel,
+        .kernel = kernel.data,
+        .kernel_size = kernel.size,
+        .initrd_name = c->initrd,
+        .initrd = initrd.data,
+        .initrd_size = initrd.size,
+        .cmdline = c->cmdline,
+        .e820 = e820,
+        .nr_e820 = nr,
+        .rsdp = machine_build_acpi(vm->machine),
+    };
+    r = boot_load(&vm->view, &in, &entry, err);
+    if (r)
+        say("%s", err);
+    else
+        vm_vcpu_enter(&vm->vcpu[0], &entry);
+out:
+    file_unmap(&kernel);
+    file_unmap(&initrd);
+    return r;
+}
+
+static int open_trace(struct guest *vm)
+{
+    const struct config *c = vm->config;
+
+    vm->trace = stderr;
+    if (c->trace_file) {
+        vm->trace = fopen(c->trace_file, "we");
+        if (!vm->trace) {
+            say("--trace-file: cannot open %s: %s", c->trace_file,
+                strerror(errno));
+            return -errno;
+        }
+    }
+    return c->symbols ? symbols_load(&vm->symbols, c->symbols) : 0;
+}
+
+static int start(struct guest *vm)
+{
+    const struct console_ops ops = { .opaque = vm,
+                                     .leave = on_leave,
+                                     .broken = on_broken };
+    int r = console_start(&vm->console, &ops);
+
+    if (!r)
+        r = machine_console_attach(vm->machine, vm->console.guest_fd);
+    for (unsigned i = 0; i < vm->nr_vcpus && !r; i++)
+        r = vm_vcpu_start(&vm->vcpu[i]);
+    if (r)
+        vm_end(vm, VM_FAIL, STATUS_FAIL, "cannot start: %s", strerror(-r));
+    return r;
+}
+
+/* -- Taking it apart --------------------------------------------------------------------------- */
+
+/* Everything the guest said is out, the terminal is as it was, all vCPU threads have ended. */
+static void stop(struct guest *vm)
+{
+    bool stopped = true;
+
+    for (unsigned i = 0; i < vm->nr_vcpus; i++)
+        stopped &= vm_vcpu_join(&vm->vcpu[i], STOP_MS);
+    if (stopped)
+        machine_console_flush(vm->machine);
+    bool tty = vm->console.is_tty;
+    console_stop(&vm->console);
+    if (tty && vm->outcome == VM_LEAVE)
+        fputs("\n", stderr); /* the guest left the cursor anywhere */
+    if (vm->message[0])
+        say("%s", vm->message);
+    if (!stopped) {
+        /* Its thread may still use everything: nothing can be freed. */
+        say("a CPU did not stop within %d s; please report it", STOP_MS / 1000);
+        fflush(NULL);
+        _exit(vm->status ? vm->status : STATUS_FAIL);
+    }
+    if (vm->config->stats)
+        vitro_vm_stats(vm->vm, stderr,
+                       vm->symbols.nr ? symbols_name : NULL, &vm->symbols);
+}
+
+static void destroy(struct guest *vm)
+{
+    if (vm->gdb)
+        gdbstub_destroy(vm->gdb, vm->status);
+    /* The board's I/O thread may kick vCPUs until it is gone. */
+    if (vm->machine)
+        machine_destroy(vm->machine);
+    for (unsigned i = 0; i < vm->config->cpus; i++)
+        vm_vcpu_fini(&vm->vcpu[i]);
+    if (vm->vm)
+        vitro_vm_destroy(vm->vm);
+    ram_fini(&vm->view);
+    backing_fini(&vm->ram);
+    symbols_free(&vm->symbols);
+    if (vm->trace && vm->trace != stderr)
+        fclose(vm->trace);
+    pthread_cond_destroy(&vm->ended);
+    pthread_mutex_destroy(&vm->lock);
+    free(vm);
+}
+
+enum vm_outcome vm_run(const struct config *c, int *status)
+{
+    struct guest *vm = calloc(1, sizeof(*vm));
+
+    *status = STATUS_FAIL;
+    if (!vm) {
+        say("%s", strerror(ENOMEM));
+        return VM_FAIL;
+    }
+    vm->config = c;
+    vm->ram.fd = -1;
+    pthread_mutex_init(&vm->lock, NULL);
+    pthread_cond_init(&vm->ended, NULL);
+    ram_init(&vm->view);
+    vm->outcome = VM_RUNNING;
+
+    if (open_trace(vm) || make_ram(vm) || make_machine(vm) ||
+        make_engine(vm) || load_guest(vm) ||
+        (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
+        destroy(vm);
+        return VM_FAIL;
+    }
+    start(vm);
+    pthread_mutex_lock(&vm->lock);
+    while (vm->outcome == VM_RUNNING)
+        pthread_cond_wait(&vm->ended, &vm->lock);
+    pthread_mutex_unlock(&vm->lock);
+    stop(vm);
+
+    enum vm_outcome outcome = vm->outcome;
+    *status = vm->status;
+    destroy(vm);
+    return outcome;
+}

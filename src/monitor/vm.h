@@ -1,0 +1,22 @@
+/*
+ * vm.h - one virtual machine, put together: RAM, board, engine, console. What main.c sees.
+ *
+ * Threads: one per vCPU, the board's I/O thread, the console's thread; the caller's thread only waits.
+ * Whoever ends the run (power-off, reset, triple fault, Ctrl-A X, a mistake) calls vm_end(); the first
+ * one wins.
+ */
+#pragma once
+#include "monitor/config.h"
+
+enum vm_outcome {
+    VM_RUNNING,
+    VM_POWER_OFF,
+    VM_RESET,
+    VM_DEBUG_EXIT,   /* status is the guest's */
+    VM_TRIPLE_FAULT,
+    VM_LEAVE,        /* the user left */
+    VM_FAIL,         /* explained on stderr */
+};
+
+/* vm_run - build the machine, run it to its end, take it down. *status: the exit status it means. */
+enum vm_outcome vm_run(const struct config *c, int *status);

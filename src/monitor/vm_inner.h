@@ -1,0 +1,72 @@
+/*
+ * vm_inner.h - struct guest, shared by this folder's vm.c, vcpu.c and gdbstub.c only.
+ */
+#pragma once
+#include "boot/boot.h"
+#include "libvitro.h"
+#include "mem/backing.h"
+#include "monitor/console.h"
+#include "monitor/symbols.h"
+#include "monitor/vm.h"
+#include <pthread.h>
+#include <stdatomic.h>
+
+struct machine;
+struct gdbstub;
+
+#define VM_VCPUS_MAX 64
+
+/* A vCPU's thread, and where it sleeps while the guest is halted. */
+struct vm_vcpu {
+    struct guest *vm;
+    struct vitro_vcpu *vcpu;
+    unsigned index;
+    pthread_t thread;
+    bool started;
+    /*
+     * Sleep and wake, Dekker's way: the sleeper sets `asleep`, then looks for an event; a kicker
+     * sets the event (vitro_vcpu_kick), then looks at `asleep`. Both are seq_cst, so one of them
+     * sees the other. Wakers of a vCPU that runs touch no lock.
+     */
+    atomic_bool asleep;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+};
+
+struct guest {
+    const struct config *config;
+    struct backing ram;
+    struct ram view; /* the loaders' view of guest memory */
+    struct machine *machine;
+    struct vitro_vm *vm;
+    struct vm_vcpu vcpu[VM_VCPUS_MAX];
+    unsigned nr_vcpus;
+    struct console console;
+    struct symbols symbols;
+    FILE *trace;
+    struct gdbstub *gdb;
+    atomic_bool over; /* outcome is no longer VM_RUNNING */
+
+    pthread_mutex_t lock; /* what follows */
+    pthread_cond_t ended;
+    enum vm_outcome outcome;
+    bool panicked;
+    int status;
+    char message[400]; /* for VM_FAIL and VM_TRIPLE_FAULT; printed with the terminal restored */
+};
+
+/* vm_end - the run is over; the first caller wins. Any thread. */
+void vm_end(struct guest *vm, enum vm_outcome outcome, int status,
+            const char *fmt, ...) __attribute__((format(printf, 4, 5)));
+bool vm_has_ended(struct guest *vm);
+
+/* -- vcpu.c ---------------------------------------------------------------------------------- */
+int vm_vcpu_init(struct guest *vm, unsigned index);
+int vm_vcpu_start(struct vm_vcpu *cpu);
+/* vm_vcpu_kick - VITRO_KICK_*; wakes it if it sleeps. Any thread. */
+void vm_vcpu_kick(struct vm_vcpu *cpu, unsigned why);
+/* vm_vcpu_join - false if its thread has not ended within the time. */
+bool vm_vcpu_join(struct vm_vcpu *cpu, unsigned timeout_ms);
+void vm_vcpu_fini(struct vm_vcpu *cpu);
+/* vm_vcpu_enter - the state a loader asked for, on top of the reset state. */
+void vm_vcpu_enter(struct vm_vcpu *cpu, const struct boot_entry *entry);

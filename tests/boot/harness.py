@@ -1,0 +1,188 @@
+"""harness.py - start vitro on pipes or a pseudo-terminal, wait for output, type, and count results.
+
+A test is a function named test_*; it fails by raising. main() runs those of the calling module,
+prints one line each and the summary line that tests/run-all reads.
+"""
+import errno
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+import traceback
+
+BUILD = os.environ.get("BUILD", "build")
+VITRO = os.path.join(BUILD, "vitro")
+GUEST = os.path.join("build", "guest")
+BOOT_LIMIT_S = float(os.environ.get("BOOT_LIMIT", "90"))
+# What the guest's init prints; the prompt follows.
+BANNER = rb"vitro: Linux \S+ is up"
+
+
+class Failure(Exception):
+    pass
+
+
+class Skip(Exception):
+    pass
+
+
+def check(condition, text):
+    if not condition:
+        raise Failure(text)
+
+
+class Vitro:
+    """One running vitro. tty=True: on a pseudo-terminal; else on pipes (stdin=None: /dev/null)."""
+
+    def __init__(self, *args, tty=False, stdin=subprocess.PIPE):
+        self.seen = b""      # everything so far
+        self.at = 0          # what expect() has consumed
+        self.tty = tty
+        self.errors = b""
+        command = [VITRO, *args]
+        if tty:
+            self.master, self.slave = pty.openpty()
+            self.before = termios.tcgetattr(self.slave)
+            self.process = subprocess.Popen(command, stdin=self.slave, stdout=self.slave,
+                                            stderr=subprocess.PIPE, start_new_session=True)
+            self.out = self.master
+            self.inp = self.master
+        else:
+            self.process = subprocess.Popen(command, stdin=stdin or subprocess.DEVNULL,
+                                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                                            start_new_session=True)
+            self.out = self.process.stdout.fileno()
+            self.inp = self.process.stdin.fileno() if self.process.stdin else -1
+        os.set_blocking(self.out, False)
+        os.set_blocking(self.process.stderr.fileno(), False)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        if self.tty:
+            os.close(self.master)
+            os.close(self.slave)
+
+    def pump(self, seconds):
+        """Take what output there is, waiting at most that long. False at its end."""
+        err = self.process.stderr.fileno()
+        ready, _, _ = select.select([self.out, err], [], [], max(0, seconds))
+        open_ = True
+        for fd in ready:
+            try:
+                data = os.read(fd, 65536)
+            except BlockingIOError:
+                continue
+            except OSError as e:
+                if e.errno != errno.EIO:
+                    raise
+                data = b""
+            if fd == err:
+                self.errors += data
+            else:
+                self.seen += data
+            if not data and fd == self.out:
+                open_ = False
+        return open_
+
+    def expect(self, pattern, seconds=BOOT_LIMIT_S):
+        """Wait for a regular expression in the output after the last match."""
+        if isinstance(pattern, str):
+            pattern = pattern.encode()
+        end = time.monotonic() + seconds
+        while True:
+            match = re.search(pattern, self.seen[self.at:])
+            if match:
+                self.at += match.end()
+                return match
+            left = end - time.monotonic()
+            if left <= 0:
+                raise Failure(f"no {pattern!r} within {seconds:.0f} s; {self.tail()}")
+            ended = self.process.poll() is not None
+            open_ = self.pump(min(left, 0.2))
+            if ended and (not open_ or not select.select([self.out], [], [], 0)[0]):
+                if re.search(pattern, self.seen[self.at:]):
+                    continue
+                raise Failure(f"ended with {self.process.returncode} before {pattern!r}; {self.tail()}")
+
+    def send(self, data):
+        os.write(self.inp, data.encode() if isinstance(data, str) else data)
+
+    def command(self, line, pattern, seconds=30):
+        """Type a line at the prompt; the pattern must come after its echo."""
+        self.send(line + "\r" if self.tty else line + "\n")
+        return self.expect(pattern, seconds)
+
+    def wait(self, seconds=30):
+        """The exit status, all output taken."""
+        end = time.monotonic() + seconds
+        while self.process.poll() is None:
+            if time.monotonic() > end:
+                raise Failure(f"did not end within {seconds} s; {self.tail()}")
+            self.pump(0.1)
+        while self.pump(0) and select.select([self.out, self.process.stderr.fileno()], [], [], 0)[0]:
+            if not self.pump(0):
+                break
+        self.pump(0)
+        return self.process.returncode
+
+    def tail(self):
+        return f"output ends {self.seen[-400:]!r}, stderr {self.errors[-400:]!r}"
+
+    def to_shell(self):
+        self.expect(BANNER)
+        self.expect(rb"# ")
+
+    def terminal_restored(self):
+        return termios.tcgetattr(self.slave) == self.before
+
+
+def script(text):
+    """The kernel command line word that makes init run this shell text and power off."""
+    import base64
+    return "vitro.test=" + base64.b64encode(text.encode()).decode()
+
+
+def error_line(*args, status=1):
+    """Run something that must fail at once: its single line of stderr."""
+    with Vitro(*args, stdin=None) as v:
+        got = v.wait(20)
+        check(got == status, f"status {got}, not {status}; {v.tail()}")
+        lines = v.errors.decode().splitlines()
+        check(len(lines) == 1, f"{len(lines)} lines of error: {lines}")
+        check(lines[0].startswith("vitro: "), lines[0])
+        return lines[0]
+
+
+def main(module, name):
+    tests = [(n, f) for n, f in vars(module).items() if n.startswith("test_") and callable(f)]
+    wanted = sys.argv[1:]
+    passed = failed = 0
+    for test_name, function in tests:
+        if wanted and not any(w in test_name for w in wanted):
+            continue
+        started = time.monotonic()
+        try:
+            function()
+            passed += 1
+            result = "ok"
+        except Skip as e:
+            result = f"skipped: {e}"
+        except Failure as e:
+            failed += 1
+            result = f"FAILED: {e}"
+        except Exception:
+            failed += 1
+            result = "FAILED: " + traceback.format_exc()
+        print(f"{name}/{test_name[5:]}: {result} ({time.monotonic() - started:.1f} s)", flush=True)
+    print(f"{name}: {passed} passed, {failed} failed")
+    return failed != 0
