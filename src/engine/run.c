@@ -294,6 +294,10 @@ u64 engine_poll(struct vcpu *v, const struct site *site)
 {
     v->rip = v->vbase + site->off;
     v->eng->nr_poll++;
+    /* A dropped block leaves this way too: the jump cache must not lead back to it. */
+    struct jc_entry *e = jc_at(v, v->mode & MODE_SLOT, v->rip);
+    if (e->rip == v->rip)
+        e->rip = JC_NONE;
     return DISPATCH;
 }
 

@@ -1,8 +1,8 @@
 /*
- * acpi.c - RSDP, XSDT, FADT, FACS, MADT, MCFG and DSDT. Source: ACPI 6.4 §5.2 (tables), §6.1-6.2 (device
- * objects), §6.2.13 (_PRT), §7.4.2 (\_S5); PCI Firmware 3.0 §4.1 (MCFG).
- * Left out: HPET, SRAT, processor devices, SSDTs. The 8042 is not announced (nothing is attached to it, and
- * probing it is slow), nor is VGA.
+ * acpi.c - RSDP, XSDT, FADT, FACS, MADT, MCFG and DSDT. Source: ACPI 6.4 §5.2 (tables), §6.1-6.2
+ * (device objects), §6.2.13 (_PRT), §7.4.2 (\_S5); PCI Firmware 3.0 §4.1 (MCFG).
+ * Left out: HPET, SRAT, processor devices, SSDTs. The 8042 is not announced (nothing is attached
+ * to it, and probing it is slow), nor is VGA.
  */
 #include "machine/acpi.h"
 #include "machine/aml.h"
@@ -128,7 +128,7 @@ static void finish(struct acpi_header *h, const char *signature, u8 revision, si
     h->checksum = checksum(h, length);
 }
 
-/* -- DSDT ----------------------------------------------------------------------------- */
+/* -- DSDT ----------------------------------------------------------------- */
 
 /* 32 slots * 4 pins: address, pin, no link device, interrupt. */
 static void prt(struct aml *a, const char *name, bool apic)
@@ -258,7 +258,7 @@ static u64 build_dsdt(struct build *b, const struct acpi_config *config)
     return address(b, h);
 }
 
-/* -- Tables with fixed layouts ------------------------------------------------------ */
+/* -- Tables with fixed layouts -------------------------------------------- */
 
 static struct acpi_gas port(u16 port_nr, u8 bytes)
 {

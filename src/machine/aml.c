@@ -18,7 +18,7 @@ static void put16(struct aml *a, u16 v) { put(a, &v, 2); }
 static void put32(struct aml *a, u32 v) { put(a, &v, 4); }
 static void put64(struct aml *a, u64 v) { put(a, &v, 8); }
 
-/* -- Containers ---------------------------------------------------------------- */
+/* -- Containers ----------------------------------------------------------- */
 
 static void open_container(struct aml *a, bool resources)
 {
@@ -30,7 +30,8 @@ static void open_container(struct aml *a, bool resources)
     a->open[a->depth++].resources = resources;
 }
 
-/* PkgLength (§20.2.4): counts itself; 6 bits in one byte, or 4 bits and 8 more for each further one. */
+/* PkgLength (§20.2.4): counts itself; 6 bits in one byte, or 4 bits and 8 more for each further
+ * one. */
 static void insert_length(struct aml *a, size_t at)
 {
     size_t body = a->len - at;
@@ -68,7 +69,7 @@ void aml_end(struct aml *a)
     insert_length(a, at);
 }
 
-/* -- Names ------------------------------------------------------------------------ */
+/* -- Names ---------------------------------------------------------------- */
 
 /* "\\_SB.PCI0": root, then segments padded with '_' to four characters. */
 void aml_ref(struct aml *a, const char *path)
@@ -152,7 +153,7 @@ void aml_store_arg0(struct aml *a, const char *name)
     aml_ref(a, name);
 }
 
-/* -- Values ------------------------------------------------------------------------ */
+/* -- Values --------------------------------------------------------------- */
 
 void aml_int(struct aml *a, u64 value)
 {
@@ -188,7 +189,7 @@ void aml_eisa_id(struct aml *a, const char *id)
     put32(a, __builtin_bswap32(v));
 }
 
-/* -- Resources ----------------------------------------------------------------------- */
+/* -- Resources ------------------------------------------------------------ */
 
 void aml_resources(struct aml *a)
 {

@@ -1,7 +1,7 @@
 /*
- * aml.h - a small emitter of ACPI machine language. Source: ACPI 6.4 §20.2 (encoding), §6.4 (resource
- * descriptors). Containers are aml_begin_*() ... aml_end(): the length is filled in at the end.
- * The first overflow latches; later calls do nothing; check a->failed once.
+ * aml.h - a small emitter of ACPI machine language. Source: ACPI 6.4 §20.2 (encoding), §6.4
+ * (resource descriptors). Containers are aml_begin_*() ... aml_end(): the length is filled in at
+ * the end. The first overflow latches; later calls do nothing; check a->failed once.
  */
 #pragma once
 #include "base/types.h"

@@ -7,7 +7,7 @@
 #include <poll.h>
 #include <time.h>
 
-/* -- The devices, in the order they are made and reset ----------------------------- */
+/* -- The devices, in the order they are made and reset -------------------- */
 
 enum { DEV_UART, DEV_PIT, DEV_RTC, DEV_PM, DEV_KBD, DEV_SYSCTL, NR_DEV };
 
@@ -54,7 +54,7 @@ static const struct {
 #undef CHIP
 };
 
-/* -- Interrupts ------------------------------------------------------------------------ */
+/* -- Interrupts ----------------------------------------------------------- */
 
 /* An irq_line.set: the owner is the machine, n the GSI. PCI's also reach the 8259, shared. */
 static void set_gsi(void *owner, unsigned gsi, bool level)
@@ -129,7 +129,7 @@ static void msi_from_pci(void *opaque, u64 address, u32 data)
     machine_msi(opaque, address, data);
 }
 
-/* -- Requests to the embedder -------------------------------------------------------------- */
+/* -- Requests to the embedder --------------------------------------------- */
 
 static void request(struct machine *m, enum machine_request what, int status)
 {
@@ -180,7 +180,7 @@ static void on_console_room(void *opaque)
         io_fd_set_events(&m->io, slot, POLLIN);
 }
 
-/* -- Building ---------------------------------------------------------------------------------- */
+/* -- Building ------------------------------------------------------------- */
 
 static u64 wall_clock_ns(void)
 {

@@ -1,4 +1,5 @@
-/* board.h - the chips of one machine and what they hang on. Only board.c, machine.c and tests look in. */
+/* board.h - the chips of one machine and what they hang on. Only board.c, machine.c and tests
+ * look in. */
 #pragma once
 #include "machine/bus.h"
 #include "machine/chips/acpi_pm.h"

@@ -1,5 +1,6 @@
 /*
- * clock.c - CLOCK_MONOTONIC, a binary heap of timers, and one timerfd behind it (timerfd_create(2)).
+ * clock.c - CLOCK_MONOTONIC, a binary heap of timers, and one timerfd behind it
+ * (timerfd_create(2)).
  * Threads: see clock.h. Lock order: clock->lock is last.
  */
 #include "machine/clock.h"
@@ -102,7 +103,7 @@ static void set_kernel_timer(struct vm_clock *clock, u64 deadline_ns)
     timerfd_settime(clock->timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
 }
 
-/* -- Timers ---------------------------------------------------------------- */
+/* -- Timers --------------------------------------------------------------- */
 
 int timer_init(struct vm_clock *clock, struct vm_timer *timer, void (*fn)(void *), void *opaque)
 {

@@ -17,7 +17,7 @@
 _Static_assert(MACHINE_INTR == LAPIC_INTR && MACHINE_NMI == LAPIC_NMI &&
                    MACHINE_INIT == LAPIC_INIT && MACHINE_SIPI == LAPIC_SIPI, "same bits");
 
-/* -- Life ----------------------------------------------------------------------------- */
+/* -- Life ----------------------------------------------------------------- */
 
 int machine_create(const struct machine_config *config, struct machine **out)
 {
@@ -78,7 +78,7 @@ void machine_reset(struct machine *m)
     board_reset(m);
 }
 
-/* -- Ports, MMIO ------------------------------------------------------------------------ */
+/* -- Ports, MMIO ---------------------------------------------------------- */
 
 u32 machine_port_in(void *machine, u16 port, unsigned size)
 {
@@ -92,7 +92,8 @@ void machine_port_out(void *machine, u16 port, unsigned size, u32 value)
     bus_port_out(&m->bus, port, size, value);
 }
 
-/* The asking vCPU's local APIC, if the address is in its page. Its mode changes on its own thread. */
+/* The asking vCPU's local APIC, if the address is in its page. Its mode changes on its own
+ * thread. */
 static struct lapic *lapic_at(struct machine *m, unsigned vcpu, gpa_t gpa)
 {
     struct lapic *l = &m->apics.cpu[vcpu];
@@ -107,7 +108,8 @@ void machine_mmio_read(void *machine, unsigned vcpu, gpa_t gpa, void *buf, unsig
         bus_mmio_read(&m->bus, gpa, buf, len);
         return;
     }
-    /* Registers are 32 bits at multiples of 16; the bytes between read as 0 (SDM vol. 3 §11.4.1). */
+    /* Registers are 32 bits at multiples of 16; the bytes between read as 0 (SDM vol. 3
+     * §11.4.1). */
     u64 value[2] = { 0, 0 };
     unsigned off = gpa & 0xfff, skip = off & 15;
     pthread_mutex_lock(&m->irq_lock);
@@ -135,7 +137,7 @@ void machine_mmio_write(void *machine, unsigned vcpu, gpa_t gpa, const void *buf
     pthread_mutex_unlock(&m->irq_lock);
 }
 
-/* -- Local APIC --------------------------------------------------------------------------- */
+/* -- Local APIC ----------------------------------------------------------- */
 
 int machine_msr_read(void *machine, unsigned vcpu, u32 msr, u64 *value)
 {
@@ -235,7 +237,7 @@ void machine_nmi(struct machine *m, unsigned vcpu)
     pthread_mutex_unlock(&m->irq_lock);
 }
 
-/* -- Console and buttons ------------------------------------------------------------------ */
+/* -- Console and buttons -------------------------------------------------- */
 
 size_t machine_console_feed(struct machine *m, const u8 *bytes, size_t len)
 {
@@ -287,13 +289,16 @@ void machine_power_button(struct machine *m)
     pm_power_button(&m->pm);
 }
 
-/* -- Memory map ------------------------------------------------------------------------------ */
+/* -- Memory map ----------------------------------------------------------- */
 
-static unsigned add(struct machine_range *out, unsigned n, gpa_t from, gpa_t to, u64 offset, u32 type)
+static unsigned add(struct machine_range *out, unsigned n, gpa_t from, gpa_t to, u64 offset,
+                    u32 type)
 {
     if (to <= from)
         return n;
-    out[n] = (struct machine_range){ .gpa = from, .size = to - from, .offset = offset, .type = type };
+    out[n] = (struct machine_range){
+        .gpa = from, .size = to - from, .offset = offset, .type = type
+    };
     return n + 1;
 }
 
@@ -333,7 +338,7 @@ gpa_t machine_build_acpi(struct machine *m)
     return err ? 0 : LAYOUT_ACPI;
 }
 
-/* -- Parts --------------------------------------------------------------------------------------- */
+/* -- Parts ---------------------------------------------------------------- */
 
 struct io_thread *machine_io_thread(struct machine *m)
 {

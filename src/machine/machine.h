@@ -1,12 +1,13 @@
 /*
- * machine.h - a PC board as the monitor sees it: create it, plug machine_*() into the engine's host
- * table, feed its console, take its requests. The functions with a void * first take the machine and
- * have the signatures of struct engine_host.
+ * machine.h - a PC board as the monitor sees it: create it, plug machine_*() into the engine's
+ * host table, feed its console, take its requests. The functions with a void * first take the
+ * machine and have the signatures of struct engine_host.
  *
- * Threads: everything may be called from any thread once created, except create, destroy, reset and
- * what adds devices: those while no vCPU runs. Callbacks come from vCPU threads and from the machine's
- * I/O thread, often with a device's lock held: they must not call back into the machine and should
- * not block. kick() in particular is called under the interrupt controllers' lock.
+ * Threads: everything may be called from any thread once created, except create, destroy, reset
+ * and what adds devices: those while no vCPU runs. Callbacks come from vCPU threads and from the
+ * machine's I/O thread, often with a device's lock held: they must not call back into the machine
+ * and should not block. kick() in particular is called under the interrupt controllers' lock; it
+ * may ask machine_pending(), which takes no lock and already shows what is new.
  */
 #pragma once
 #include "base/types.h"
@@ -53,7 +54,7 @@ void machine_destroy(struct machine *m);
 /* machine_reset - as by the reset line: every chip; RAM, CMOS RAM and time stay. */
 void machine_reset(struct machine *m);
 
-/* -- For struct engine_host ---------------------------------------------------- */
+/* -- For struct engine_host ----------------------------------------------- */
 
 u32 machine_port_in(void *machine, u16 port, unsigned size);
 void machine_port_out(void *machine, u16 port, unsigned size, u32 value);
@@ -67,7 +68,7 @@ int machine_intr_ack(void *machine, unsigned vcpu);
 u64 machine_cr8_read(void *machine, unsigned vcpu);
 void machine_cr8_write(void *machine, unsigned vcpu, u64 value);
 
-/* -- What a vCPU's loop asks --------------------------------------------------- */
+/* -- What a vCPU's loop asks ---------------------------------------------- */
 
 #define MACHINE_INTR 0x1u
 #define MACHINE_NMI 0x2u
@@ -85,7 +86,7 @@ int machine_sipi_take(void *machine, unsigned vcpu);
 /* machine_apic_base - for CPUID.1 (APIC flag). */
 u64 machine_apic_base(void *machine, unsigned vcpu);
 
-/* -- From outside ----------------------------------------------------------------- */
+/* -- From outside --------------------------------------------------------- */
 
 /* machine_console_feed - input for COM1. How many bytes were taken. */
 size_t machine_console_feed(struct machine *m, const u8 *bytes, size_t len);
@@ -102,7 +103,7 @@ void machine_set_gsi(struct machine *m, unsigned gsi, bool level);
 /* machine_msi - a message-signalled interrupt (SDM vol. 3 §11.11). */
 void machine_msi(struct machine *m, u64 address, u32 data);
 
-/* -- Memory map --------------------------------------------------------------------- */
+/* -- Memory map ----------------------------------------------------------- */
 
 #define MACHINE_MAX_RANGES 12
 enum { E820_RAM = 1, E820_RESERVED = 2, E820_ACPI = 3, E820_NVS = 4 };
@@ -116,10 +117,11 @@ struct machine_range {
 unsigned machine_ram_ranges(u64 ram_size, struct machine_range out[MACHINE_MAX_RANGES]);
 /* machine_e820 - what to tell the guest's kernel about them. */
 unsigned machine_e820(u64 ram_size, struct machine_range out[MACHINE_MAX_RANGES]);
-/* machine_build_acpi - write the tables to guest memory. Guest address of the RSDP; 0: no RAM there. */
+/* machine_build_acpi - write the tables to guest memory. Guest address of the RSDP; 0: no RAM
+ * there. */
 gpa_t machine_build_acpi(struct machine *m);
 
-/* -- For devices that are added (virtio) and for tests ---------------------------------- */
+/* -- For devices that are added (virtio) and for tests -------------------- */
 
 struct io_thread *machine_io_thread(struct machine *m);
 struct vm_clock *machine_clock(struct machine *m);

@@ -1,6 +1,6 @@
 /*
- * pci.c - host bridge. Source: PCI Local Bus 3.0 §3.2.2.3.2 (configuration mechanism #1), §6.1 (header),
- * §6.2.5 (BARs); PCI Express base 3.0 §7.2.2 (ECAM); identity of Intel 82441FX (440FX).
+ * pci.c - host bridge. Source: PCI Local Bus 3.0 §3.2.2.3.2 (configuration mechanism #1), §6.1
+ * (header), §6.2.5 (BARs); PCI Express base 3.0 §7.2.2 (ECAM); identity of Intel 82441FX (440FX).
  * Not modelled: bridges and buses other than 0, expansion ROMs, extended configuration space
  * (reads as all ones), master abort bits, hot plug.
  * Threads: configuration on vCPU threads under host->lock; decoding takes no lock.
@@ -22,7 +22,7 @@ static void put(struct pci_dev *dev, unsigned off, unsigned size, u32 v)
     memcpy(dev->config + off, &v, size);
 }
 
-/* -- BARs ---------------------------------------------------------------------- */
+/* -- BARs ----------------------------------------------------------------- */
 
 static u64 bar_address(const struct pci_dev *dev, unsigned n)
 {
@@ -36,7 +36,8 @@ static u64 bar_address(const struct pci_dev *dev, unsigned n)
     }
 }
 
-/* Recompute where the BARs are. Those at 0, or half written during sizing, decode nothing useful. */
+/* Recompute where the BARs are. Those at 0, or half written during sizing, decode nothing
+ * useful. */
 static void update_bars(struct pci_dev *dev)
 {
     u32 command = get(dev, PCI_COMMAND, 2);
@@ -73,7 +74,7 @@ bool pci_decode(void *opaque, bool mmio, u64 addr, struct bus_region *out)
     return false;
 }
 
-/* -- INTx ----------------------------------------------------------------------- */
+/* -- INTx ----------------------------------------------------------------- */
 
 unsigned pci_gsi(unsigned slot, unsigned pin)
 {
@@ -103,7 +104,7 @@ void pci_set_intx(struct pci_dev *dev, bool level)
     pthread_mutex_unlock(&dev->host->lock);
 }
 
-/* -- Configuration space ---------------------------------------------------------- */
+/* -- Configuration space -------------------------------------------------- */
 
 static struct pci_dev *find(struct pci_host *host, unsigned bus, unsigned devfn)
 {
@@ -208,7 +209,7 @@ const struct io_ops pci_address_io = { "pci_address", 1, 4, address_read, addres
 const struct io_ops pci_data_io = { "pci_data", 1, 4, data_read, data_write };
 const struct io_ops pci_ecam = { "pci_ecam", 1, 4, ecam_read, ecam_write };
 
-/* -- Building --------------------------------------------------------------------- */
+/* -- Building ------------------------------------------------------------- */
 
 void pci_dev_init(struct pci_dev *dev, const char *name, const struct pci_ids *ids)
 {

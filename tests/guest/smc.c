@@ -28,10 +28,10 @@ static u32 call(const volatile void *p)
 
 KERNEL_ASM("next_insn: movb $2, 1f+1(%rip)\n1: mov $1, %eax\n ret");
 KERNEL_ASM("later_insn: movb $2, 1f+1(%rip)\n nop\n nop\n nop\n1: mov $1, %eax\n ret");
-KERNEL_ASM("self_rep: mov $0x90, %al\n lea 1f(%rip), %rdi\n mov $6, %ecx\n cld\n rep stosb\n1: mov $9, %eax\n inc %eax\n movzbl %al, %eax\n ret");
+KERNEL_ASM("self_rep: mov $0x90, %al\n lea 1f(%rip), %rdi\n mov $7, %ecx\n cld\n rep stosb\n1: mov $9, %eax\n inc %eax\n movzbl %al, %eax\n ret");
 KERNEL_ASM("patch_loop: xor %eax, %eax\n mov $100, %ecx\n1: incb 2f+2(%rip)\n2: add $0, %eax\n dec %ecx\n jnz 1b\n ret");
-KERNEL_ASM("push_code: mov %rsp, %rcx\n lea 1f+8(%rip), %rsp\n mov $0xc300000005b8, %rax\n shl $16, %rax\n"
-           "or $0x9090, %rax\n push %rax\n1: .quad 0x9090909090909090\n mov %rcx, %rsp\n mov $6, %eax\n ret");
+KERNEL_ASM("push_code: mov %rsp, %rcx\n xor %eax, %eax\n lea 1f+8(%rip), %rsp\n mov $0x5b8909090, %rdx\n push %rdx\n"
+           "1: .quad 0x9090909090909090\n mov %rcx, %rsp\n ret");
 KERNEL_ASM("xadd_code: mov $1, %eax\n lock xadd %al, 1f+1(%rip)\n1: mov $4, %eax\n ret");
 KERNEL_ASM("cmpxchg_code: mov $4, %eax\n mov $9, %ecx\n lock cmpxchg %cl, 1f+1(%rip)\n1: mov $4, %eax\n ret");
 KERNEL_ASM("sse_code: movups 2f(%rip), %xmm0\n movups %xmm0, 1f(%rip)\n1: .fill 16, 1, 0xcc\n"
@@ -272,8 +272,6 @@ static void reuse(void)
 /* Single bytes swapped under a running loop by an interrupt-free "other party": int3 patching. */
 static void text_poke(void)
 {
-    static volatile u32 bps;
-    bps = 0;
     emit_mov_ret(page, 5);
     bool ok = true;
     for (int i = 0; i < 1000; i++) {

@@ -1,6 +1,7 @@
 /*
- * test_machine.c - the board without a CPU: chips driven through ports, MMIO and MSRs, on a clock that
- * stands still until the test moves it. Usage: test_machine [dir]: leaves the ACPI tables there as NAME.dat.
+ * test_machine.c - the board without a CPU: chips driven through ports, MMIO and MSRs, on a clock
+ * that stands still until the test moves it. Usage: test_machine [dir]: leaves the ACPI tables
+ * there as NAME.dat.
  */
 #define _GNU_SOURCE
 #include "machine/acpi.h"
@@ -41,7 +42,7 @@ static void equal_at(int line, const char *what, u64 got, u64 want)
 #define CHECK(c) check_at(__LINE__, #c, c)
 #define EQUAL(got, want) equal_at(__LINE__, #got, (u64)(got), (u64)(want))
 
-/* -- A machine with a clock of ours --------------------------------------------- */
+/* -- A machine with a clock of ours --------------------------------------- */
 
 #define TSC_KHZ 2000000ull /* two ticks a ns */
 #define WALL (1700000000ull * NS_PER_SEC) /* 2023-11-14 22:13:20 UTC, a Tuesday */
@@ -156,7 +157,7 @@ static void x2apic_on(struct fixture *f, unsigned cpu)
     machine_msr_write(f->m, cpu, 0x800 + APIC_SVR, 0x1ff);
 }
 
-/* -- Bus ------------------------------------------------------------------------- */
+/* -- Bus ------------------------------------------------------------------ */
 
 static void test_bus(void)
 {
@@ -184,7 +185,7 @@ static void test_bus(void)
     teardown(&f);
 }
 
-/* -- 8259 ---------------------------------------------------------------------------- */
+/* -- 8259 ----------------------------------------------------------------- */
 
 static void pic_setup(struct fixture *f)
 {
@@ -295,7 +296,7 @@ static void test_pic(void)
     teardown(&f);
 }
 
-/* -- 8254 ------------------------------------------------------------------------------ */
+/* -- 8254 ----------------------------------------------------------------- */
 
 #define TICKS(n) clock_scale_up(n, NS_PER_SEC, PIT_HZ)
 
@@ -408,7 +409,7 @@ static void test_pit(void)
     teardown(&f);
 }
 
-/* -- Local APIC --------------------------------------------------------------------------- */
+/* -- Local APIC ----------------------------------------------------------- */
 
 static void self_ipi(struct fixture *f, u8 vector)
 {
@@ -733,7 +734,7 @@ static void test_x2apic(void)
     teardown(&f);
 }
 
-/* -- I/O APIC ----------------------------------------------------------------------------- */
+/* -- I/O APIC ------------------------------------------------------------- */
 
 static void test_ioapic(void)
 {
@@ -802,7 +803,7 @@ static void test_ioapic(void)
     teardown(&f);
 }
 
-/* -- UART ------------------------------------------------------------------------------------ */
+/* -- UART ----------------------------------------------------------------- */
 
 #define COM(r) ((u16)(PORT_COM1 + (r)))
 
@@ -907,7 +908,7 @@ static void test_uart(void)
     teardown(&f);
 }
 
-/* -- RTC ------------------------------------------------------------------------------------------ */
+/* -- RTC ------------------------------------------------------------------ */
 
 static u8 cmos(struct fixture *f, u8 reg)
 {
@@ -994,7 +995,7 @@ static void test_rtc(void)
     teardown(&f);
 }
 
-/* -- ACPI hardware, resets ------------------------------------------------------------------------ */
+/* -- ACPI hardware, resets ------------------------------------------------ */
 
 static void test_pm(void)
 {
@@ -1042,7 +1043,8 @@ static void test_pm(void)
     EQUAL(f.tx_len, 1); /* pending output went first */
 
     static const struct { u16 port; u8 v; int want; } resets[] = {
-        { PORT_RESET, 0x06, MACHINE_RESET }, { PORT_RESET, 0x02, -1 }, { PORT_RESET, 0x0e, MACHINE_RESET },
+        { PORT_RESET, 0x06, MACHINE_RESET }, { PORT_RESET, 0x02, -1 },
+        { PORT_RESET, 0x0e, MACHINE_RESET },
         { PORT_KBD_STATUS, 0xfe, MACHINE_RESET }, { PORT_SYSTEM_A, 0x02, -1 },
         { PORT_SYSTEM_A, 0x03, MACHINE_RESET }, { PORT_PVPANIC, 1, MACHINE_PANICKED },
         { PORT_PVPANIC, 2, -1 }, { PORT_POST, 0x55, -1 },
@@ -1076,7 +1078,7 @@ static void test_pm(void)
     teardown(&f);
 }
 
-/* -- PCI ------------------------------------------------------------------------------------------- */
+/* -- PCI ------------------------------------------------------------------ */
 
 static u64 bar_read(void *dev, u64 off, unsigned size)
 {
@@ -1173,7 +1175,7 @@ static void test_pci(void)
     teardown(&f);
 }
 
-/* -- ACPI tables -------------------------------------------------------------------------------------- */
+/* -- ACPI tables ---------------------------------------------------------- */
 
 static u8 sum(const u8 *p, size_t n)
 {
@@ -1266,11 +1268,13 @@ static void test_iasl(void)
     test_acpi(dir);
     static const char *names[] = { "DSDT", "FACP", "APIC", "MCFG" };
     for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
-        snprintf(cmd, sizeof(cmd), "cd %s && iasl -d %s.dat >log 2>&1 && ! grep -iE 'error|warning' log"
+        snprintf(cmd, sizeof(cmd), "cd %s && iasl -d %s.dat >log 2>&1"
+                 " && ! grep -iE 'error|warning' log"
                  " && ! grep -iE 'invalid|unknown|error' %s.dsl", dir, names[i], names[i]);
         EQUAL(system(cmd), 0);
     }
-    snprintf(cmd, sizeof(cmd), "cd %s && iasl DSDT.dsl 2>&1 | grep -q ' 0 Errors, 0 Warnings'", dir);
+    snprintf(cmd, sizeof(cmd), "cd %s && iasl DSDT.dsl 2>&1 | grep -q ' 0 Errors, 0 Warnings'",
+             dir);
     EQUAL(system(cmd), 0);
     snprintf(cmd, sizeof(cmd), "rm -r %s", dir);
     EQUAL(system(cmd), 0);
@@ -1298,7 +1302,7 @@ static void test_memory_map(void)
     EQUAL(r[2].size, 0x200000000 - 0xb0000000);
 }
 
-/* -- The real clock and the I/O thread --------------------------------------------------------------- */
+/* -- The real clock and the I/O thread ------------------------------------ */
 
 static u64 real_ns(void)
 {
@@ -1319,7 +1323,8 @@ static void no_kick(void *opaque, unsigned vcpu)
 static void test_io_thread(void)
 {
     struct machine_config config = {
-        .nr_cpus = 2, .ram_size = RAM_SIZE, .tsc_khz = TSC_KHZ, .kick = no_kick, .tsc_now = real_tsc,
+        .nr_cpus = 2, .ram_size = RAM_SIZE, .tsc_khz = TSC_KHZ, .kick = no_kick,
+        .tsc_now = real_tsc,
     };
     struct machine *m = NULL;
     EQUAL(machine_create(&config, &m), 0);
@@ -1375,14 +1380,15 @@ static void test_io_thread(void)
         machine_msr_write(m, 0, 0x80b, 0);
     }
     u64 t3 = real_ns();
-    printf("machine: EOI %llu ns, later deadline %llu ns, self-IPI+ack+EOI %llu ns, worst timer %llu us\n",
+    printf("machine: EOI %llu ns, later deadline %llu ns, self-IPI+ack+EOI %llu ns, "
+           "worst timer %llu us\n",
            (unsigned long long)((t1 - t0) / ROUNDS), (unsigned long long)((t2 - t1) / ROUNDS),
            (unsigned long long)((t3 - t2) / ROUNDS), (unsigned long long)(worst / 2000));
     machine_destroy(m);
     close(fd[0]);
 }
 
-/* -- Several vCPUs at once (run it under TSan too) --------------------------------------------------- */
+/* -- Several vCPUs at once (run it under TSan too) ------------------------ */
 
 enum { PING = 0x51, TICK = 0xec, ROUNDS_SMP = 3000 };
 
@@ -1435,7 +1441,8 @@ static void *vcpu_main(void *arg)
 static void test_smp(void)
 {
     struct machine_config config = {
-        .nr_cpus = 2, .ram_size = RAM_SIZE, .tsc_khz = TSC_KHZ, .kick = no_kick, .tsc_now = real_tsc,
+        .nr_cpus = 2, .ram_size = RAM_SIZE, .tsc_khz = TSC_KHZ, .kick = no_kick,
+        .tsc_now = real_tsc,
     };
     struct machine *m = NULL;
     EQUAL(machine_create(&config, &m), 0);

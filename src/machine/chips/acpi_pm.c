@@ -1,6 +1,6 @@
 /*
- * acpi_pm.c - ACPI fixed hardware. Source: ACPI 6.4 §4.8.3 (PM1, PM timer), §4.8.4 (GPE), §16.1.6 (S5).
- * The machine is always in ACPI mode (the FADT has no SMI command), so SCI_EN reads as 1.
+ * acpi_pm.c - ACPI fixed hardware. Source: ACPI 6.4 §4.8.3 (PM1, PM timer), §4.8.4 (GPE), §16.1.6
+ * (S5). The machine is always in ACPI mode (the FADT has no SMI command), so SCI_EN reads as 1.
  * Not modelled: sleep states other than S5 (a request for them wakes at once), bus-master status.
  * Threads: ports on vCPU threads, timer on the I/O thread, the button from any; under pm->lock.
  */

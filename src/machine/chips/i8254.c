@@ -1,9 +1,10 @@
 /*
- * i8254.c - Intel 8254 programmable interval timer. Source: Intel 8254 data sheet (1993); port 0x61:
- * Intel 82371AB (PIIX4) §4.2. Counters are not stepped: everything is computed from the clock.
+ * i8254.c - Intel 8254 programmable interval timer. Source: Intel 8254 data sheet (1993); port
+ * 0x61: Intel 82371AB (PIIX4) §4.2. Counters are not stepped: everything is computed from the
+ * clock.
  * Departures: in modes 2 and 3 a new count takes effect at once, not at the end of the period; the
- * one-clock delay of loading is left out; channel 0's OUT stays high between its rising edges, so that
- * an edge never withdraws itself; edges that the host was too late for are merged.
+ * one-clock delay of loading is left out; channel 0's OUT stays high between its rising edges, so
+ * that an edge never withdraws itself; edges that the host was too late for are merged.
  * Threads: ports on vCPU threads, the timer on the I/O thread; under p->lock.
  */
 #include "machine/chips/i8254.h"
@@ -14,7 +15,7 @@
 #define PORT_B_OUT2 0x20
 #define REFRESH_NS 15085ull
 
-/* -- Counting ---------------------------------------------------------------- */
+/* -- Counting ------------------------------------------------------------- */
 
 static u64 now_ticks(const struct i8254 *p)
 {
@@ -78,7 +79,7 @@ static bool out(const struct i8254 *p, const struct pit_channel *c)
     }
 }
 
-/* -- Channel 0's interrupt ------------------------------------------------------ */
+/* -- Channel 0's interrupt ------------------------------------------------ */
 
 /* The tick, counted from start, of the first rising edge of OUT after `d`; 0: none. */
 static u64 next_edge(const struct pit_channel *c, u64 d)
@@ -125,7 +126,7 @@ static void update_irq(struct i8254 *p)
     schedule(p);
 }
 
-/* -- Registers ---------------------------------------------------------------- */
+/* -- Registers ------------------------------------------------------------ */
 
 static void start(struct i8254 *p, struct pit_channel *c)
 {
@@ -303,7 +304,7 @@ static void io_write(void *dev, u64 off, unsigned size, u64 value)
     pthread_mutex_unlock(&p->lock);
 }
 
-/* -- Class -------------------------------------------------------------------- */
+/* -- Class ---------------------------------------------------------------- */
 
 static void pit_reset(void *dev)
 {

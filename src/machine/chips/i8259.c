@@ -1,5 +1,6 @@
 /*
- * i8259.c - Intel 8259A pair. Source: Intel 8259A data sheet (1988); ELCR: Intel 82371AB (PIIX4) §4.
+ * i8259.c - Intel 8259A pair. Source: Intel 8259A data sheet (1988); ELCR: Intel 82371AB (PIIX4)
+ * §4.
  * Not modelled: MCS-80/85 mode, buffered mode.
  * Threads: any, under the interrupt controllers' lock.
  */
@@ -89,7 +90,7 @@ int i8259_ack(struct i8259 *pic)
     return vector;
 }
 
-/* -- Registers ------------------------------------------------------------- */
+/* -- Registers ------------------------------------------------------------ */
 
 static void write_icw1(struct i8259_chip *c, u8 value)
 {

@@ -36,7 +36,7 @@ static const u32 lvt_bits[NR_LVT] = {
 
 static void lapic_local(struct lapic *l, enum lapic_lvt n);
 
-/* -- 256-bit sets ----------------------------------------------------------- */
+/* -- 256-bit sets --------------------------------------------------------- */
 
 static inline void set_bit(u64 *set, u8 v)
 {
@@ -58,7 +58,7 @@ static inline int highest(const u64 *set)
     return -1;
 }
 
-/* -- Priorities and the one place that recomputes what the CPU sees ---------- */
+/* -- Priorities and the one place that recomputes what the CPU sees ------- */
 
 static u32 ppr(const struct lapic *l)
 {
@@ -127,7 +127,7 @@ static void lapic_error(struct lapic *l, u32 bit)
         lapic_local(l, LVT_ERROR);
 }
 
-/* -- Accepting ------------------------------------------------------------- */
+/* -- Accepting ------------------------------------------------------------ */
 
 /* false: this APIC is switched off. */
 static bool accept_vector(struct lapic *l, u8 vector, bool level)
@@ -214,7 +214,7 @@ void lapic_bus_lint0(struct lapic_bus *bus, bool level)
     lapic_update(l);
 }
 
-/* -- The bus ------------------------------------------------------------------ */
+/* -- The bus -------------------------------------------------------------- */
 
 static bool matches(const struct lapic *l, const struct apic_msg *msg)
 {
@@ -419,7 +419,7 @@ static void lapic_timer_due(void *opaque)
     pthread_mutex_unlock(l->bus->lock);
 }
 
-/* -- Registers ------------------------------------------------------------- */
+/* -- Registers ------------------------------------------------------------ */
 
 void lapic_eoi(struct lapic *l)
 {
@@ -568,7 +568,7 @@ void lapic_mmio_write(struct lapic *l, unsigned reg, u32 value)
     }
 }
 
-/* -- MSRs ------------------------------------------------------------------- */
+/* -- MSRs ----------------------------------------------------------------- */
 
 static void set_x2apic_ids(struct lapic *l)
 {
@@ -672,7 +672,7 @@ int lapic_msr_write(struct lapic *l, u32 msr, u64 value)
     return reg_write(l, reg, (u32)value) ? 0 : -1;
 }
 
-/* -- Reset ------------------------------------------------------------------- */
+/* -- Reset ---------------------------------------------------------------- */
 
 /* SDM vol. 3 §11.4.7.1, and what INIT leaves alone: the base MSR with its mode, and the ID. */
 static void init_registers(struct lapic *l)

@@ -1,8 +1,9 @@
 /*
- * mc146818.c - Motorola MC146818A real-time clock with 128 bytes of RAM. Source: MC146818A data sheet
- * (1984); CMOS byte meanings as in SeaBIOS and bochs.
- * Not modelled: square wave output, daylight saving, divider chains other than "running" and "held in
- * reset". Flags are brought up to date when looked at; a timer runs only while an interrupt is enabled.
+ * mc146818.c - Motorola MC146818A real-time clock with 128 bytes of RAM. Source: MC146818A data
+ * sheet (1984); CMOS byte meanings as in SeaBIOS and bochs.
+ * Not modelled: square wave output, daylight saving, divider chains other than "running" and "held
+ * in reset". Flags are brought up to date when looked at; a timer runs only while an interrupt is
+ * enabled.
  * Threads: ports on vCPU threads, the timer on the I/O thread; under r->lock.
  */
 #define _GNU_SOURCE /* timegm */
@@ -10,8 +11,8 @@
 #include <string.h>
 #include <time.h>
 
-enum { SECONDS, SECONDS_ALARM, MINUTES, MINUTES_ALARM, HOURS, HOURS_ALARM, WEEKDAY, DAY, MONTH, YEAR,
-       REG_A, REG_B, REG_C, REG_D };
+enum { SECONDS, SECONDS_ALARM, MINUTES, MINUTES_ALARM, HOURS, HOURS_ALARM,
+       WEEKDAY, DAY, MONTH, YEAR, REG_A, REG_B, REG_C, REG_D };
 #define A_UIP 0x80
 #define A_DIVIDER 0x70
 #define B_SET 0x80
@@ -27,7 +28,7 @@ enum { SECONDS, SECONDS_ALARM, MINUTES, MINUTES_ALARM, HOURS, HOURS_ALARM, WEEKD
 #define D_VRT 0x80
 #define UIP_NS 244000ull /* UIP rises this long before the update */
 
-/* -- Time ----------------------------------------------------------------------- */
+/* -- Time ----------------------------------------------------------------- */
 
 static u64 wall_ns(const struct mc146818 *r)
 {
@@ -107,7 +108,7 @@ static bool alarm_matches(const struct mc146818 *r, u64 seconds)
            (((c[HOURS_ALARM] & 0xc0) == 0xc0) || decode_hour(r, c[HOURS_ALARM]) == h);
 }
 
-/* -- Interrupts ------------------------------------------------------------------- */
+/* -- Interrupts ----------------------------------------------------------- */
 
 /* Periodic rate in ns, 0: off. Rates 1 and 2 are those of 8 and 9 with this time base. */
 static u64 period_ns(const struct mc146818 *r)
@@ -148,7 +149,8 @@ static void sync(struct mc146818 *r)
     u64 seconds = wall_ns(r) / NS_PER_SEC;
     if (seconds != r->seen_s) {
         r->cmos[REG_C] |= C_UF;
-        u64 from = seconds - r->seen_s > 86400 ? seconds - 86400 : r->seen_s; /* a day has them all */
+        /* A day has all alarms in it. */
+        u64 from = seconds - r->seen_s > 86400 ? seconds - 86400 : r->seen_s;
         for (u64 s = from + 1; s <= seconds; s++) {
             if (alarm_matches(r, s)) {
                 r->cmos[REG_C] |= C_AF;
@@ -185,7 +187,7 @@ static void timer_due(void *opaque)
     pthread_mutex_unlock(&r->lock);
 }
 
-/* -- Registers ---------------------------------------------------------------------- */
+/* -- Registers ------------------------------------------------------------ */
 
 static u8 data_read(struct mc146818 *r)
 {
@@ -266,7 +268,7 @@ static void io_write(void *dev, u64 off, unsigned size, u64 value)
     pthread_mutex_unlock(&r->lock);
 }
 
-/* -- Class ------------------------------------------------------------------------- */
+/* -- Class ---------------------------------------------------------------- */
 
 static void put16(u8 *p, u64 v)
 {

@@ -1,6 +1,6 @@
 /*
- * sysctl.c - one-register ports. Source: reset control 0xcf9, port A 0x92: Intel 82371AB (PIIX4) §4.2,
- * §4.3; debugcon, isa-debug-exit and pvpanic: QEMU's docs/specs/pvpanic and its devices of
+ * sysctl.c - one-register ports. Source: reset control 0xcf9, port A 0x92: Intel 82371AB (PIIX4)
+ * §4.2, §4.3; debugcon, isa-debug-exit and pvpanic: QEMU's docs/specs/pvpanic and its devices of
  * those names. Not modelled: A20 (always on).
  * Threads: vCPU threads; no lock, every register is one byte.
  */

@@ -68,7 +68,7 @@ static void update_irq(struct uart *u)
     irq_set(&u->wiring.irq, level);
 }
 
-/* -- Data ------------------------------------------------------------------- */
+/* -- Data ----------------------------------------------------------------- */
 
 static void tx_flush(struct uart *u)
 {
@@ -125,7 +125,7 @@ static void tx_timer_due(void *opaque)
     pthread_mutex_unlock(&u->lock);
 }
 
-/* -- Registers -------------------------------------------------------------- */
+/* -- Registers ------------------------------------------------------------ */
 
 /* In loopback the modem outputs appear as inputs: DTR-DSR, RTS-CTS, OUT1-RI, OUT2-DCD. */
 static void update_msr(struct uart *u)
@@ -238,7 +238,7 @@ static void io_write(void *dev, u64 off, unsigned size, u64 value)
     pthread_mutex_unlock(&u->lock);
 }
 
-/* -- From outside ------------------------------------------------------------- */
+/* -- From outside --------------------------------------------------------- */
 
 size_t uart_feed(struct uart *u, const u8 *bytes, size_t len)
 {
@@ -268,7 +268,7 @@ void uart_flush(struct uart *u)
     pthread_mutex_unlock(&u->lock);
 }
 
-/* -- Class ------------------------------------------------------------------- */
+/* -- Class ---------------------------------------------------------------- */
 
 static void uart_reset(void *dev)
 {

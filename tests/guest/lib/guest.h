@@ -287,6 +287,7 @@ enum feature { /* leaf index * 128 + register * 32 + bit, see has() */
 #undef F_
 };
 bool has(enum feature f);
+bool on_tcg(void);       /* for what QEMU's TCG would not survive; its mere errors are listed in unittests.cfg */
 bool cpu_is_intel(void); /* else AMD's rules where the two differ */
 
 static inline void outb(u16 p, u8 v)

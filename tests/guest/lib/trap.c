@@ -205,6 +205,11 @@ bool has(enum feature f)
     return v[f / 32 % 4] >> (f % 32) & 1;
 }
 
+bool on_tcg(void)
+{
+    return cpuid(0x40000000, 0).ebx == 0x54474354; /* "TCGT" */
+}
+
 bool cpu_is_intel(void)
 {
     return cpuid(0, 0).ecx == 0x6c65746e; /* "ntel" */
