@@ -7,8 +7,8 @@
  * leave the index. Nothing else is flushed.
  *
  * A block dropped because its bytes were written (cache_kill_range) stays in memory until its segment
- * is reclaimed: its entries are overwritten by jumps to its "dead" exits, so that links, jump caches and
- * return predictions need not be searched.
+ * is reclaimed: links to it are undone, and its entries are overwritten by jumps to its "dead" exits, so that
+ * jump caches need not be searched.
  *
  * Threads: everything under vm->lock, but cache_find's hash walk by the vCPU's own look-ups, which
  * also take it for now.
@@ -28,13 +28,14 @@
 #define STUB_AREA 4096
 #define HASH_BITS 16
 #define PAGE_HASH_BITS 14
-#define MAX_INBOUND (1u << 20)
 #define MAX_CODE_PAGES (1u << 20)
 
+/* A direct jump linked to a block; kept with the block's bookkeeping. */
 struct inbound {
-    u8 *patch;     /* rel32 in another segment that jumps into this one */
-    u32 back;      /* what it was before */
-    u32 src_gen;   /* generation of the source's segment when linked    */
+    struct inbound *next;
+    u8 *patch;     /* the rel32                                       */
+    u32 back;      /* what it was before: the way to the link stub    */
+    u32 src_gen;   /* generation of the source's segment when linked  */
 };
 struct segment {
     u8 *start, *cur, *end; /* executable alias */
@@ -42,8 +43,6 @@ struct segment {
     u8 *meta, *meta_cur;   /* blocks and their maps */
     struct block **blocks; /* ascending by code address */
     u32 nr_blocks;
-    struct inbound *inbound;
-    u32 nr_inbound;
 };
 struct code_page {
     struct code_page *next;
@@ -68,6 +67,7 @@ struct code_cache {
 };
 
 #define META_SIZE(c) ((c)->seg_size)
+#define META_SLACK 8192 /* a block's own bookkeeping always fits */
 
 static void *reserve(size_t size)
 {
@@ -121,8 +121,7 @@ struct code_cache *cache_create(struct vm *vm, size_t bytes)
         s->end = s->start + c->seg_size;
         s->meta = s->meta_cur = reserve(META_SIZE(c));
         s->blocks = reserve(c->seg_size / 32 * sizeof(*s->blocks));
-        s->inbound = reserve(MAX_INBOUND * sizeof(*s->inbound));
-        if (!s->meta || !s->blocks || !s->inbound)
+        if (!s->meta || !s->blocks)
             goto fail_fd;
     }
     c->page_pool = reserve(MAX_CODE_PAGES * sizeof(*c->page_pool));
@@ -145,7 +144,6 @@ void cache_destroy(struct code_cache *c)
     for (unsigned i = 0; i < NR_SEGMENTS; i++) {
         munmap(c->seg[i].meta, META_SIZE(c));
         munmap(c->seg[i].blocks, c->seg_size / 32 * sizeof(struct block *));
-        munmap(c->seg[i].inbound, MAX_INBOUND * sizeof(struct inbound));
     }
     munmap(c->page_pool, MAX_CODE_PAGES * sizeof(struct code_page));
     munmap(c, sizeof(*c));
@@ -291,15 +289,24 @@ static struct segment *segment_of(struct code_cache *c, const u8 *pc)
 void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry)
 {
     struct segment *src = segment_of(c, patch), *dst = segment_of(c, to->code);
-    if (src != dst) {
-        if (dst->nr_inbound == MAX_INBOUND)
-            return; /* stays unlinked: correct, only slower */
-        u32 back;
-        __builtin_memcpy(&back, cache_rw(c, patch), 4);
-        dst->inbound[dst->nr_inbound++] = (struct inbound){ patch, back, src->gen };
-    }
+    if (dst->meta_cur + sizeof(struct inbound) + META_SLACK > dst->meta + META_SIZE(c))
+        return; /* stays unlinked: correct, only slower */
+    struct inbound *in = (struct inbound *)dst->meta_cur;
+    dst->meta_cur += sizeof(*in);
+    *in = (struct inbound){ .next = to->inbound, .patch = patch, .src_gen = src->gen };
+    __builtin_memcpy(&in->back, cache_rw(c, patch), 4);
+    to->inbound = in;
     cache_patch32(c, patch, (u32)(to->code + to->entry[entry] - (patch + 4)));
     c->nr_links++;
+}
+
+/* Undo every link into a block whose source still is there. */
+static void unlink_inbound(struct code_cache *c, struct block *b)
+{
+    for (struct inbound *in = b->inbound; in; in = in->next)
+        if (segment_of(c, in->patch)->gen == in->src_gen)
+            cache_patch32(c, in->patch, in->back);
+    b->inbound = NULL;
 }
 
 /* -- Dropping blocks whose bytes were written -------------------------------------------------------- */
@@ -307,6 +314,7 @@ void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entr
 static void block_kill(struct code_cache *c, struct block *b)
 {
     u8 *dead_flag = b->code + b->dead_flag, *dead_host = b->code + b->dead_host;
+    unlink_inbound(c, b);
     patch_jump(c, b->code + b->entry[ENTRY_POLL], dead_flag);
     if (b->host_primary && b->entry[ENTRY_HOST] != b->entry[ENTRY_FLAG])
         patch_jump(c, b->code + b->entry[ENTRY_HOST], dead_host);
@@ -379,21 +387,17 @@ static void jc_purge_range(struct vcpu *v, const u8 *lo, const u8 *hi)
 
 static void segment_reclaim(struct code_cache *c, struct segment *s)
 {
-    for (u32 i = 0; i < s->nr_inbound; i++) {
-        struct inbound *in = &s->inbound[i];
-        struct segment *src = segment_of(c, in->patch);
-        if (src != s && src->gen == in->src_gen)
-            cache_patch32(c, in->patch, in->back);
-    }
-    for (u32 i = 0; i < s->nr_blocks; i++)
+    for (u32 i = 0; i < s->nr_blocks; i++) {
+        unlink_inbound(c, s->blocks[i]);
         if (!s->blocks[i]->dead)
             index_remove(c, s->blocks[i]);
+    }
     for (unsigned i = 0; i < c->vm->nr_vcpus; i++) {
         jc_purge_range(c->vm->vcpu[i], s->start, s->end);
         engine_drop_returns(c->vm->vcpu[i]);
     }
     c->nr_reclaimed += s->nr_blocks;
-    s->nr_inbound = s->nr_blocks = 0;
+    s->nr_blocks = 0;
     s->cur = s->start;
     s->meta_cur = s->meta;
     s->gen++;
@@ -406,7 +410,7 @@ u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t len, u8 **rw)
     len = (len + 31) & ~31ull;
     if (len > c->seg_size)
         return NULL;
-    if (s->cur + len > s->end || s->meta_cur + 8192 > s->meta + META_SIZE(c) ||
+    if (s->cur + len > s->end || s->meta_cur + META_SLACK > s->meta + META_SIZE(c) ||
         s->nr_blocks >= c->seg_size / 32 - 1) {
         c->cur = (c->cur + 1) % NR_SEGMENTS;
         s = &c->seg[c->cur];

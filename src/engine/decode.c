@@ -1,8 +1,9 @@
 /*
- * decode.c - bytes to struct insn, by table (insn.def). Two steps: the rows are parsed once into `rows` and
- * indexed by (encoding, map, opcode); a cell whose rows differ by prefix, ModRM, W, L or mode is spread over
- * just those dimensions, so a decode is one look-up, never a search.
- * Source: Intel SDM vol. 2 §2 (formats), appendix A.
+ * decode.c - bytes to struct insn, by table (insn.def). Two steps: the rows are
+ * parsed once into `rows` and indexed by (encoding, map, opcode); a cell whose
+ * rows differ by prefix, ModRM, W, L or mode is spread over just those
+ * dimensions, so a decode is one look-up, never a search. Source: Intel SDM
+ * vol. 2 §2 (formats), appendix A.
  */
 #include "engine/decode.h"
 
@@ -19,26 +20,86 @@ enum { W0 = 1, W1 = 2, WIG = 3 };
 enum { L0 = 1, L1 = 2, L2 = 4, L01 = 3, L12 = 6, LIG = 7 };
 enum { NR = 0x100, RM = 0x101 };
 enum attr {
-    LOCK = 1u << 0, CPL0 = 1u << 1, I64 = 1u << 2, O64 = 1u << 3, D64 = 1u << 4, F64 = 1u << 5, OP4 = 1u << 6,
-    SHIMM = 1u << 7, SHCL = 1u << 8, RCX_ = 1u << 9, REP = 1u << 10, REPFL = 1u << 11, MODIGN = 1u << 12,
-    NOP90 = 1u << 13, IW = 1u << 14, VLEN = 1u << 15, MK = 1u << 16, MZ = 1u << 17, KREQ = 1u << 18,
-    ER = 1u << 19, SAE = 1u << 20, B32 = 1u << 21, B64 = 1u << 22, N1 = 1u << 23, N2 = 1u << 24, N4 = 1u << 25,
+    LOCK = 1u << 0,
+    CPL0 = 1u << 1,
+    I64 = 1u << 2,
+    O64 = 1u << 3,
+    D64 = 1u << 4,
+    F64 = 1u << 5,
+    OP4 = 1u << 6,
+    SHIMM = 1u << 7,
+    SHCL = 1u << 8,
+    RCX_ = 1u << 9,
+    REP = 1u << 10,
+    REPFL = 1u << 11,
+    MODIGN = 1u << 12,
+    NOP90 = 1u << 13,
+    IW = 1u << 14,
+    VLEN = 1u << 15,
+    MK = 1u << 16,
+    MZ = 1u << 17,
+    KREQ = 1u << 18,
+    ER = 1u << 19,
+    SAE = 1u << 20,
+    B32 = 1u << 21,
+    B64 = 1u << 22,
+    N1 = 1u << 23,
+    N2 = 1u << 24,
+    N4 = 1u << 25,
     N8 = 1u << 26,
     OP1 = 1u << 27,    /* operand size 1: from the first operand */
     VECTOR = 1u << 28, /* has a vector operand                   */
     OPY = 1u << 29,    /* operand size at least 4: y and no v    */
 };
 
-/* Operand sizes: fixed ones first, then those that need the instruction at hand. */
+/* Operand sizes: fixed ones first, then those that need the instruction at
+ * hand. */
 enum size {
-    SZ_0, SZ_B, SZ_W, SZ_D, SZ_Q, SZ_T, SZ_DQ, SZ_QQ, SZ_ZZ, SZ_FX, NR_FIXED,
-    SZ_V = NR_FIXED, SZ_Z, SZ_Y, SZ_R, SZ_X, SZ_H, SZ_F, SZ_E, SZ_P, SZ_S, SZ_A, SZ_N, SZ_M,
+    SZ_0,
+    SZ_B,
+    SZ_W,
+    SZ_D,
+    SZ_Q,
+    SZ_T,
+    SZ_DQ,
+    SZ_QQ,
+    SZ_ZZ,
+    SZ_FX,
+    NR_FIXED,
+    SZ_V = NR_FIXED,
+    SZ_Z,
+    SZ_Y,
+    SZ_R,
+    SZ_X,
+    SZ_H,
+    SZ_F,
+    SZ_E,
+    SZ_P,
+    SZ_S,
+    SZ_A,
+    SZ_N,
+    SZ_M,
 };
-static const u16 fixed_size[NR_FIXED] = { 0, 1, 2, 4, 8, 10, 16, 32, 64, 512 };
-static const char *const size_name[] = { "", "b", "w", "d", "q", "t", "dq", "qq", "zz", "fx",
-                                         "v", "z", "y", "r", "x", "h", "f", "e", "p", "s", "a", "n", "m" };
+static const u16 fixed_size[NR_FIXED] = {0, 1, 2, 4, 8, 10, 16, 32, 64, 512};
+static const char *const size_name[] = {
+    "",  "b", "w", "d", "q", "t", "dq", "qq", "zz", "fx", "v", "z",
+    "y", "r", "x", "h", "f", "e", "p",  "s",  "a",  "n",  "m"};
 
-enum imm { IM_NONE, IM_B, IM_BS, IM_W, IM_Z, IM_V, IM_JB, IM_JZ, IM_AP, IM_MOFFS, IM_IS4, IM_BB, IM_WB };
+enum imm {
+    IM_NONE,
+    IM_B,
+    IM_BS,
+    IM_W,
+    IM_Z,
+    IM_V,
+    IM_JB,
+    IM_JZ,
+    IM_AP,
+    IM_MOFFS,
+    IM_IS4,
+    IM_BB,
+    IM_WB
+};
 #define FORM_MEM 1u
 #define FORM_REG 2u
 
@@ -46,13 +107,14 @@ struct row {
     u32 attr;
     u16 id;
     u8 how, cls, feat;
-    u8 forms;                               /* FORM_*: what ModRM.mod may say, 0 if there is none */
+    u8 forms; /* FORM_*: what ModRM.mod may say, 0 if there is none */
     u8 reg_kind, reg_sz, reg_acc;
     u8 rm_kind, rm_sz, rm_acc, mem_sz, mem_acc, vsib;
     u8 vvvv_kind, vvvv_sz, vvvv_acc;
     u8 opreg_sz, opreg_acc;
     u8 imm, is4;
-    u16 fix_r, fix_w, fix_wv;               /* fixed GPRs; fix_wv: written in operand size (merging if < 4) */
+    u16 fix_r, fix_w, fix_wv; /* fixed GPRs; fix_wv: written in operand size
+                                 (merging if < 4) */
     u16 fl_r, fl_w;
 };
 
@@ -63,18 +125,20 @@ struct src {
     const char *ops;
 };
 
-#define CF EFL_CF
-#define PF EFL_PF
-#define AF EFL_AF
-#define ZF EFL_ZF
-#define SF EFL_SF
-#define DF EFL_DF
-#define OF EFL_OF
+#define CF    EFL_CF
+#define PF    EFL_PF
+#define AF    EFL_AF
+#define ZF    EFL_ZF
+#define SF    EFL_SF
+#define DF    EFL_DF
+#define OF    EFL_OF
 #define ARITH EFL_ARITH
-#define RCX RCX_ /* in the attribute column */
+#define RCX   RCX_ /* in the attribute column */
 static const struct src src[] = {
-#define X(enc, map, pp, opc, modrm, w, l, id, ops, how, fr, fw, cls, feat, attr) \
-    { enc, map, pp, opc, w, l, HOW_##how, CLS_##cls, FEAT_##feat, modrm, I_##id, fr, fw, attr, ops },
+#define X(enc, map, pp, opc, modrm, w, l, id, ops, how, fr, fw, cls, feat,     \
+          attr)                                                                \
+    {enc,         map,   pp,     opc, w,  l,    HOW_##how, CLS_##cls,          \
+     FEAT_##feat, modrm, I_##id, fr,  fw, attr, ops},
 #include "engine/insn.def"
 #undef X
 };
@@ -97,22 +161,22 @@ static const char *const names[] = {
 
 /* ---- index ---- */
 /* Dimensions a cell can be spread over, in the order sub() walks them. */
-#define DIM_PP 0x01u
+#define DIM_PP  0x01u
 #define DIM_MOD 0x02u
 #define DIM_REG 0x04u
-#define DIM_RM 0x08u
-#define DIM_W 0x10u
-#define DIM_L 0x20u
+#define DIM_RM  0x08u
+#define DIM_W   0x10u
+#define DIM_L   0x20u
 #define DIM_M64 0x40u
 struct cell {
-    u16 base;  /* into pool */
+    u16 base; /* into pool */
     u8 dims;
     u8 modrm;  /* has ModRM */
     u8 modign; /* MODIGN    */
     u8 iw;     /* IW: pp mask */
 };
 static struct row rows[ARRAY_SIZE(src) + 1]; /* rows[0]: undefined */
-static struct cell cells[10][256];           /* LEG maps 0-3, VEX 1-3, EVEX 1-3 */
+static struct cell cells[10][256]; /* LEG maps 0-3, VEX 1-3, EVEX 1-3 */
 static u16 pool[16384];
 static _Atomic bool ready;
 static u64 features;
@@ -122,7 +186,8 @@ static unsigned page_of(unsigned enc, unsigned map)
     return enc == LEG ? map : enc == VEX ? 3 + map : 6 + map;
 }
 
-static inline unsigned sub(unsigned dims, unsigned pp, unsigned modrm, unsigned w, unsigned l, bool m64)
+static inline unsigned sub(unsigned dims, unsigned pp, unsigned modrm,
+                           unsigned w, unsigned l, bool m64)
 {
     unsigned i = 0;
 
@@ -145,7 +210,7 @@ static inline unsigned sub(unsigned dims, unsigned pp, unsigned modrm, unsigned 
 
 static unsigned width(unsigned dims)
 {
-    static const u8 bits[] = { 2, 1, 3, 3, 1, 2, 1 };
+    static const u8 bits[] = {2, 1, 3, 3, 1, 2, 1};
     unsigned n = 0;
 
     for (unsigned i = 0; i < ARRAY_SIZE(bits); i++)
@@ -166,7 +231,8 @@ static unsigned parse_size(const char *s, size_t n)
 /* A fixed GPR: AL AH AX EAX RAX rAX aCX R11. Returns false if `s` is none. */
 static bool parse_fixed(struct row *r, const char *s, size_t n, unsigned acc)
 {
-    static const char reg2[][3] = { "AX", "CX", "DX", "BX", "SP", "BP", "SI", "DI" };
+    static const char reg2[][3] = {"AX", "CX", "DX", "BX",
+                                   "SP", "BP", "SI", "DI"};
     unsigned reg = NR_GPR;
     bool v = false, part = false;
 
@@ -180,7 +246,8 @@ static bool parse_fixed(struct row *r, const char *s, size_t n, unsigned acc)
         } else if (n == 2 && memcmp(s, reg2[i], 2) == 0) {
             reg = i;
             part = true;
-        } else if (n == 2 && s[0] == reg2[i][0] && (s[1] == 'L' || s[1] == 'H') && i < 4) {
+        } else if (n == 2 && s[0] == reg2[i][0] &&
+                   (s[1] == 'L' || s[1] == 'H') && i < 4) {
             reg = i;
             part = true;
         }
@@ -197,7 +264,8 @@ static bool parse_fixed(struct row *r, const char *s, size_t n, unsigned acc)
     return true;
 }
 
-static void parse_rm(struct row *r, unsigned kind, const char *s, size_t n, unsigned acc, unsigned forms)
+static void parse_rm(struct row *r, unsigned kind, const char *s, size_t n,
+                     unsigned acc, unsigned forms)
 {
     const char *slash = memchr(s, '/', n);
     size_t nreg = slash ? (size_t)(slash - s) : n;
@@ -213,7 +281,8 @@ static void parse_rm(struct row *r, unsigned kind, const char *s, size_t n, unsi
         r->attr |= VECTOR;
 }
 
-static void parse_reg(struct row *r, unsigned kind, const char *s, size_t n, unsigned acc)
+static void parse_reg(struct row *r, unsigned kind, const char *s, size_t n,
+                      unsigned acc)
 {
     r->reg_kind = (u8)kind;
     r->reg_sz = (u8)parse_size(s, n);
@@ -222,7 +291,8 @@ static void parse_reg(struct row *r, unsigned kind, const char *s, size_t n, uns
         r->attr |= VECTOR;
 }
 
-static void parse_vvvv(struct row *r, unsigned kind, const char *s, size_t n, unsigned acc)
+static void parse_vvvv(struct row *r, unsigned kind, const char *s, size_t n,
+                       unsigned acc)
 {
     r->vvvv_kind = (u8)kind;
     r->vvvv_sz = (u8)parse_size(s, n);
@@ -233,9 +303,12 @@ static void parse_vvvv(struct row *r, unsigned kind, const char *s, size_t n, un
 
 static void parse_imm(struct row *r, const char *s, size_t n)
 {
-    static const struct { char n[4]; u8 imm; } t[] = {
-        { "Ib", IM_B }, { "Ibs", IM_BS }, { "Iw", IM_W }, { "Iz", IM_Z }, { "Iv", IM_V },
-        { "Jb", IM_JB }, { "Jz", IM_JZ }, { "Ap", IM_AP },
+    static const struct {
+        char n[4];
+        u8 imm;
+    } t[] = {
+        {"Ib", IM_B}, {"Ibs", IM_BS}, {"Iw", IM_W},  {"Iz", IM_Z},
+        {"Iv", IM_V}, {"Jb", IM_JB},  {"Jz", IM_JZ}, {"Ap", IM_AP},
     };
     u8 imm = IM_NONE;
 
@@ -260,7 +333,8 @@ static void parse_operand(struct row *r, const char *s, size_t n, bool first)
         s++;
         n--;
     }
-    if (first && ((n == 2 && s[1] == 'b' && strchr("EGZYXO", s[0])) || (n == 2 && memcmp(s, "AL", 2) == 0)))
+    if (first && ((n == 2 && s[1] == 'b' && strchr("EGZYXO", s[0])) ||
+                  (n == 2 && memcmp(s, "AL", 2) == 0)))
         r->attr |= OP1;
     if (n == 2 && memcmp(s, "ST", 2) == 0) {
         r->rm_kind = RK_ST;
@@ -271,37 +345,80 @@ static void parse_operand(struct row *r, const char *s, size_t n, bool first)
         return;
     if (s[0] == 'K') {
         switch (s[1]) {
-        case 'E': parse_rm(r, RK_MASK, s + 2, n - 2, acc, FORM_MEM | FORM_REG); break;
-        case 'R': parse_rm(r, RK_MASK, s + 2, n - 2, acc, FORM_REG); r->rm_kind = RK_MASK; r->rm_acc = (u8)acc; break;
-        case 'G': parse_reg(r, RK_MASK, s + 2, n - 2, acc); break;
-        default: parse_vvvv(r, RK_MASK, s + 2, n - 2, acc); break;
+        case 'E':
+            parse_rm(r, RK_MASK, s + 2, n - 2, acc, FORM_MEM | FORM_REG);
+            break;
+        case 'R':
+            parse_rm(r, RK_MASK, s + 2, n - 2, acc, FORM_REG);
+            r->rm_kind = RK_MASK;
+            r->rm_acc = (u8)acc;
+            break;
+        case 'G':
+            parse_reg(r, RK_MASK, s + 2, n - 2, acc);
+            break;
+        default:
+            parse_vvvv(r, RK_MASK, s + 2, n - 2, acc);
+            break;
         }
         return;
     }
     switch (s[0]) {
-    case 'E': parse_rm(r, RK_GPR, s + 1, n - 1, acc, FORM_MEM | FORM_REG); break;
-    case 'R': parse_rm(r, RK_GPR, s + 1, n - 1, acc, FORM_REG); break;
-    case 'W': parse_rm(r, RK_VEC, s + 1, n - 1, acc, FORM_MEM | FORM_REG); break;
-    case 'U': parse_rm(r, RK_VEC, s + 1, n - 1, acc, FORM_REG); break;
-    case 'Q': parse_rm(r, RK_MMX, s + 1, n - 1, acc, FORM_MEM | FORM_REG); break;
-    case 'N': parse_rm(r, RK_MMX, s + 1, n - 1, acc, FORM_REG); break;
-    case 'M': parse_rm(r, RK_NONE, s + 1, n - 1, acc, FORM_MEM); break;
+    case 'E':
+        parse_rm(r, RK_GPR, s + 1, n - 1, acc, FORM_MEM | FORM_REG);
+        break;
+    case 'R':
+        parse_rm(r, RK_GPR, s + 1, n - 1, acc, FORM_REG);
+        break;
+    case 'W':
+        parse_rm(r, RK_VEC, s + 1, n - 1, acc, FORM_MEM | FORM_REG);
+        break;
+    case 'U':
+        parse_rm(r, RK_VEC, s + 1, n - 1, acc, FORM_REG);
+        break;
+    case 'Q':
+        parse_rm(r, RK_MMX, s + 1, n - 1, acc, FORM_MEM | FORM_REG);
+        break;
+    case 'N':
+        parse_rm(r, RK_MMX, s + 1, n - 1, acc, FORM_REG);
+        break;
+    case 'M':
+        parse_rm(r, RK_NONE, s + 1, n - 1, acc, FORM_MEM);
+        break;
     case 'X':
         if (r->how == HOW_STRING)
             break;
         parse_rm(r, RK_NONE, s + 1, n - 1, acc, FORM_MEM);
         r->vsib = 1;
         break;
-    case 'Y': break;
-    case 'G': parse_reg(r, RK_GPR, s + 1, n - 1, acc); break;
-    case 'V': parse_reg(r, RK_VEC, s + 1, n - 1, acc); break;
-    case 'P': parse_reg(r, RK_MMX, s + 1, n - 1, acc); break;
-    case 'S': parse_reg(r, RK_SEG, s + 1, n - 1, acc); break;
-    case 'C': parse_reg(r, RK_CR, s + 1, n - 1, acc); break;
-    case 'D': parse_reg(r, RK_DR, s + 1, n - 1, acc); break;
-    case 'B': parse_vvvv(r, RK_GPR, s + 1, n - 1, acc); break;
-    case 'H': parse_vvvv(r, RK_VEC, s + 1, n - 1, acc); break;
-    case 'L': r->is4 = 1; break;
+    case 'Y':
+        break;
+    case 'G':
+        parse_reg(r, RK_GPR, s + 1, n - 1, acc);
+        break;
+    case 'V':
+        parse_reg(r, RK_VEC, s + 1, n - 1, acc);
+        break;
+    case 'P':
+        parse_reg(r, RK_MMX, s + 1, n - 1, acc);
+        break;
+    case 'S':
+        parse_reg(r, RK_SEG, s + 1, n - 1, acc);
+        break;
+    case 'C':
+        parse_reg(r, RK_CR, s + 1, n - 1, acc);
+        break;
+    case 'D':
+        parse_reg(r, RK_DR, s + 1, n - 1, acc);
+        break;
+    case 'B':
+        parse_vvvv(r, RK_GPR, s + 1, n - 1, acc);
+        break;
+    case 'H':
+        parse_vvvv(r, RK_VEC, s + 1, n - 1, acc);
+        break;
+    case 'L':
+        r->is4 = 1;
+        break;
     case 'Z':
         r->opreg_sz = (u8)parse_size(s + 1, n - 1);
         r->opreg_acc = (u8)acc;
@@ -311,7 +428,9 @@ static void parse_operand(struct row *r, const char *s, size_t n, bool first)
         r->mem_acc = (u8)acc;
         r->imm = IM_MOFFS;
         break;
-    default: parse_imm(r, s, n); break;
+    default:
+        parse_imm(r, s, n);
+        break;
     }
 }
 
@@ -319,10 +438,16 @@ static void parse_row(struct row *r, const struct src *s)
 {
     const char *p = s->ops;
 
-    *r = (struct row){ .attr = s->attr, .id = s->id, .how = s->how, .cls = s->cls, .feat = s->feat,
-                       .fl_r = s->fl_r, .fl_w = s->fl_w };
+    *r = (struct row){.attr = s->attr,
+                      .id = s->id,
+                      .how = s->how,
+                      .cls = s->cls,
+                      .feat = s->feat,
+                      .fl_r = s->fl_r,
+                      .fl_w = s->fl_w};
     if (s->modrm != NR)
-        r->forms = s->modrm >= 0xc0 && s->modrm < NR ? FORM_REG : FORM_MEM | FORM_REG;
+        r->forms =
+            s->modrm >= 0xc0 && s->modrm < NR ? FORM_REG : FORM_MEM | FORM_REG;
     for (bool first = true; *p; first = false) {
         size_t n = strcspn(p, ",");
 
@@ -363,10 +488,11 @@ static unsigned dims_of(const struct src *s, const struct row *r)
 }
 
 /* Does row `s` cover this combination of the dimensions? */
-static bool covers(const struct src *s, const struct row *r, unsigned pp, unsigned modrm, unsigned w, unsigned l,
-                   bool m64)
+static bool covers(const struct src *s, const struct row *r, unsigned pp,
+                   unsigned modrm, unsigned w, unsigned l, bool m64)
 {
-    if (!(s->pp & BIT(pp)) || !(s->w & BIT(w)) || (s->enc != LEG && !(s->l & BIT(l))))
+    if (!(s->pp & BIT(pp)) || !(s->w & BIT(w)) ||
+        (s->enc != LEG && !(s->l & BIT(l))))
         return false;
     if ((s->attr & I64 && m64) || (s->attr & O64 && !m64))
         return false;
@@ -380,12 +506,14 @@ static bool covers(const struct src *s, const struct row *r, unsigned pp, unsign
 static void spread(struct cell *c, const struct src *s, unsigned row)
 {
     const unsigned d = c->dims;
-    unsigned mods = d & DIM_MOD ? 2 : 1, regs = d & DIM_REG ? 8 : 1, rms = d & DIM_RM ? 8 : 1;
+    unsigned mods = d & DIM_MOD ? 2 : 1, regs = d & DIM_REG ? 8 : 1,
+             rms = d & DIM_RM ? 8 : 1;
 
     for (unsigned pp = 0; pp < 4; pp++)
         for (unsigned m = 0; m < mods * regs * rms; m++)
             for (unsigned k = 0; k < 16; k++) {
-                unsigned modrm = (m % mods ? 0xc0 : 0) | (m / mods % regs) << 3 | m / mods / regs;
+                unsigned modrm = (m % mods ? 0xc0 : 0) |
+                                 (m / mods % regs) << 3 | m / mods / regs;
                 unsigned w = k & 1, l = k >> 1 & 3, m64 = k >> 3;
                 u16 *e;
 
@@ -405,33 +533,81 @@ static u64 host_features(void)
     u64 f = BITULL(FEAT_BASE);
     unsigned a, b, c, d, lo = 0, hi = 0, max;
 
-#define HAS(reg, bit, feat) do { if ((reg) & BIT(bit)) f |= BITULL(FEAT_##feat); } while (0)
+#define HAS(reg, bit, feat)                                                    \
+    do {                                                                       \
+        if ((reg)&BIT(bit))                                                    \
+            f |= BITULL(FEAT_##feat);                                          \
+    } while (0)
     __cpuid(0, max, b, c, d);
     __cpuid(1, a, b, c, d);
-    HAS(c, 0, SSE3); HAS(c, 1, PCLMULQDQ); HAS(c, 9, SSSE3); HAS(c, 12, FMA); HAS(c, 13, CX16); HAS(c, 19, SSE4);
-    HAS(c, 20, SSE42); HAS(c, 22, MOVBE); HAS(c, 23, POPCNT); HAS(c, 25, AES); HAS(c, 26, XSAVE); HAS(c, 28, AVX);
-    HAS(c, 29, F16C); HAS(c, 30, RDRAND); HAS(d, 19, CLFLUSH); HAS(d, 23, MMX); HAS(d, 25, SSE); HAS(d, 26, SSE2);
+    HAS(c, 0, SSE3);
+    HAS(c, 1, PCLMULQDQ);
+    HAS(c, 9, SSSE3);
+    HAS(c, 12, FMA);
+    HAS(c, 13, CX16);
+    HAS(c, 19, SSE4);
+    HAS(c, 20, SSE42);
+    HAS(c, 22, MOVBE);
+    HAS(c, 23, POPCNT);
+    HAS(c, 25, AES);
+    HAS(c, 26, XSAVE);
+    HAS(c, 28, AVX);
+    HAS(c, 29, F16C);
+    HAS(c, 30, RDRAND);
+    HAS(d, 19, CLFLUSH);
+    HAS(d, 23, MMX);
+    HAS(d, 25, SSE);
+    HAS(d, 26, SSE2);
     if (c & BIT(27))
         __asm__("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
     if (max >= 7) {
         __cpuid_count(7, 0, a, b, c, d);
-        HAS(b, 0, FSGSBASE); HAS(b, 3, BMI1); HAS(b, 5, AVX2); HAS(b, 8, BMI2); HAS(b, 10, INVPCID);
-        HAS(b, 16, AVX512F); HAS(b, 17, AVX512DQ); HAS(b, 18, RDSEED); HAS(b, 19, ADX); HAS(b, 20, SMAP);
-        HAS(b, 21, AVX512IFMA); HAS(b, 23, CLFLUSHOPT); HAS(b, 24, CLWB); HAS(b, 28, AVX512CD); HAS(b, 29, SHA);
-        HAS(b, 30, AVX512BW); HAS(b, 31, AVX512VL); HAS(c, 1, AVX512VBMI); HAS(c, 6, AVX512VBMI2);
-        HAS(c, 8, GFNI); HAS(c, 9, VAES); HAS(c, 10, VPCLMULQDQ); HAS(c, 11, AVX512VNNI); HAS(c, 12, AVX512BITALG);
-        HAS(c, 14, AVX512VPOPCNTDQ); HAS(c, 22, RDPID); HAS(d, 8, AVX512VP2INTERSECT);
+        HAS(b, 0, FSGSBASE);
+        HAS(b, 3, BMI1);
+        HAS(b, 5, AVX2);
+        HAS(b, 8, BMI2);
+        HAS(b, 10, INVPCID);
+        HAS(b, 16, AVX512F);
+        HAS(b, 17, AVX512DQ);
+        HAS(b, 18, RDSEED);
+        HAS(b, 19, ADX);
+        HAS(b, 20, SMAP);
+        HAS(b, 21, AVX512IFMA);
+        HAS(b, 23, CLFLUSHOPT);
+        HAS(b, 24, CLWB);
+        HAS(b, 28, AVX512CD);
+        HAS(b, 29, SHA);
+        HAS(b, 30, AVX512BW);
+        HAS(b, 31, AVX512VL);
+        HAS(c, 1, AVX512VBMI);
+        HAS(c, 6, AVX512VBMI2);
+        HAS(c, 8, GFNI);
+        HAS(c, 9, VAES);
+        HAS(c, 10, VPCLMULQDQ);
+        HAS(c, 11, AVX512VNNI);
+        HAS(c, 12, AVX512BITALG);
+        HAS(c, 14, AVX512VPOPCNTDQ);
+        HAS(c, 22, RDPID);
+        HAS(d, 8, AVX512VP2INTERSECT);
         __cpuid_count(7, 1, a, b, c, d);
-        HAS(a, 4, AVX_VNNI); HAS(a, 5, AVX512BF16);
+        HAS(a, 4, AVX_VNNI);
+        HAS(a, 5, AVX512BF16);
     }
     if (max >= 13) {
         __cpuid_count(13, 1, a, b, c, d);
-        HAS(a, 0, XSAVEOPT); HAS(a, 1, XSAVEC); HAS(a, 3, XSAVES);
+        HAS(a, 0, XSAVEOPT);
+        HAS(a, 1, XSAVEC);
+        HAS(a, 3, XSAVES);
     }
     __cpuid(0x80000001u, a, b, c, d);
-    HAS(c, 0, LAHF); HAS(c, 5, LZCNT); HAS(c, 6, SSE4A); HAS(c, 8, PREFETCHW); HAS(d, 27, RDTSCP);
+    HAS(c, 0, LAHF);
+    HAS(c, 5, LZCNT);
+    HAS(c, 6, SSE4A);
+    HAS(c, 8, PREFETCHW);
+    HAS(d, 27, RDTSCP);
 #undef HAS
-    f |= BITULL(FEAT_MONITOR) | BITULL(FEAT_SMAP) | BITULL(FEAT_INVPCID); /* ours: no host support needed */
+    f |= BITULL(FEAT_MONITOR) | BITULL(FEAT_SMAP) |
+         BITULL(FEAT_INVPCID); /* ours: no host support needed */
     if ((lo & 6) != 6)
         f &= ~(FEAT_NEED_YMM | FEAT_NEED_ZMM);
     if ((lo & 0xe6) != 0xe6)
@@ -506,40 +682,71 @@ static enum decode_status out_of_bytes(const struct cur *c, unsigned n)
 static inline s64 get(const u8 *p, unsigned n)
 {
     switch (n) {
-    case 1: return (s8)*p;
-    case 2: { s16 v; memcpy(&v, p, 2); return v; }
-    case 4: { s32 v; memcpy(&v, p, 4); return v; }
-    default: { s64 v; memcpy(&v, p, 8); return v; }
+    case 1:
+        return (s8)*p;
+    case 2: {
+        s16 v;
+        memcpy(&v, p, 2);
+        return v;
+    }
+    case 4: {
+        s32 v;
+        memcpy(&v, p, 4);
+        return v;
+    }
+    default: {
+        s64 v;
+        memcpy(&v, p, 8);
+        return v;
+    }
     }
 }
 
-static inline unsigned size_of(unsigned sz, const struct insn *x, enum dmode mode)
+static inline unsigned size_of(unsigned sz, const struct insn *x,
+                               enum dmode mode)
 {
     if (likely(sz < NR_FIXED))
         return fixed_size[sz];
     switch (sz) {
-    case SZ_V: return x->opsize;
-    case SZ_Z: return x->opsize > 4 ? 4 : x->opsize;
-    case SZ_Y: return x->opsize == 8 ? 8 : 4;
-    case SZ_R: return mode == DMODE_64 ? 8 : 4;
-    case SZ_X: return x->vl;
-    case SZ_H: return x->vl / 2u;
-    case SZ_F: return x->vl / 4u;
-    case SZ_E: return x->vl / 8u;
-    case SZ_P: return 2u + x->opsize;
-    case SZ_S: return mode == DMODE_64 ? 10 : 6;
-    case SZ_A: return 2u * x->opsize;
-    case SZ_N: return x->opsize == 2 ? 14 : 28;
-    default: return x->opsize == 2 ? 94 : 108;
+    case SZ_V:
+        return x->opsize;
+    case SZ_Z:
+        return x->opsize > 4 ? 4 : x->opsize;
+    case SZ_Y:
+        return x->opsize == 8 ? 8 : 4;
+    case SZ_R:
+        return mode == DMODE_64 ? 8 : 4;
+    case SZ_X:
+        return x->vl;
+    case SZ_H:
+        return x->vl / 2u;
+    case SZ_F:
+        return x->vl / 4u;
+    case SZ_E:
+        return x->vl / 8u;
+    case SZ_P:
+        return 2u + x->opsize;
+    case SZ_S:
+        return mode == DMODE_64 ? 10 : 6;
+    case SZ_A:
+        return 2u * x->opsize;
+    case SZ_N:
+        return x->opsize == 2 ? 14 : 28;
+    default:
+        return x->opsize == 2 ? 94 : 108;
     }
 }
 
 static inline unsigned gpr_of(unsigned reg, unsigned size, const struct insn *x)
 {
-    return size == 1 && reg >= 4 && reg < 8 && !(x->prefixes & PFX_REX) && x->enc == ENC_LEGACY ? reg - 4 : reg;
+    return size == 1 && reg >= 4 && reg < 8 && !(x->prefixes & PFX_REX) &&
+                   x->enc == ENC_LEGACY
+               ? reg - 4
+               : reg;
 }
 
-static inline void use_gpr(struct insn *x, unsigned reg, unsigned size, unsigned acc)
+static inline void use_gpr(struct insn *x, unsigned reg, unsigned size,
+                           unsigned acc)
 {
     unsigned bit = BIT(gpr_of(reg, size, x));
 
@@ -549,11 +756,14 @@ static inline void use_gpr(struct insn *x, unsigned reg, unsigned size, unsigned
         x->gpr_write |= (u16)bit;
 }
 
-/* Memory operand of a ModRM with mod != 3. Source: SDM vol. 2 tables 2-1, 2-2, 2-3. */
-static inline enum decode_status addressing(struct insn *x, struct cur *c, enum dmode mode, unsigned ext_v)
+/* Memory operand of a ModRM with mod != 3. Source: SDM vol. 2 tables 2-1, 2-2,
+ * 2-3. */
+static inline enum decode_status addressing(struct insn *x, struct cur *c,
+                                            enum dmode mode, unsigned ext_v)
 {
-    static const u8 base16[8] = { RBX, RBX, RBP, RBP, RSI, RDI, RBP, RBX };
-    static const u8 index16[8] = { RSI, RDI, RSI, RDI, REG_NONE, REG_NONE, REG_NONE, REG_NONE };
+    static const u8 base16[8] = {RBX, RBX, RBP, RBP, RSI, RDI, RBP, RBX};
+    static const u8 index16[8] = {RSI,      RDI,      RSI,      RDI,
+                                  REG_NONE, REG_NONE, REG_NONE, REG_NONE};
     unsigned rm = x->modrm & 7, n = x->mod == 1 ? 1 : 0;
     unsigned rex = x->rex;
 
@@ -617,26 +827,54 @@ static inline enum decode_status addressing(struct insn *x, struct cur *c, enum 
     return DECODE_OK;
 }
 
-static inline enum decode_status immediate(struct insn *x, struct cur *c, unsigned imm, enum dmode mode)
+static inline enum decode_status immediate(struct insn *x, struct cur *c,
+                                           unsigned imm, enum dmode mode)
 {
     const u8 *p = c->p + c->pos;
     unsigned n, z = x->opsize == 2 ? 2 : 4;
 
     switch (imm) {
-    case IM_B: case IM_BS: case IM_JB: case IM_IS4: n = 1; break;
-    case IM_W: case IM_BB: n = 2; break;
-    case IM_Z: case IM_JZ: n = z; break;
-    case IM_V: n = x->opsize; break;
-    case IM_WB: n = 3; break;
-    case IM_AP: n = 2 + x->opsize; break;
-    default: n = x->addrsize; break; /* IM_MOFFS */
+    case IM_B:
+    case IM_BS:
+    case IM_JB:
+    case IM_IS4:
+        n = 1;
+        break;
+    case IM_W:
+    case IM_BB:
+        n = 2;
+        break;
+    case IM_Z:
+    case IM_JZ:
+        n = z;
+        break;
+    case IM_V:
+        n = x->opsize;
+        break;
+    case IM_WB:
+        n = 3;
+        break;
+    case IM_AP:
+        n = 2 + x->opsize;
+        break;
+    default:
+        n = x->addrsize;
+        break; /* IM_MOFFS */
     }
     if (!have(c, n))
         return out_of_bytes(c, n);
     switch (imm) {
-    case IM_B: case IM_IS4: x->imm = p[0]; break;
-    case IM_W: case IM_BB: x->imm = p[0] | p[1] << 8; break;
-    case IM_WB: x->imm = p[0] | p[1] << 8 | p[2] << 16; break;
+    case IM_B:
+    case IM_IS4:
+        x->imm = p[0];
+        break;
+    case IM_W:
+    case IM_BB:
+        x->imm = p[0] | p[1] << 8;
+        break;
+    case IM_WB:
+        x->imm = p[0] | p[1] << 8 | p[2] << 16;
+        break;
     case IM_AP: {
         u64 off = x->opsize == 2 ? (u64)(u16)get(p, 2) : (u64)(u32)get(p, 4);
 
@@ -650,7 +888,9 @@ static inline enum decode_status immediate(struct insn *x, struct cur *c, unsign
         x->moffs = x->has_mem = true;
         x->scale = 1;
         break;
-    default: x->imm = get(p, n); break;
+    default:
+        x->imm = get(p, n);
+        break;
     }
     x->imm_size = (u8)n;
     x->imm_off = (u8)c->pos;
@@ -660,13 +900,15 @@ static inline enum decode_status immediate(struct insn *x, struct cur *c, unsign
     return DECODE_OK;
 }
 
-/* By words: without vector registers the compiler would pick `rep stos`, which costs half a decode. */
+/* By words: without vector registers the compiler would pick `rep stos`, which
+ * costs half a decode. */
 static inline void clear(struct insn *x)
 {
     typedef u64 __attribute__((may_alias)) word;
     word *w = (word *)(void *)x;
 
-    _Static_assert(sizeof(*x) % 8 == 0 && _Alignof(struct insn) == 8, "struct insn is words");
+    _Static_assert(sizeof(*x) % 8 == 0 && _Alignof(struct insn) == 8,
+                   "struct insn is words");
 #pragma GCC unroll 4
     for (unsigned i = 0; i < sizeof(*x) / 8; i++) {
         w[i] = 0;
@@ -676,7 +918,8 @@ static inline void clear(struct insn *x)
     x->opreg = x->is4 = x->base = x->index = REG_NONE;
 }
 
-/* EVEX conditions that depend on the row; sets vl and bcst. Source: SDM vol. 2 §2.7.10-11. */
+/* EVEX conditions that depend on the row; sets vl and bcst. Source: SDM vol. 2
+ * §2.7.10-11. */
 static inline bool evex_ok(struct insn *x, const struct row *r)
 {
     unsigned ll = x->evex_p2 >> 5 & 3;
@@ -708,11 +951,14 @@ static inline bool evex_ok(struct insn *x, const struct row *r)
     return ll == 2 || (features & BITULL(FEAT_AVX512VL));
 }
 
-static inline enum decode_status decode(enum dmode mode, const u8 *p, size_t avail, struct insn *x)
+static inline enum decode_status decode(enum dmode mode, const u8 *p,
+                                        size_t avail, struct insn *x)
 {
-    struct cur c = { .p = p, .max = avail < INSN_MAX ? (unsigned)avail : INSN_MAX };
+    struct cur c = {.p = p,
+                    .max = avail < INSN_MAX ? (unsigned)avail : INSN_MAX};
     const bool m64 = mode == DMODE_64;
-    unsigned pp = 0, rep = 0, page = 0, op, w = 0, l = 0, modrm = 0, evex_r = 0, evex_x = 0, evex_v = 0;
+    unsigned pp = 0, rep = 0, page = 0, op, w = 0, l = 0, modrm = 0, evex_r = 0,
+             evex_x = 0, evex_v = 0;
     const struct cell *cell;
     const struct row *r;
     enum decode_status st;
@@ -724,18 +970,34 @@ static inline enum decode_status decode(enum dmode mode, const u8 *p, size_t ava
             return out_of_bytes(&c, 1);
         op = p[c.pos++];
         switch (op) {
-        case 0x66: x->prefixes |= PFX_66; break;
-        case 0x67: x->prefixes |= PFX_67; break;
-        case 0xf0: x->prefixes |= PFX_LOCK; break;
-        case 0xf2: x->prefixes |= PFX_F2; rep = 3; break;
-        case 0xf3: x->prefixes |= PFX_F3; rep = 2; break;
-        case 0x26: case 0x2e: case 0x36: case 0x3e:
+        case 0x66:
+            x->prefixes |= PFX_66;
+            break;
+        case 0x67:
+            x->prefixes |= PFX_67;
+            break;
+        case 0xf0:
+            x->prefixes |= PFX_LOCK;
+            break;
+        case 0xf2:
+            x->prefixes |= PFX_F2;
+            rep = 3;
+            break;
+        case 0xf3:
+            x->prefixes |= PFX_F3;
+            rep = 2;
+            break;
+        case 0x26:
+        case 0x2e:
+        case 0x36:
+        case 0x3e:
             if (!m64) {
                 x->seg = (u8)(op >> 3 & 3);
                 x->seg_override = true;
             }
             break;
-        case 0x64: case 0x65:
+        case 0x64:
+        case 0x65:
             x->seg = (u8)(op & 7);
             x->seg_override = true;
             break;
@@ -745,7 +1007,8 @@ static inline enum decode_status decode(enum dmode mode, const u8 *p, size_t ava
                 continue;
             }
             goto opcode;
-        default: goto opcode;
+        default:
+            goto opcode;
         }
         x->rex = 0;
     }
@@ -753,7 +1016,9 @@ opcode:
     if (x->rex)
         x->prefixes |= PFX_REX;
     pp = rep ? rep : x->prefixes & PFX_66 ? 1 : 0;
-    x->addrsize = m64 ? (x->prefixes & PFX_67 ? 4 : 8) : (mode == DMODE_32) == !(x->prefixes & PFX_67) ? 4 : 2;
+    x->addrsize = m64 ? (x->prefixes & PFX_67 ? 4 : 8)
+                  : (mode == DMODE_32) == !(x->prefixes & PFX_67) ? 4
+                                                                  : 2;
 
     if (op == 0x0f) {
         if (!have(&c, 1))
@@ -846,8 +1111,10 @@ opcode:
         if (x->enc == ENC_EVEX && modrm >= 0xc0 && (x->evex_p2 & 0x10))
             l = 2;
     }
-    r = &rows[pool[cell->base + (cell->dims ? sub(cell->dims, pp, modrm, w, l, m64) : 0)]];
-    if (unlikely((r->attr & NOP90) && (x->rex & 1)) || unlikely(r->id == I_PAUSE && (x->rex & 1)))
+    r = &rows[pool[cell->base +
+                   (cell->dims ? sub(cell->dims, pp, modrm, w, l, m64) : 0)]];
+    if (unlikely((r->attr & NOP90) && (x->rex & 1)) ||
+        unlikely(r->id == I_PAUSE && (x->rex & 1)))
         r = &rows[pool[cells[0][0x91].base]];
     if (unlikely(r->how == HOW_UD) || unlikely(!(features >> r->feat & 1)))
         goto ud;
@@ -858,7 +1125,10 @@ opcode:
     /* operand size, vector length */
     if (x->enc == ENC_LEGACY) {
         if (m64)
-            x->opsize = w || (r->attr & F64) ? 8 : x->prefixes & PFX_66 ? 2 : r->attr & D64 ? 8 : 4;
+            x->opsize = w || (r->attr & F64)   ? 8
+                        : x->prefixes & PFX_66 ? 2
+                        : r->attr & D64        ? 8
+                                               : 4;
         else
             x->opsize = (mode == DMODE_32) == !(x->prefixes & PFX_66) ? 4 : 2;
         if (r->attr & (OP1 | OP4 | OPY | VECTOR)) {
@@ -913,7 +1183,8 @@ opcode:
             x->mem_size = (u16)size;
             x->mem_acc = r->mem_acc;
             if (x->enc == ENC_EVEX && x->mod == 1) {
-                scale = r->attr & (N1 | N2 | N4 | N8) ? (r->attr / N1) & 15 : size;
+                scale =
+                    r->attr & (N1 | N2 | N4 | N8) ? (r->attr / N1) & 15 : size;
                 x->disp *= (s64)scale;
             }
             if (x->vsib && x->enc == ENC_VEX) {
@@ -943,7 +1214,8 @@ opcode:
         x->reg_kind = r->reg_kind;
         x->reg_acc = r->reg_acc;
         switch (r->reg_kind) {
-        case RK_NONE: break;
+        case RK_NONE:
+            break;
         case RK_GPR:
             if (evex_r)
                 goto ud;
@@ -956,11 +1228,14 @@ opcode:
 
             x->reg |= (u8)((x->rex & 4) << 1 | evex_r);
             x->reg_size = (u8)(size < 16 ? 16 : size);
-            if (x->vsib && x->enc == ENC_EVEX && r->id == I_GATHER && x->reg == x->index)
+            if (x->vsib && x->enc == ENC_EVEX && r->id == I_GATHER &&
+                x->reg == x->index)
                 goto ud;
             break;
         }
-        case RK_MMX: x->reg_size = 8; break;
+        case RK_MMX:
+            x->reg_size = 8;
+            break;
         case RK_MASK:
             if (evex_r || (x->rex & 4))
                 goto ud;
@@ -1012,7 +1287,8 @@ opcode:
 
             if (!n)
                 x->fl_write = 0;
-            else if ((r->attr & RCX_) && x->opsize < 4 && n % (x->opsize * 8u + 1) == 0)
+            else if ((r->attr & RCX_) && x->opsize < 4 &&
+                     n % (x->opsize * 8u + 1) == 0)
                 x->fl_maybe = x->fl_write;
         } else if (rep) {
             x->gpr_read |= BIT(RCX);
@@ -1023,7 +1299,8 @@ opcode:
                 x->fl_maybe = x->fl_write;
         }
     }
-    if (unlikely(x->prefixes & PFX_LOCK) && !(x->lockable && (x->mem_acc & OPA_W)))
+    if (unlikely(x->prefixes & PFX_LOCK) &&
+        !(x->lockable && (x->mem_acc & OPA_W)))
         goto ud;
     x->len = (u8)c.pos;
     return DECODE_OK;
@@ -1033,7 +1310,8 @@ ud:
     return DECODE_UD;
 }
 
-enum decode_status insn_decode(enum dmode mode, const u8 *p, size_t avail, struct insn *out)
+enum decode_status insn_decode(enum dmode mode, const u8 *p, size_t avail,
+                               struct insn *out)
 {
     if (unlikely(!atomic_load_explicit(&ready, memory_order_acquire)))
         insn_init();

@@ -56,6 +56,7 @@ struct block {
     u32 hot_len;              /* cold code starts here */
     u32 *map;                 /* [nr_insns] host offset << 12 | guest offset - off, ascending; then [nr_insns]
                                  where each instruction's cold code starts */
+    struct inbound *inbound;  /* direct jumps linked to it (cache.c) */
     u64 runs;                 /* dispatcher entries, for stats */
 };
 

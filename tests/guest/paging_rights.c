@@ -284,50 +284,59 @@ static void accessed_dirty(struct place *p)
 USER_ASM("user_load_fs: mov %edi, %fs\n ret");
 extern char user_load_fs[];
 
+/*
+ * A GDT of two pages at an alias, so that the rights of its second page can be changed while the
+ * first still serves the delivery of the very faults that are looked for.
+ */
 static void implicit(void)
 {
-    /* The GDT through an alias, so that its page's rights can be changed. */
-    static struct {
+    enum { SEL = 0x1000 }; /* the first descriptor of the second page */
+    struct {
         u16 limit;
         u64 base;
-    } __attribute__((packed)) alias, own;
-    u8 *va = (u8 *)(2 * PAGE3);
-    u64 pa = (u64)gdt & ~(PAGE - 1);
-    alias.limit = own.limit = sizeof(gdt) - 1;
-    own.base = (u64)gdt;
-    alias.base = (u64)va + ((u64)gdt & (PAGE - 1));
+    } __attribute__((packed)) own = {sizeof(gdt) - 1, (u64)gdt}, alias = {0x1fff, 2 * PAGE3};
+    u8 *va = (u8 *)(2 * PAGE3), *second = va + PAGE;
+    u64 pa = pages_alloc(2, PAGE);
+    memcpy((void *)pa, gdt, sizeof(gdt));
+    volatile u64 *desc = (volatile u64 *)(pa + SEL);
+    *desc = seg_desc(0, 0xfffff, 0xf3, 0xc);
     map(va, pa, PTE_P | PTE_W);
-    map(va + PAGE, pa + PAGE, PTE_P | PTE_W);
+    map(second, pa + PAGE, PTE_P | PTE_W);
     asm volatile("lgdt %0" ::"m"(alias));
-    unsigned v = TRY("mov %0, %%fs", ::"r"(UDS));
+    unsigned v = TRY("mov %0, %%fs", ::"r"(SEL));
     report_eq("a segment load from a supervisor GDT", v, VEC_NONE);
-    user_call(user_load_fs, UDS, 0, 0);
+    user_call(user_load_fs, SEL | 3, 0, 0);
     report_eq("the same from ring 3", trap.vec, VEC_RETURN);
-    u8 *page_va = (u8 *)((alias.base + UDS - 3) & ~(PAGE - 1));
-    u64 page_pa = pa + (u64)(page_va - va);
-    u64 desc = alias.base + (UDS & ~7);
     if (has(HAS_SMAP)) {
         WR(cr4, RD(cr4) | CR4_SMAP);
-        map(page_va, page_pa, PTE_P | PTE_W | PTE_U);
+        map(second, pa + PAGE, PTE_P | PTE_W | PTE_U);
+        v = TRY("mov %0, %%fs", ::"r"(SEL));
+        report("SMAP: an implicit access to a user page is refused", v == PF && faulted(PF_P, second));
         asm volatile("stac");
-        v = TRY("mov %0, %%fs", ::"r"(UDS));
+        v = TRY("mov %0, %%fs", ::"r"(SEL));
         asm volatile("clac");
-        report("SMAP: an implicit access is refused even with AC",
-               v == PF && faulted(PF_P, (void *)desc));
+        report("SMAP: even with AC", v == PF && faulted(PF_P, second));
+        user_call(user_load_fs, SEL | 3, 0, 0);
+        report("SMAP: and for a load in ring 3, without the U bit in the code", faulted(PF_P, second));
         WR(cr4, RD(cr4) & ~CR4_SMAP);
     }
-    /* Not present: the exit from ring 3 needs no descriptor but CS, which is cached by no one. So
-     * only a kernel load is tried, and nothing else may use the table meanwhile. */
-    map(page_va, page_pa, PTE_P);
-    gdt_set(GDT_FREE, seg_desc(0, 0xfffff, 0x92, 0xc)); /* not yet accessed */
-    WR(cr0, RD(cr0) | CR0_WP);
-    v = TRY("mov %0, %%fs", ::"r"(GDT_FREE));
+    unmap(second);
+    user_call(user_load_fs, SEL | 3, 0, 0);
+    report("a load in ring 3 from an absent GDT page is a supervisor's fault", faulted(0, second));
+
+    map(second, pa + PAGE, PTE_P);
+    *desc = seg_desc(0, 0xfffff, 0xf2, 0xc); /* not yet accessed */
+    v = TRY("mov %0, %%fs", ::"r"(SEL));
     report("setting a descriptor's accessed bit in a read-only GDT is a write fault",
-           v == PF && trap.r.err == (PF_P | PF_W));
+           v == PF && trap.r.err == (PF_P | PF_W) && trap.cr2 - (u64)second < 8);
+    WR(cr0, RD(cr0) & ~CR0_WP);
+    v = TRY("mov %0, %%fs", ::"r"(SEL));
+    report("without WP it is set", v == VEC_NONE && (*desc >> 40 & 0xff) == 0xf3);
+    WR(cr0, RD(cr0) | CR0_WP);
     asm volatile("lgdt %0" ::"m"(own));
     asm volatile("mov %0, %%fs" ::"r"(0));
     unmap(va);
-    unmap(va + PAGE);
+    unmap(second);
 }
 
 int main(void)

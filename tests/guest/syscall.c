@@ -50,6 +50,11 @@ static unsigned sysret(u64 rip, u64 rflags, u64 rsp, bool compat)
     return trap.vec;
 }
 
+static void leave(struct regs *r)
+{
+    user_leave();
+}
+
 static void in_long_mode(void)
 {
     struct regs r;
@@ -94,9 +99,11 @@ static void in_long_mode(void)
 
     /* Non-canonical RCX: Intel faults in ring 0 on the user's stack, AMD in ring 3 on the fetch. */
     idt_gate(GP, trap_stub(GP), KCS, 0, 14, 1);
+    trap_handle(GP, leave);
     u64 cs = cpu_is_intel() ? KCS : UCS64;
     report("sysretq to a non-canonical address is #GP(0)", sysret(HOLE, 2, usp(), false) == GP && trap.r.err == 0);
     report_eq("in the ring the vendor does it in", trap.r.cs, cs);
+    trap_handle(GP, NULL);
     idt_reset();
 
     user_regs(&r, user_loop, false);

@@ -1,6 +1,7 @@
 /*
- * test_decode.c - the decoder against an independent one (libZydis): every opcode of every map under the prefixes
- * that matter, random bytes, random VEX and EVEX, and real programs' code. Compared: validity, length, memory
+ * test_decode.c - the decoder against an independent one (libZydis): every
+ * opcode of every map under the prefixes that matter, random bytes, random VEX
+ * and EVEX, and real programs' code. Compared: validity, length, memory
  * operand, immediates, general registers and flags read and written.
  *
  *   test_decode [-v] [-n million] [elf...]
@@ -50,7 +51,8 @@ struct fail {
 static struct fail fails[4096];
 static unsigned nr_fails;
 
-static void fail(const char *what, const char *mnem, enum dmode mode, const u8 *p, unsigned len, u64 mine, u64 theirs)
+static void fail(const char *what, const char *mnem, enum dmode mode,
+                 const u8 *p, unsigned len, u64 mine, u64 theirs)
 {
     struct fail *f = NULL;
 
@@ -70,7 +72,8 @@ static void fail(const char *what, const char *mnem, enum dmode mode, const u8 *
         s += sprintf(s, "%d:", 16 << mode);
         for (unsigned i = 0; i < len; i++)
             s += sprintf(s, " %02x", p[i]);
-        sprintf(s, "  mine %llx theirs %llx", (unsigned long long)mine, (unsigned long long)theirs);
+        sprintf(s, "  mine %llx theirs %llx", (unsigned long long)mine,
+                (unsigned long long)theirs);
     }
     f->count++;
 }
@@ -80,53 +83,68 @@ static int gpr_number(ZydisRegister r)
 {
     switch (ZydisRegisterGetClass(r)) {
     case ZYDIS_REGCLASS_GPR8: {
-        int id = ZydisRegisterGetId(r); /* al cl dl bl ah ch dh bh spl bpl sil dil r8b.. */
+        int id = ZydisRegisterGetId(
+            r); /* al cl dl bl ah ch dh bh spl bpl sil dil r8b.. */
 
         return id < 4 ? id : id < 8 ? id - 4 : id - 4;
     }
     case ZYDIS_REGCLASS_GPR16:
     case ZYDIS_REGCLASS_GPR32:
-    case ZYDIS_REGCLASS_GPR64: return ZydisRegisterGetId(r);
-    default: return -1;
+    case ZYDIS_REGCLASS_GPR64:
+        return ZydisRegisterGetId(r);
+    default:
+        return -1;
     }
 }
 
-#define Z_READ (ZYDIS_OPERAND_ACTION_READ | ZYDIS_OPERAND_ACTION_CONDREAD)
+#define Z_READ  (ZYDIS_OPERAND_ACTION_READ | ZYDIS_OPERAND_ACTION_CONDREAD)
 #define Z_WRITE (ZYDIS_OPERAND_ACTION_WRITE | ZYDIS_OPERAND_ACTION_CONDWRITE)
 
 /* ---- divergences accepted, each with its reason ---- */
 static bool is(const char *prefix)
 {
-    return strncmp(ZydisMnemonicGetString(zi.mnemonic), prefix, strlen(prefix)) == 0;
+    return strncmp(ZydisMnemonicGetString(zi.mnemonic), prefix,
+                   strlen(prefix)) == 0;
 }
 
 /* Both accept the instruction and differ in `what`: mine a, theirs b. */
-static bool accepted(const char *what, enum dmode mode, const struct insn *x, u64 a, u64 b)
+static bool accepted(const char *what, enum dmode mode, const struct insn *x,
+                     u64 a, u64 b)
 {
     bool fl = strncmp(what, "fl_", 3) == 0, gpr = strncmp(what, "gpr_", 4) == 0;
 
-    /* Hint and reserved NOPs (0F 0D, 0F 18-1F, among them MPX and CET on a CPU without): operands not looked at. */
-    if (x->map == MAP_0F && x->enc == ENC_LEGACY && ((x->opcode >= 0x18 && x->opcode <= 0x1f) || x->opcode == 0x0d))
+    /* Hint and reserved NOPs (0F 0D, 0F 18-1F, among them MPX and CET on a CPU
+     * without): operands not looked at. */
+    if (x->map == MAP_0F && x->enc == ENC_LEGACY &&
+        ((x->opcode >= 0x18 && x->opcode <= 0x1f) || x->opcode == 0x0d))
         return true;
     /* The address only: mem_size 0 by convention, or of run-time size. */
-    if ((!strcmp(what, "mem_size") || !strcmp(what, "mem_acc")) && a == 0 && (is("xsave") || is("xrstor") || is("invlpg")))
+    if ((!strcmp(what, "mem_size") || !strcmp(what, "mem_acc")) && a == 0 &&
+        (is("xsave") || is("xrstor") || is("invlpg")))
         return true;
     /* Cache line operations count as a read of one byte. */
     if ((!strcmp(what, "mem_size")) && (is("clflush") || is("clwb")))
         return a == 1;
-    /* Writes that may leave the destination as it was count as read too (cmov, bsf, bsr, lar, lsl, cmpxchg). */
-    if (!strcmp(what, "reg_acc") && (is("cmov") || is("bsf") || is("bsr") || is("lar") || is("lsl")))
+    /* Writes that may leave the destination as it was count as read too (cmov,
+     * bsf, bsr, lar, lsl, cmpxchg). */
+    if (!strcmp(what, "reg_acc") &&
+        (is("cmov") || is("bsf") || is("bsr") || is("lar") || is("lsl")))
         return a == (OPA_R | OPA_W) && b == OPA_W;
-    if (!strcmp(what, "gpr_read") && (is("bsf") || is("bsr") || is("syscall") || is("lods")))
+    if (!strcmp(what, "gpr_read") &&
+        (is("bsf") || is("bsr") || is("syscall") || is("lods")))
         return (a & ~b) == 0 || (b & ~a) == 0;
     /* Zydis gives lar, lsl a 32-bit source register; 16 bits are used. */
     if (!strcmp(what, "rm_size") && (is("lar") || is("lsl")))
         return true;
-    /* Strings: Zydis does not count the moved RSI, RDI as written, and has repe, repne read ZF. */
-    if (x->how == HOW_STRING && (!strcmp(what, "gpr_write") || !strcmp(what, "fl_read")))
+    /* Strings: Zydis does not count the moved RSI, RDI as written, and has
+     * repe, repne read ZF. */
+    if (x->how == HOW_STRING &&
+        (!strcmp(what, "gpr_write") || !strcmp(what, "fl_read")))
         return true;
-    /* Entering a handler saves the flags; monitors may change them; mov cr leaves them on every known CPU. */
-    if (fl && (is("int") || is("syscall") || is("sysenter") || is("vmcall") || is("vmmcall") || is("mov")))
+    /* Entering a handler saves the flags; monitors may change them; mov cr
+     * leaves them on every known CPU. */
+    if (fl && (is("int") || is("syscall") || is("sysenter") || is("vmcall") ||
+               is("vmmcall") || is("mov")))
         return true;
     /* A shift by 0 changes no flag. */
     if (!strcmp(what, "fl_write") && a == 0 && x->imm_size == 1 &&
@@ -138,31 +156,41 @@ static bool accepted(const char *what, enum dmode mode, const struct insn *x, u6
     /* F3 90 with REX.B is xchg r8, rax (seen on the CPU). */
     if (gpr && is("pause") && (x->rex & 1))
         return true;
-    /* Immediates as wide as the operand are not sign-extended; a moffs is unsigned. */
+    /* Immediates as wide as the operand are not sign-extended; a moffs is
+     * unsigned. */
     if (!strcmp(what, "imm"))
-        return x->imm_size < 8 && ((a ^ b) & (BITULL(x->imm_size * 8) - 1)) == 0 && x->opsize == x->imm_size;
+        return x->imm_size < 8 &&
+               ((a ^ b) & (BITULL(x->imm_size * 8) - 1)) == 0 &&
+               x->opsize == x->imm_size;
     if (!strcmp(what, "disp") && x->moffs)
         return ((a ^ b) & (BITULL(x->addrsize * 8 - 1) * 2 - 1)) == 0;
     /* Operand size of what has none, or takes it from elsewhere. */
     if (!strcmp(what, "opsize")) {
-        static const char *const none[] = { "xlat", "daa", "das", "salc", "syscall", "invlpg", "clwb", "clflush",
-                                            "cmpxchg8b" };
+        static const char *const none[] = {"xlat", "daa",     "das",
+                                           "salc", "syscall", "invlpg",
+                                           "clwb", "clflush", "cmpxchg8b"};
 
         for (unsigned i = 0; i < ARRAY_SIZE(none); i++)
             if (is(none[i]))
                 return true;
-        if (x->id == I_INVPCID || (x->opcode & 0xfc) == 0x20) /* mov cr, dr; invpcid: as wide as the mode */
+        if (x->id == I_INVPCID ||
+            (x->opcode & 0xfc) ==
+                0x20) /* mov cr, dr; invpcid: as wide as the mode */
             return mode != DMODE_64;
         if (b == 16 && a == 32) /* a 66 that changes nothing */
-            return is("movnti") || is("crc32") || is("rdfs") || is("rdgs") || is("wrfs") || is("wrgs");
+            return is("movnti") || is("crc32") || is("rdfs") || is("rdgs") ||
+                   is("wrfs") || is("wrgs");
         return x->how == HOW_STRING && a == 32 && b == 64; /* ins, outs */
     }
     /* 3E is DS here; Zydis takes it for notrack (CET). */
     if (!strcmp(what, "seg") && (is("call") || is("jmp")))
         return true;
-    /* SIB base 5 with mod 0 is no base, whatever REX.B (seen on the CPU); Zydis 4.0 says r13d under 67. */
-    if (x->has_mem && x->base == REG_NONE && (x->prefixes & PFX_67) && (x->rex & 1) && mode == DMODE_64 &&
-        (!strcmp(what, "gpr_read") || !strcmp(what, "base") || !strcmp(what, "disp")))
+    /* SIB base 5 with mod 0 is no base, whatever REX.B (seen on the CPU);
+     * Zydis 4.0 says r13d under 67. */
+    if (x->has_mem && x->base == REG_NONE && (x->prefixes & PFX_67) &&
+        (x->rex & 1) && mode == DMODE_64 &&
+        (!strcmp(what, "gpr_read") || !strcmp(what, "base") ||
+         !strcmp(what, "disp")))
         return true;
     /* lea has no segment. */
     if (!strcmp(what, "seg") && is("lea"))
@@ -173,7 +201,8 @@ static bool accepted(const char *what, enum dmode mode, const struct insn *x, u6
 /* We accept what Zydis does not. */
 static bool accepted_extra(const struct insn *x, ZyanStatus s)
 {
-    /* Reserved NOPs that Zydis takes for MPX with its register limits; the CPU runs them as NOPs. */
+    /* Reserved NOPs that Zydis takes for MPX with its register limits; the CPU
+     * runs them as NOPs. */
     if (x->id == I_NOP && x->map == MAP_0F)
         return true;
     /* EVEX.b rounding on cvtsi2sd with a 32-bit source: ignored by the CPU. */
@@ -183,20 +212,29 @@ static bool accepted_extra(const struct insn *x, ZyanStatus s)
     return false;
 }
 
-/* Zydis accepts what we do not: features never offered, and instructions this machine does not have. */
+/* Zydis accepts what we do not: features never offered, and instructions this
+ * machine does not have. */
 static bool accepted_missing(void)
 {
     static const char *const set[] = {
-        "AMX", "FMA4", "KEYLOCKER", "KNC", "VTX", "XOP", "AVX512ER", "AVX512PF", "AVX512_FP16", "AVX512_4", "AVX_VNNI",
-        "AVX512_VP2", "CET", "AMD3DNOW", "TBM", "LWP", "SVM", "PADLOCK", "RTM", "SGX", "TDX", "PTWRITE",
-        "UINTR", "MOVDIR", "ENQCMD", "WAITPKG", "SERIALIZE", "TSX", "PKU", "PCONFIG", "HRESET", "CLZERO", "SNP",
-        "MCOMMIT", "RDPRU", "INVLPGB", "KNCJ", "MONITORX", "SMX", "PT", "AMD_INVLPGB",
+        "AMX",         "FMA4",       "KEYLOCKER", "KNC",         "VTX",
+        "XOP",         "AVX512ER",   "AVX512PF",  "AVX512_FP16", "AVX512_4",
+        "AVX_VNNI",    "AVX512_VP2", "CET",       "AMD3DNOW",    "TBM",
+        "LWP",         "SVM",        "PADLOCK",   "RTM",         "SGX",
+        "TDX",         "PTWRITE",    "UINTR",     "MOVDIR",      "ENQCMD",
+        "WAITPKG",     "SERIALIZE",  "TSX",       "PKU",         "PCONFIG",
+        "HRESET",      "CLZERO",     "SNP",       "MCOMMIT",     "RDPRU",
+        "INVLPGB",     "KNCJ",       "MONITORX",  "SMX",         "PT",
+        "AMD_INVLPGB",
     };
-    static const char *const mnem[] = { "ud0", "ud1", "ud2", "rsm", "vmfunc", "invlpgb", "tlbsync" };
-    const char *s = ZydisISASetGetString(zi.meta.isa_set), *e = ZydisISAExtGetString(zi.meta.isa_ext);
+    static const char *const mnem[] = {"ud0",    "ud1",     "ud2",    "rsm",
+                                       "vmfunc", "invlpgb", "tlbsync"};
+    const char *s = ZydisISASetGetString(zi.meta.isa_set),
+               *e = ZydisISAExtGetString(zi.meta.isa_ext);
 
     for (unsigned i = 0; i < ARRAY_SIZE(set); i++)
-        if (!strncmp(s, set[i], strlen(set[i])) || !strncmp(e, set[i], strlen(set[i])))
+        if (!strncmp(s, set[i], strlen(set[i])) ||
+            !strncmp(e, set[i], strlen(set[i])))
             return true;
     for (unsigned i = 0; i < ARRAY_SIZE(mnem); i++)
         if (is(mnem[i]))
@@ -215,17 +253,19 @@ static void compare(enum dmode mode, const u8 *p, unsigned avail)
     unsigned r = 0, w = 0, n_bad = 0;
     const ZydisDecodedOperand *mem = NULL;
 
-#define CHECK(what, a, b)                                                   \
-    do {                                                                    \
-        if ((u64)(a) != (u64)(b) && !accepted(what, mode, &x, (u64)(a), (u64)(b))) { \
-            fail(what, mn, mode, p, x.len, (u64)(a), (u64)(b));             \
-            n_bad++;                                                        \
-        }                                                                   \
+#define CHECK(what, a, b)                                                      \
+    do {                                                                       \
+        if ((u64)(a) != (u64)(b) &&                                            \
+            !accepted(what, mode, &x, (u64)(a), (u64)(b))) {                   \
+            fail(what, mn, mode, p, x.len, (u64)(a), (u64)(b));                \
+            n_bad++;                                                           \
+        }                                                                      \
     } while (0)
 
     if (zs == ZYDIS_STATUS_NO_MORE_DATA) {
         if (st != DECODE_SHORT && st != DECODE_UD)
-            fail("short", st == DECODE_OK ? insn_name(x.id) : "-", mode, p, avail, st, 0);
+            fail("short", st == DECODE_OK ? insn_name(x.id) : "-", mode, p,
+                 avail, st, 0);
         else
             passed++;
         return;
@@ -255,7 +295,8 @@ static void compare(enum dmode mode, const u8 *p, unsigned avail)
 
             if (g < 0)
                 continue;
-            if (o->actions & Z_READ || ((o->actions & Z_WRITE) && o->size < 32) ||
+            if (o->actions & Z_READ ||
+                ((o->actions & Z_WRITE) && o->size < 32) ||
                 (o->actions & ZYDIS_OPERAND_ACTION_CONDWRITE))
                 r |= BIT(g);
             if (o->actions & Z_WRITE)
@@ -274,14 +315,18 @@ static void compare(enum dmode mode, const u8 *p, unsigned avail)
     CHECK("gpr_read", x.gpr_read, r);
     CHECK("gpr_write", x.gpr_write, w);
     CHECK("fl_read", x.fl_read, zi.cpu_flags->tested & (EFL_ARITH | EFL_DF));
-    CHECK("fl_write", x.fl_write, (zi.cpu_flags->modified | zi.cpu_flags->set_0 | zi.cpu_flags->set_1 |
-                                   zi.cpu_flags->undefined) & (EFL_ARITH | EFL_DF));
+    CHECK("fl_write", x.fl_write,
+          (zi.cpu_flags->modified | zi.cpu_flags->set_0 | zi.cpu_flags->set_1 |
+           zi.cpu_flags->undefined) &
+              (EFL_ARITH | EFL_DF));
     if (x.how != HOW_STRING && zi.mnemonic != ZYDIS_MNEMONIC_XLAT)
         CHECK("has_mem", x.has_mem, mem != NULL);
     if (x.has_mem && mem) {
-        int base = gpr_number(mem->mem.base), index = gpr_number(mem->mem.index);
+        int base = gpr_number(mem->mem.base),
+            index = gpr_number(mem->mem.index);
 
-        if (mem->mem.base == ZYDIS_REGISTER_RIP || mem->mem.base == ZYDIS_REGISTER_EIP)
+        if (mem->mem.base == ZYDIS_REGISTER_RIP ||
+            mem->mem.base == ZYDIS_REGISTER_EIP)
             base = BASE_RIP;
         else if (base < 0)
             base = REG_NONE;
@@ -293,30 +338,41 @@ static void compare(enum dmode mode, const u8 *p, unsigned avail)
         CHECK("index", x.index, index);
         if (index != REG_NONE)
             CHECK("scale", x.scale, mem->mem.scale);
-        CHECK("disp", x.disp, mem->mem.disp.has_displacement ? mem->mem.disp.value : 0);
+        CHECK("disp", x.disp,
+              mem->mem.disp.has_displacement ? mem->mem.disp.value : 0);
         CHECK("seg", x.seg, ZydisRegisterGetId(mem->mem.segment));
         CHECK("addrsize", x.addrsize * 8, zi.address_width);
         if (mem->mem.type == ZYDIS_MEMOP_TYPE_AGEN) {
             CHECK("mem_size", x.mem_size, 0);
         } else {
-            CHECK("mem_size", x.mem_size, x.vsib ? mem->element_size / 8 : mem->size / 8);
-            CHECK("mem_acc", x.mem_acc, ((mem->actions & Z_READ) ? OPA_R : 0) | ((mem->actions & Z_WRITE) ? OPA_W : 0));
+            CHECK("mem_size", x.mem_size,
+                  x.vsib ? mem->element_size / 8 : mem->size / 8);
+            CHECK("mem_acc", x.mem_acc,
+                  ((mem->actions & Z_READ) ? OPA_R : 0) |
+                      ((mem->actions & Z_WRITE) ? OPA_W : 0));
         }
     }
-    CHECK("imm_size", x.moffs ? 0 : x.imm_size, (zi.raw.imm[0].size + zi.raw.imm[1].size) / 8);
+    CHECK("imm_size", x.moffs ? 0 : x.imm_size,
+          (zi.raw.imm[0].size + zi.raw.imm[1].size) / 8);
     if (zi.raw.imm[0].size && !zi.raw.imm[1].size) {
         CHECK("imm_off", x.imm_off, zi.raw.imm[0].offset);
         if (zi.raw.imm[0].is_signed)
             CHECK("imm", x.imm, zi.raw.imm[0].value.s);
         else if (x.is4 == REG_NONE)
-            CHECK("imm", x.imm & (x.imm_size == 8 ? ~0ull : BITULL(x.imm_size * 8) - 1), zi.raw.imm[0].value.u & (x.imm_size == 8 ? ~0ull : BITULL(x.imm_size * 8) - 1));
+            CHECK("imm",
+                  x.imm &
+                      (x.imm_size == 8 ? ~0ull : BITULL(x.imm_size * 8) - 1),
+                  zi.raw.imm[0].value.u &
+                      (x.imm_size == 8 ? ~0ull : BITULL(x.imm_size * 8) - 1));
     }
     if (x.cls == CLS_GPR && x.enc == ENC_LEGACY)
         CHECK("opsize", x.opsize * 8, zi.operand_width);
     if (x.vl && x.enc != ENC_LEGACY)
         CHECK("vl", x.vl * 8, zi.avx.vector_length);
     if (x.enc == ENC_EVEX && x.has_mem)
-        CHECK("bcst", x.bcst, zi.avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID && !zi.avx.broadcast.is_static);
+        CHECK("bcst", x.bcst,
+              zi.avx.broadcast.mode != ZYDIS_BROADCAST_MODE_INVALID &&
+                  !zi.avx.broadcast.is_static);
     /* register numbers, by place */
     for (unsigned i = 0; i < zi.operand_count; i++) {
         const ZydisDecodedOperand *o = &zo[i];
@@ -324,35 +380,74 @@ static void compare(enum dmode mode, const u8 *p, unsigned avail)
 
         if (o->type != ZYDIS_OPERAND_TYPE_REGISTER)
             continue;
-        n = ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_GPR8 && o->reg.value < ZYDIS_REGISTER_SPL
-                ? (unsigned)(o->reg.value - ZYDIS_REGISTER_AL) : gpr_number(o->reg.value) >= 0
-                ? (unsigned)gpr_number(o->reg.value) : (unsigned)ZydisRegisterGetId(o->reg.value);
+        n = ZydisRegisterGetClass(o->reg.value) == ZYDIS_REGCLASS_GPR8 &&
+                    o->reg.value < ZYDIS_REGISTER_SPL
+                ? (unsigned)(o->reg.value - ZYDIS_REGISTER_AL)
+            : gpr_number(o->reg.value) >= 0
+                ? (unsigned)gpr_number(o->reg.value)
+                : (unsigned)ZydisRegisterGetId(o->reg.value);
         switch (ZydisRegisterGetClass(o->reg.value)) {
-        case ZYDIS_REGCLASS_GPR8: case ZYDIS_REGCLASS_GPR16: case ZYDIS_REGCLASS_GPR32:
-        case ZYDIS_REGCLASS_GPR64: k = RK_GPR; break;
-        case ZYDIS_REGCLASS_XMM: case ZYDIS_REGCLASS_YMM: case ZYDIS_REGCLASS_ZMM: k = RK_VEC; break;
-        case ZYDIS_REGCLASS_MMX: k = RK_MMX; break;
-        case ZYDIS_REGCLASS_MASK: k = RK_MASK; break;
-        case ZYDIS_REGCLASS_SEGMENT: k = RK_SEG; break;
-        case ZYDIS_REGCLASS_CONTROL: k = RK_CR; break;
-        case ZYDIS_REGCLASS_DEBUG: k = RK_DR; break;
-        default: continue;
+        case ZYDIS_REGCLASS_GPR8:
+        case ZYDIS_REGCLASS_GPR16:
+        case ZYDIS_REGCLASS_GPR32:
+        case ZYDIS_REGCLASS_GPR64:
+            k = RK_GPR;
+            break;
+        case ZYDIS_REGCLASS_XMM:
+        case ZYDIS_REGCLASS_YMM:
+        case ZYDIS_REGCLASS_ZMM:
+            k = RK_VEC;
+            break;
+        case ZYDIS_REGCLASS_MMX:
+            k = RK_MMX;
+            break;
+        case ZYDIS_REGCLASS_MASK:
+            k = RK_MASK;
+            break;
+        case ZYDIS_REGCLASS_SEGMENT:
+            k = RK_SEG;
+            break;
+        case ZYDIS_REGCLASS_CONTROL:
+            k = RK_CR;
+            break;
+        case ZYDIS_REGCLASS_DEBUG:
+            k = RK_DR;
+            break;
+        default:
+            continue;
         }
         switch (o->encoding) {
-        case ZYDIS_OPERAND_ENCODING_MODRM_REG: CHECK("reg", x.reg | x.reg_kind << 8, n | k << 8); break;
-        case ZYDIS_OPERAND_ENCODING_MODRM_RM: CHECK("rm", x.rm | x.rm_kind << 8, n | k << 8); break;
-        case ZYDIS_OPERAND_ENCODING_NDSNDD: CHECK("vvvv", x.vvvv | x.vvvv_kind << 8, n | k << 8); break;
-        case ZYDIS_OPERAND_ENCODING_IS4: CHECK("is4", x.is4, n); break;
-        case ZYDIS_OPERAND_ENCODING_OPCODE: if (x.opcode != 0x90) CHECK("opreg", x.opreg, n); break;
-        case ZYDIS_OPERAND_ENCODING_MASK: CHECK("mask", x.mask, n); break;
-        default: break;
+        case ZYDIS_OPERAND_ENCODING_MODRM_REG:
+            CHECK("reg", x.reg | x.reg_kind << 8, n | k << 8);
+            break;
+        case ZYDIS_OPERAND_ENCODING_MODRM_RM:
+            CHECK("rm", x.rm | x.rm_kind << 8, n | k << 8);
+            break;
+        case ZYDIS_OPERAND_ENCODING_NDSNDD:
+            CHECK("vvvv", x.vvvv | x.vvvv_kind << 8, n | k << 8);
+            break;
+        case ZYDIS_OPERAND_ENCODING_IS4:
+            CHECK("is4", x.is4, n);
+            break;
+        case ZYDIS_OPERAND_ENCODING_OPCODE:
+            if (x.opcode != 0x90)
+                CHECK("opreg", x.opreg, n);
+            break;
+        case ZYDIS_OPERAND_ENCODING_MASK:
+            CHECK("mask", x.mask, n);
+            break;
+        default:
+            break;
         }
     }
     /* the visible GPR operands, by place */
     for (unsigned i = 0; i < zi.operand_count_visible; i++) {
         const ZydisDecodedOperand *o = &zo[i];
-        int g = o->type == ZYDIS_OPERAND_TYPE_REGISTER ? gpr_number(o->reg.value) : -1;
-        unsigned acc = ((o->actions & Z_READ) ? OPA_R : 0) | ((o->actions & Z_WRITE) ? OPA_W : 0);
+        int g = o->type == ZYDIS_OPERAND_TYPE_REGISTER
+                    ? gpr_number(o->reg.value)
+                    : -1;
+        unsigned acc = ((o->actions & Z_READ) ? OPA_R : 0) |
+                       ((o->actions & Z_WRITE) ? OPA_W : 0);
 
         if (g < 0)
             continue;
@@ -378,7 +473,8 @@ static void compare(enum dmode mode, const u8 *p, unsigned avail)
             CHECK("opreg_size", x.opreg_size, o->size / 8);
             CHECK("opreg_acc", x.opreg_acc, acc);
             break;
-        default: break;
+        default:
+            break;
         }
     }
     if (!n_bad)
@@ -398,16 +494,19 @@ static void tail(u8 *p, unsigned n)
 static void enumerate(enum dmode mode)
 {
     static const char *const pfx[] = {
-        "", "\x66", "\xf3", "\xf2", "\x67", "\xf0", "\x66\xf3", "\x66\xf2", "\x48", "\x66\x48", "\xf3\x48",
-        "\xf2\x48", "\x4f", "\x66\x4f", "\xf0\x4a", "\x41", "\xf3\x41", "\x64", "\x2e", "\x48\x66", "\x44", "\x67\x66",
+        "",         "\x66",     "\xf3",     "\xf2",     "\x67",     "\xf0",
+        "\x66\xf3", "\x66\xf2", "\x48",     "\x66\x48", "\xf3\x48", "\xf2\x48",
+        "\x4f",     "\x66\x4f", "\xf0\x4a", "\x41",     "\xf3\x41", "\x64",
+        "\x2e",     "\x48\x66", "\x44",     "\x67\x66",
     };
-    static const char *const map[] = { "", "\x0f", "\x0f\x38", "\x0f\x3a" };
+    static const char *const map[] = {"", "\x0f", "\x0f\x38", "\x0f\x3a"};
     u8 b[40];
 
     for (unsigned i = 0; i < ARRAY_SIZE(pfx); i++)
         for (unsigned m = 0; m < ARRAY_SIZE(map); m++)
             for (unsigned k = 0; k < 65536; k++) {
-                unsigned n = (unsigned)strlen(pfx[i]), nm = (unsigned)strlen(map[m]);
+                unsigned n = (unsigned)strlen(pfx[i]),
+                         nm = (unsigned)strlen(map[m]);
 
                 memcpy(b, pfx[i], n);
                 memcpy(b + n, map[m], nm);
@@ -508,7 +607,8 @@ static void sweep(const char *path, bool check)
     for (unsigned i = 0; i < eh->e_shnum; i++) {
         size_t off = 0;
 
-        if (!(sh[i].sh_flags & SHF_EXECINSTR) || sh[i].sh_type != SHT_PROGBITS || sh[i].sh_size < 64)
+        if (!(sh[i].sh_flags & SHF_EXECINSTR) ||
+            sh[i].sh_type != SHT_PROGBITS || sh[i].sh_size < 64)
             continue;
         if (sh[i].sh_size > text_len) {
             text = m + sh[i].sh_offset;
@@ -543,7 +643,9 @@ static void speed(void)
         for (size_t off = 0; off + 15 < text_len && n < 1000000; n++) {
             struct insn x;
 
-            off += insn_decode(DMODE_64, text + off, 15, &x) == DECODE_OK ? x.len : 1;
+            off += insn_decode(DMODE_64, text + off, 15, &x) == DECODE_OK
+                       ? x.len
+                       : 1;
         }
         t0 = (now() - t0) / (double)n;
         best = t0 < best ? t0 : best;
@@ -553,8 +655,10 @@ static void speed(void)
         size_t n = 0;
 
         for (size_t off = 0; off + 15 < text_len && n < 300000; n++)
-            off += ZYAN_SUCCESS(ZydisDecoderDecodeFull(&zdec[2], text + off, 15, &zi, zo
-                                                       )) ? zi.length : 1;
+            off += ZYAN_SUCCESS(ZydisDecoderDecodeFull(&zdec[2], text + off, 15,
+                                                       &zi, zo))
+                       ? zi.length
+                       : 1;
         t0 = (now() - t0) / (double)n;
         zbest = t0 < zbest ? t0 : zbest;
     }
@@ -570,7 +674,8 @@ static int by_count(const void *a, const void *b)
 
 int main(int argc, char **argv)
 {
-    static const char *const files[] = { "/usr/lib/x86_64-linux-gnu/libc.so.6", "/usr/bin/python3" };
+    static const char *const files[] = {"/usr/lib/x86_64-linux-gnu/libc.so.6",
+                                        "/usr/bin/python3"};
     u64 million = 1;
     int c;
 
@@ -580,9 +685,12 @@ int main(int argc, char **argv)
         else if (c == 'n')
             million = strtoull(optarg, NULL, 0);
     }
-    ZydisDecoderInit(&zdec[DMODE_16], ZYDIS_MACHINE_MODE_LEGACY_16, ZYDIS_STACK_WIDTH_16);
-    ZydisDecoderInit(&zdec[DMODE_32], ZYDIS_MACHINE_MODE_LEGACY_32, ZYDIS_STACK_WIDTH_32);
-    ZydisDecoderInit(&zdec[DMODE_64], ZYDIS_MACHINE_MODE_LONG_64, ZYDIS_STACK_WIDTH_64);
+    ZydisDecoderInit(&zdec[DMODE_16], ZYDIS_MACHINE_MODE_LEGACY_16,
+                     ZYDIS_STACK_WIDTH_16);
+    ZydisDecoderInit(&zdec[DMODE_32], ZYDIS_MACHINE_MODE_LEGACY_32,
+                     ZYDIS_STACK_WIDTH_32);
+    ZydisDecoderInit(&zdec[DMODE_64], ZYDIS_MACHINE_MODE_LONG_64,
+                     ZYDIS_STACK_WIDTH_64);
     insn_init();
 
     for (unsigned i = 0; i < ARRAY_SIZE(files); i++)
@@ -598,9 +706,11 @@ int main(int argc, char **argv)
     }
     qsort(fails, nr_fails, sizeof(fails[0]), by_count);
     for (unsigned i = 0; i < nr_fails && (verbose || i < 40); i++)
-        printf("%-10s %-16s %8llu  %s\n", fails[i].what, fails[i].mnem, (unsigned long long)fails[i].count,
-               fails[i].sample);
-    printf("decode: %llu passed, %llu failed (%llu skipped: features not offered)\n", (unsigned long long)passed,
-           (unsigned long long)failed, (unsigned long long)skipped);
+        printf("%-10s %-16s %8llu  %s\n", fails[i].what, fails[i].mnem,
+               (unsigned long long)fails[i].count, fails[i].sample);
+    printf("decode: %llu passed, %llu failed (%llu skipped: features not "
+           "offered)\n",
+           (unsigned long long)passed, (unsigned long long)failed,
+           (unsigned long long)skipped);
     return failed != 0;
 }
