@@ -42,9 +42,9 @@ ifneq ($(filter-out $(no_config),$(or $(MAKECMDGOALS),all)),)
 -include $(BUILD)/config.mk
 endif
 
-# $(call try,flags,program) - "y" if the program compiles and links with the flags
-try = $(if $(filter ok,$(shell printf '%s\n' '$(2)' | \
-	$(CC) $(1) -x c -o /dev/null - >/dev/null 2>&1 && echo ok)),y)
+# $(call try,flags,program) - "y" if the program compiles and links with the flags; \n ends its lines
+try = $(if $(filter ok,$(shell printf '%b\n' '$(2)' | \
+	$(CC) -x c -o /dev/null - -x none $(1) >/dev/null 2>&1 && echo ok)),y)
 main := int main(void) { return 0; }
 
 # Probed again when the package data base changes (a library may have been installed).
@@ -53,8 +53,7 @@ $(BUILD)/config.mk: Makefile $(wildcard /var/lib/dpkg/status)
 	@mkdir -p $(@D)
 	@command -v $(firstword $(CC)) >/dev/null || { \
 		echo "vitro: no C compiler; 'make setup' installs what the build needs" >&2; exit 1; }
-	@{ echo 'HAVE_ZYDIS := $(call try,-Werror -lZydis,#include <Zydis/Zydis.h>\
-	int main(void) { return !ZydisGetVersion(); })'; \
+	@{ echo 'HAVE_ZYDIS := $(call try,-Werror -lZydis,#include <Zydis/Zydis.h>\n int main(void) { return !ZydisGetVersion(); })'; \
 	echo 'HAVE_CF_PROTECTION := $(call try,-Werror -fcf-protection=none,$(main))'; \
 	echo 'HAVE_ASAN := $(call try,-Werror -fsanitize=address -fsanitize=undefined,$(main))'; \
 	} > $@
@@ -151,10 +150,15 @@ $(BUILD)/obj/%.o: %.S $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CC) -D__ASSEMBLY__ -Isrc $(extra) -g -MMD -MP -c -o $@ $<
 
-$(test_bin): $(BUILD)/%: $(BUILD)/obj/%.o $(tlib_obj) $(BUILD)/libboard.a $(BUILD)/libvitro.a
+# tests/lib is an archive too: a test that replaces parts of the engine must not get all of it.
+$(BUILD)/libtest.a: $(tlib_obj)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && $(AR) rcs $@ $(tlib_obj)
+
+$(test_bin): $(BUILD)/%: $(BUILD)/obj/%.o $(BUILD)/libtest.a $(BUILD)/libboard.a $(BUILD)/libvitro.a
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
-	$(Q)$(CC) -o $@ $< $(tlib_obj) $(BUILD)/libboard.a $(BUILD)/libvitro.a \
+	$(Q)$(CC) -o $@ $< $(BUILD)/libtest.a $(BUILD)/libboard.a $(BUILD)/libvitro.a \
 		$(if $(HAVE_ZYDIS),-lZydis) $(ldflags)
 
 .SECONDARY: $(test_obj) $(tlib_obj)

@@ -75,8 +75,10 @@ struct slow_site {         /* behind `call stub_slow; jmp resume` */
     u8 slot;               /* enum mode_slot */
     u8 final;              /* after the operation the instruction is complete */
     s32 copy;              /* from this record to the out-of-line operation (0: none) */
-    s32 group;             /* from this record to the unshared version of a shared check (0: none) */
+    u8 group;              /* shared check: how many instructions it covers (0: not shared) */
     u8 mask_reg;           /* EVEX opmask register of a masked access, 0 if none */
+    u32 alt_gen;           /* shared check: its unshared translation, once needed */
+    void *alt;
 };
 enum { FORM_SUM /* [s1 + s2]: page offset + host page */, FORM_DELTA /* [EA + s2] */ };
 struct sys_site {
@@ -143,6 +145,8 @@ struct engine_vcpu {
     bool brk_skip;         /* resume past the breakpoint under RIP */
     u64 brk_skip_rip;
     /* stats */
+    unsigned noshare_insns; /* how many the unshared translation being made is to cover */
+    u64 nr_noshare;
     u64 nr_dispatch, nr_lookup, nr_link, nr_poll, nr_ret_miss, nr_commit, nr_watched, nr_fault_signal;
 };
 
@@ -203,6 +207,9 @@ enum { RESUME = 0, DISPATCH = 1 };
 u64 engine_slow(struct vcpu *v, const struct slow_site *site);
 u64 engine_commit(struct vcpu *v, const struct slow_site *site);
 u64 engine_sys(struct vcpu *v, const struct sys_site *site);
+/* engine_unshared - code that does the `site->group` instructions at v->rip with a check each, flags in fl; NULL: a
+ * fault was delivered. run.c */
+void *engine_unshared(struct vcpu *v, const struct slow_site *site);
 u64 engine_poll(struct vcpu *v, const struct site *site);
 void *engine_lookup(struct vcpu *v, u64 rip);
 void *engine_link(struct vcpu *v, const struct link_site *site);

@@ -28,3 +28,4 @@ enum mode_slot {
 #define MODE_BRK 0x2000u  /* debug registers or debugger breakpoints are armed */
 #define MODE_MP 0x4000u   /* CR0.MP: WAIT honours TS                           */
 #define MODE_CPL0 0x8000u /* CPL is 0: privileged instructions may go in line  */
+#define MODE_NOSHARE 0x10000u /* no shared checks: what slow.c falls back on; only in keys of blocks */

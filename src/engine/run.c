@@ -227,6 +227,28 @@ static struct block *find_block(struct vcpu *v)
     return b;
 }
 
+void *engine_unshared(struct vcpu *v, const struct slow_site *site)
+{
+    struct code_cache *c = v->vm->cache;
+    v->eng->nr_noshare++;
+    if (site->alt && cache_generation(c, site->alt) == site->alt_gen)
+        return site->alt;
+    u32 gen = cache_generation(c, (const u8 *)site);
+    v->eng->noshare_insns = site->group;
+    v->mode |= MODE_NOSHARE;
+    struct block *b = find_block(v);
+    v->mode &= ~MODE_NOSHARE;
+    if (!b)
+        return NULL;
+    void *code = b->code + b->entry[ENTRY_FLAG];
+    if (cache_generation(c, (const u8 *)site) == gen) {
+        struct slow_site *rw = (struct slow_site *)cache_rw(c, (u8 *)site);
+        rw->alt = code;
+        rw->alt_gen = cache_generation(c, code);
+    }
+    return code;
+}
+
 static bool chains(const struct vcpu *v)
 {
     return !(v->mode & (MODE_STEP | MODE_BRK)) && !(v->vm->debug & (VITRO_DEBUG_NO_CHAIN | VITRO_TRACE_BLOCK));
@@ -284,7 +306,7 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
     /* The link is for ever: both ends must be of one page and mode, and still be there. */
     pthread_mutex_lock(&v->vm->lock);
     if (from && cache_generation(c, patch) == gen && !from->dead && !b->dead && b->page2 == ~0ull &&
-        from->page == b->page && from->mode == b->mode && !(v->vm->debug & VITRO_DEBUG_NO_CHAIN))
+        from->page == b->page && (from->mode & ~MODE_NOSHARE) == b->mode && !(v->vm->debug & VITRO_DEBUG_NO_CHAIN))
         cache_link(c, patch, b, entry);
     pthread_mutex_unlock(&v->vm->lock);
     return b->code + b->entry[ENTRY_IND];

@@ -254,10 +254,22 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
     v->nr_slow++;
 
     enum xret x = check_canonical(v, ea, site->size, site->s.kind);
-    if (unlikely(x != X_OK))
+    if (unlikely(x != X_OK) && !site->group)
         return deliver(v);
-    if (unlikely(watching(v)))
+    if (unlikely(watching(v)) && !site->group)
         mem_watch_check(v, ea, site->size, acc);
+
+    if (site->group) {
+        if ((ea & ~PAGE_MASK) + site->size <= PAGE_SIZE && x == X_OK && !watching(v)) {
+            struct tlb_ref r;
+            if (tlb_translate(v, ea, acc, &r) == X_OK && r.host && !r.watched) {
+                point_at(v, site, ea, r.host);
+                return RESUME;
+            }
+        }
+        void *alt = engine_unshared(v, site);
+        return alt ? (u64)alt : DISPATCH;
+    }
 
     unsigned n1 = MIN((unsigned)site->size, (unsigned)(PAGE_SIZE - (ea & ~PAGE_MASK)));
     struct tlb_ref ref[2];

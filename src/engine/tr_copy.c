@@ -274,7 +274,7 @@ void tr_copy(struct xl *x, const struct insn *in)
     }
     /* Give each loan a register: scratch ones first, then any the instruction does not touch. */
     struct hostmem flat;
-    bool s1_free = !mem || g.mem.base != H_S1, s2_free = !mem;
+    bool s1_free = !mem || g.mem.base != H_S1, s2_free = !mem && !x->grp.active;
     if (mem && nr && !s1_free) {
         bool late = nr == 1 && !loan[0].read; /* a plain load: the address is used before it is overwritten */
         if (!late) { /* lea s2, [s1 + s2] */

@@ -136,15 +136,51 @@ static void begin(struct xl *x, struct guard *g, unsigned size, unsigned acc, bo
     g->size = (u16)size;
     g->acc = (u8)acc;
     g->stack = stack;
+    g->shared = false;
+}
+
+/* The slow path of a shared check: no operation of its own. */
+static void group_slow(struct xl *x, struct guard *g)
+{
+    xl_align_cold(x, 8, 10);
+    xl_bind(x, g->jcc, SEC_COLD, cold_at(x));
+    xl_call_stub(x, SEC_COLD, STUB_SLOW);
+    xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, g->resume);
+    struct slow_site site = {
+        .s = { .off = x->off[x->cur], .len = x->in[x->cur].len, .kind = g->stack },
+        .size = g->size, .acc = g->acc, .form = FORM_DELTA, .slot = (u8)x->slot, .group = x->grp.nr,
+    };
+    e_bytes(&x->cold, &site, sizeof(site));
+}
+
+/*
+ * An access [base + disp] that may share: the group's check if this starts one, nothing if a check before
+ * covers it. False: it needs a check of its own.
+ */
+static bool shared(struct xl *x, unsigned base, s32 disp, unsigned size, unsigned acc, bool stack, struct guard *g)
+{
+    if (!x->grp.active) {
+        if (!tr_plan_group(x, base))
+            return false;
+        begin(x, g, x->grp.size, x->grp.acc, stack);
+        g->form = FORM_DELTA;
+        e_lea_full(&x->hot, true, H_S1, host_gpr[base], REG_NONE, 1, x->grp.lo);
+        check(x, g);
+        group_slow(x, g);
+    }
+    *g = (struct guard){ .shared = true, .size = (u16)size, .acc = (u8)acc, .form = FORM_DELTA, .stack = stack,
+                         .mem = { host_gpr[base], H_S2, disp } };
+    return true;
 }
 
 void tr_guard(struct xl *x, const struct insn *in, unsigned size, unsigned acc, s32 disp_extra, bool plain,
               struct guard *g)
 {
-    begin(x, g, size, acc, in->seg == SEG_SS);
     s64 disp = in->disp + disp_extra;
-    bool simple = !plain && in->addrsize == 8 && !in->moffs && in->base < NR_GPR && !gpr_in_slot(in->base) &&
-                  in->index == REG_NONE && !needs_seg_base(x, in);
+    bool simple = !plain && tr_simple_base(x, in);
+    if (simple && in->how == HOW_COPY && !in->mask && shared(x, in->base, (s32)disp, size, acc, in->seg == SEG_SS, g))
+        return;
+    begin(x, g, size, acc, in->seg == SEG_SS);
     tr_ea(x, in, disp_extra);
     g->form = simple ? FORM_DELTA : FORM_SUM;
     check(x, g);
@@ -153,9 +189,12 @@ void tr_guard(struct xl *x, const struct insn *in, unsigned size, unsigned acc, 
 
 void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct guard *g)
 {
-    begin(x, g, size, acc, true);
     bool simple = x->m64;
-    e_lea(&x->hot, x->m64, H_S1, H_SP, disp);
+    const struct insn *in = &x->in[x->cur];
+    if (simple && !in->has_mem && size == 8 && shared(x, RSP, disp, size, acc, true, g))
+        return;
+    begin(x, g, size, acc, true);
+    e_lea_full(&x->hot, x->m64, H_S1, H_SP, REG_NONE, 1, disp);
     if (!x->m64) {
         if (!(x->mode & MODE_SS32)) { /* movzx s1d, s1w */
             e8(&x->hot, 0x45); e8(&x->hot, 0x0f); e8(&x->hot, 0xb7); e8(&x->hot, 0xc0 | 2 << 3 | 2);
@@ -173,6 +212,8 @@ void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct 
 
 void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final)
 {
+    if (g->shared)
+        return;
     u32 op_end = hot_at(x);
     bool copy = g->acc & ACC_W;
     const struct insn *in = &x->in[x->cur];

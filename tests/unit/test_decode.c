@@ -1,5 +1,5 @@
 /*
- * test_decode.c - the decoder against an independent one (libZydis): every
+ * test_decode.c - the decoder against libZydis: every
  * opcode of every map under the prefixes that matter, random bytes, random VEX
  * and EVEX, and real programs' code. Compared: validity, length, memory
  * operand, immediates, general registers and flags read and written.

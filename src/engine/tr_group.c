@@ -1,0 +1,152 @@
+/*
+ * tr_group.c - which neighbouring accesses share one check.
+ *
+ * Accesses at constant distances from one base register, in a run of instructions that move it only by
+ * constants (push, pop, add, sub, lea), almost always fall on one page. The first of them checks the
+ * whole span; s2 then holds host - guest for that page until the last, and the others are plain moves.
+ * When the shared check fails for good (the span crosses a page, MMIO, a fault), slow.c runs the
+ * same instructions in an unshared translation (MODE_NOSHARE), where each has its own check.
+ *
+ * Inside a group nothing may use s2, call C, or write memory through anything else. A conditional branch may
+ * stand inside, but behind it no write may join a group that had none: a check for writing sets
+ * the page's Dirty bit, which must not happen for a store that is never reached.
+ */
+#include "engine/translate.h"
+
+#define SPAN_MAX 64        /* general registers                                        */
+#define SPAN_STACK_MAX 128 /* rsp: prologues and epilogues                             */
+
+struct access {
+    bool any;
+    s32 off; /* from the base register, as the instruction starts */
+    u32 size;
+    unsigned acc;
+};
+
+/* Does the operand of this instruction go [base + disp] with a 64-bit host register as base? */
+bool tr_simple_base(const struct xl *x, const struct insn *in)
+{
+    return x->m64 && in->addrsize == 8 && !in->moffs && in->base < NR_GPR && !gpr_in_slot(in->base) &&
+           in->index == REG_NONE && in->seg != SEG_FS && in->seg != SEG_GS;
+}
+
+static bool has_high_byte(const struct insn *in)
+{
+    if (in->enc != ENC_LEGACY || (in->prefixes & PFX_REX))
+        return false;
+    return (in->reg_kind == RK_GPR && in->reg_size == 1 && in->reg >= 4 && in->reg < 8) ||
+           (!in->has_mem && in->rm_kind == RK_GPR && in->rm_size == 1 && in->rm >= 4 && in->rm < 8);
+}
+
+/*
+ * What instruction i does with memory off `base`. False: it cannot stand in a group.
+ * *shift: how it moves the base; *last: nothing may follow it in the group.
+ */
+static bool classify(const struct xl *x, unsigned i, unsigned base, struct access *a, s32 *shift, bool *last)
+{
+    const struct insn *in = &x->in[i];
+    a->any = false;
+    *shift = 0;
+    *last = false;
+    switch (in->how) {
+    case HOW_COPY:
+        if (in->has_mem && in->mem_size) {
+            if (!tr_simple_base(x, in) || in->base != base || has_high_byte(in) || in->mem_size > SPAN_MAX ||
+                in->mask || in->disp < -4096 || in->disp > 4096)
+                return false;
+            *a = (struct access){ true, (s32)in->disp, in->mem_size, in->mem_acc };
+            return !(in->gpr_write >> base & 1) || ((*last = true), true);
+        }
+        if (in->id == I_LEA && in->index != REG_NONE && gpr_in_slot(in->index))
+            return false; /* needs s2 */
+        if (!(in->gpr_write >> base & 1))
+            return true;
+        if (in->opsize != 8)
+            return false;
+        if (in->id == I_LEA && in->base == base && in->index == REG_NONE && in->addrsize == 8) {
+            *shift = (s32)in->disp;
+            return true;
+        }
+        if ((in->id == I_ADD || in->id == I_SUB) && in->map == MAP_ONE && (in->opcode == 0x81 || in->opcode == 0x83) &&
+            in->imm >= -4096 && in->imm <= 4096) {
+            *shift = in->id == I_ADD ? (s32)in->imm : -(s32)in->imm;
+            return true;
+        }
+        return false;
+    case HOW_STACK:
+        if (base != RSP || in->opsize != 8 || in->has_mem)
+            return false;
+        if (in->id == I_PUSH) {
+            *a = (struct access){ true, -8, 8, ACC_W };
+            *shift = -8;
+            return true;
+        }
+        if (in->id == I_POP) {
+            *a = (struct access){ true, 0, 8, ACC_R };
+            *shift = 8;
+            *last = in->gpr_write >> RSP & 1 && (in->opreg == RSP || (in->opreg == REG_NONE && in->rm == RSP));
+            return true;
+        }
+        return false;
+    case HOW_BRANCH:
+        if (in->id == I_JCC)
+            return true;
+        *last = true;
+        if (base != RSP || in->opsize != 8)
+            return false;
+        if (in->id == I_CALL || (in->id == I_CALL_IND && !in->has_mem)) {
+            *a = (struct access){ true, -8, 8, ACC_W };
+            return true;
+        }
+        if (in->id == I_RET) {
+            *a = (struct access){ true, 0, 8, ACC_R };
+            return true;
+        }
+        return false;
+    default:
+        return false;
+    }
+}
+
+/*
+ * tr_plan_group - the group that starts with the access of instruction x->cur off `base`. True if at
+ * least two accesses share; then x->grp is set, from x->cur to x->grp.last.
+ */
+bool tr_plan_group(struct xl *x, unsigned base)
+{
+    struct group *g = &x->grp;
+    if (x->noshare || !x->m64)
+        return false;
+    s32 moved = 0, lo = 0, hi = 0, max = base == RSP ? SPAN_STACK_MAX : SPAN_MAX;
+    unsigned acc = 0, n = 0, end = x->cur;
+    bool branched = false;
+    for (unsigned i = x->cur; i < x->nr; i++) {
+        struct access a;
+        s32 shift;
+        bool last;
+        if (!classify(x, i, base, &a, &shift, &last))
+            break;
+        if (a.any) {
+            if (branched && (a.acc & ~acc))
+                break;
+            s32 l = moved + a.off, h = l + (s32)a.size;
+            if (n && (MAX(hi, h) - MIN(lo, l) > max))
+                break;
+            lo = n ? MIN(lo, l) : l;
+            hi = n ? MAX(hi, h) : h;
+            acc |= a.acc;
+            n++;
+            end = i;
+        }
+        if (x->in[i].how == HOW_BRANCH)
+            branched = true;
+        moved += shift;
+        if (last || moved < -4096 || moved > 4096)
+            break;
+    }
+    if (n < 2)
+        return false;
+    *g = (struct group){ .active = true, .base = (u8)base, .last = end, .lo = lo, .size = (u16)(hi - lo), .acc = (u8)acc,
+                         .nr = (u8)(end - x->cur + 1) };
+    return true;
+}

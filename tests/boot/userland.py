@@ -1,0 +1,63 @@
+"""userland.py - run a shell script in a guest that has Debian's programs, and get what it printed.
+
+The image is build/guest/debian.img (tools/mk-debian). The kernel unpacks one archive after the
+other, so the script and whatever files it needs travel in a second one, appended.
+"""
+import os
+import shutil
+import tempfile
+
+from harness import GUEST, Skip, Vitro, check
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+PROLOGUE = "export PATH=/usr/bin:/bin:/sbin HOME=/tmp LC_ALL=C.UTF-8\ncd /tmp\n"
+
+
+def cpio(files):
+    """A newc archive of {path: bytes}; the directories they are in first."""
+    out = bytearray()
+
+    def entry(ino, name, mode, data):
+        name = name.encode() + b"\0"
+        fields = (ino, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name), 0)
+        out.extend(b"070701" + b"".join(b"%08X" % f for f in fields) + name)
+        out.extend(bytes(-len(out) % 4) + data)
+        out.extend(bytes(-len(out) % 4))
+
+    directories = {os.path.dirname(p) for p in files} - {""}
+    for i, d in enumerate(sorted(directories)):
+        entry(1000 + i, d, 0o040755, b"")
+    for i, (path, data) in enumerate(files.items()):
+        entry(2000 + i, path, 0o100755, data)
+    entry(0, "TRAILER!!!", 0, b"")
+    return bytes(out)
+
+
+def source(name):
+    """A file of tests/boot/programs."""
+    with open(os.path.join(HERE, "programs", name), "rb") as f:
+        return f.read()
+
+
+def image_with(image, files, to):
+    """A copy of an initramfs with these files added."""
+    path = os.path.join(GUEST, image)
+    if not os.path.exists(path):
+        raise Skip(f"{path} is not there; `make guests` makes it")
+    with open(path, "rb") as f:
+        shutil.copyfileobj(f, to, 1 << 20)
+    to.write(bytes(-to.tell() % 4) + cpio(files))
+    to.flush()
+
+
+def in_guest(text, *args, files=None, append="", mem="1536M", seconds=120, image="debian.img"):
+    """Run the script to its end; what it printed, with newlines as it wrote them."""
+    files = {**(files or {}), "test": (PROLOGUE + text).encode()}
+    with tempfile.NamedTemporaryFile(prefix="vitro-test-") as f:
+        image_with(image, files, f)
+        with Vitro("run", "--initrd", f.name, "--mem", mem, "--append", f"quiet {append} vitro.script",
+                   *args, stdin=None) as v:
+            end = v.expect(rb"vitro.test: status (\d+)", seconds)
+            check(end.group(1) == b"0", f"the script gave {end.group(0)!r}; {v.tail()}")
+            check(v.wait() == 0, v.tail())
+            return v.seen.decode(errors="replace").replace("\r\n", "\n")
