@@ -23,7 +23,7 @@
 #define SEGMENT_SIZE (64u << 10)
 #else
 #define NR_SEGMENTS 8
-#define SEGMENT_SIZE (8u << 20)
+#define SEGMENT_SIZE (16u << 20)
 #endif
 #define STUB_AREA 4096
 #define HASH_BITS 16
@@ -47,7 +47,8 @@ struct segment {
 struct code_page {
     struct code_page *next;
     gpa_t page;
-    struct block *blocks;  /* through page_next, or page2_next for those that end here */
+    struct block *blocks;  /* through page_next, or page2_next for those that end here; oldest first */
+    struct block **tail;
     u64 granules;          /* 64-byte granules any block ever came from (superset) */
 };
 struct code_cache {
@@ -66,7 +67,7 @@ struct code_cache {
     u64 nr_made, nr_killed, nr_reclaimed, nr_links, bytes_guest;
 };
 
-#define META_SIZE(c) ((c)->seg_size)
+#define META_SIZE(c) (2 * (c)->seg_size)
 #define META_SLACK 8192 /* a block's own bookkeeping always fits */
 
 static void *reserve(size_t size)
@@ -187,6 +188,7 @@ static struct code_page *page_get(struct code_cache *c, gpa_t page)
         return NULL;
     p->page = page;
     p->blocks = NULL;
+    p->tail = &p->blocks;
     p->granules = 0;
     p->next = c->page_hash[page_hash(page)];
     c->page_hash[page_hash(page)] = p;
@@ -199,10 +201,12 @@ static struct block **page_link(struct block *b, gpa_t page)
 static void page_remove(struct code_cache *c, gpa_t page, struct block *b)
 {
     struct code_page *p = page_find(c, page);
-    struct block **at = &p->blocks;
+    struct block **at = &p->blocks; /* segments are reclaimed oldest first: then it is at the head */
     while (*at != b)
         at = page_link(*at, page);
     *at = *page_link(b, page);
+    if (p->tail == page_link(b, page))
+        p->tail = at;
     if (p->blocks)
         return;
     /* The last translation of this page is gone: writes may go direct again. */
@@ -222,7 +226,7 @@ static void index_remove(struct code_cache *c, struct block *b)
         at = &(*at)->hash_next;
     *at = b->hash_next;
     page_remove(c, b->page, b);
-    if (b->page2 != ~0ull)
+    if (b->page2 != ~0ull && b->page2 != b->page)
         page_remove(c, b->page2, b);
 }
 
@@ -238,9 +242,12 @@ static void page_add(struct vcpu *v, struct code_cache *c, gpa_t page, struct bl
 {
     struct code_page *p = page_get(c, page);
     bug_on(!p);
-    *page_link(b, page) = p->blocks;
-    p->blocks = b;
     p->granules |= granules;
+    if (b->page == page && b->page2 == page && p->tail == &b->page_next)
+        return; /* mapped twice in a row, and crossed: once is enough */
+    *page_link(b, page) = NULL;
+    *p->tail = b;
+    p->tail = page_link(b, page);
     struct ram_slot *rs = ram_find(&c->vm->ram, page);
     u8 *state = &rs->page_state[(page - rs->gpa) >> PAGE_SHIFT];
     if (*state & PAGE_HAS_CODE)
@@ -407,7 +414,7 @@ u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t len, u8 **rw)
 {
     (void)v;
     struct segment *s = &c->seg[c->cur];
-    len = (len + 31) & ~31ull;
+    len = (len + 15) & ~15ull;
     if (len > c->seg_size)
         return NULL;
     if (s->cur + len > s->end || s->meta_cur + META_SLACK > s->meta + META_SIZE(c) ||

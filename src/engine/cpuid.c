@@ -8,7 +8,7 @@
  *
  * Left out on purpose: VMX, SVM, MONITOR/MWAIT, PKU, CET, LA57, RTM/HLE, every performance counter (leaf 0xA is
  * zero, no perfctr_*), machine-check banks (MCG_CAP says none), virtual-8086 extensions (CR4.VME, PVI), FFXSR,
- * AMX, AVX512_FP16, MOVDIRI/MOVDIR64B, SPEC_CTRL and the MSRs it brings.
+ * AMX, AVX512_FP16, MOVDIRI/MOVDIR64B, CLZERO, SPEC_CTRL and the MSRs it brings.
  *
  * Side channels. Guest-level code sequences against speculation do not survive translation: a retpoline's or
  * SRSO safe-ret's `ret` becomes a verified return with its own prediction, VERW is a helper, and IBRS/IBPB would
@@ -149,7 +149,6 @@ static const struct feature features[] = {
     { 0x80000001, 0, EDX, 27, 1, SET, 0 },          /* RDTSCP */
     { 0x80000001, 0, EDX, 29, 1, REQ, 0 },          /* long mode */
     { 0x80000007, 0, EDX,  8, 1, SET, 0 },          /* invariant TSC */
-    { 0x80000008, 0, EBX,  0, 5, OPT, 0 },          /* CLZERO */
     { 0x80000008, 0, EBX,  2, 1, OPT, 0 },          /* fact: x87 error pointers always saved */
     { 0x80000008, 0, EBX, 29, 1, AMD, 0 },          /* BTC_NO */
     { 0x80000021, 0, EAX,  2, 1, AMD, 0 },          /* LFENCE serializes (DE_CFG says so too) */

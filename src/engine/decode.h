@@ -104,6 +104,12 @@ struct insn {
     bool lockable;        /* LOCK allowed (memory destination forms)          */
 };
 
+/* insn_vex_masked - VMASKMOV, VPMASKMOV: lanes that are off are not accessed. */
+static inline bool insn_vex_masked(const struct insn *in)
+{
+    return in->id == I_VMASKMOVPS || in->id == I_VMASKMOVPD || in->id == I_VPMASKMOVD || in->id == I_VPMASKMOVQ;
+}
+
 /* Which state an instruction needs enabled; the translator turns a disabled one into #NM or #UD. */
 enum insn_cls { CLS_GPR, CLS_X87, CLS_MMX, CLS_SSE, CLS_AVX, CLS_AVX512, CLS_FWAIT };
 

@@ -62,24 +62,27 @@ struct block {
 
 /* -- What cold code hands to C: one record behind each call into a stub ----------------------------- */
 
-struct site {              /* every record starts like this */
+struct site {              /* every record starts like this; records are not aligned */
     u16 off;               /* page offset of the guest instruction */
     u8 len;                /* its length */
     u8 kind;
-};
+} __attribute__((packed));
 struct slow_site {         /* behind `call stub_slow; jmp resume` */
-    struct site s;
-    u16 size;              /* bytes of the access */
-    u8 acc;                /* ACC_R | ACC_W */
-    u8 form;               /* FORM_* : how the operation uses s1 and s2 */
-    u8 slot;               /* enum mode_slot */
-    u8 final;              /* after the operation the instruction is complete */
-    s32 copy;              /* from this record to the out-of-line operation (0: none) */
+    struct site s;         /* kind: through the stack segment */
+    u8 size;               /* bytes of the access */
+    u8 acc : 2;            /* ACC_R | ACC_W */
+    u8 form : 1;           /* FORM_*: how the operation uses s1 and s2 */
+    u8 final : 1;          /* after the operation the instruction is complete */
+    u8 copy : 1;           /* the operation follows this record, for a bounced write */
+    u8 slot : 2, pad : 1;  /* enum mode_slot */
+    u8 mask_reg;           /* masked access: EVEX opmask register, or VMASKMOV; 0 if not */
     u8 group;              /* shared check: how many instructions it covers (0: not shared) */
-    u8 mask_reg;           /* EVEX opmask register of a masked access, 0 if none */
-    u32 alt_gen;           /* shared check: its unshared translation, once needed */
+} __attribute__((packed));
+struct group_site {        /* the record of a shared check */
+    struct slow_site s;
+    u32 alt_gen;           /* its unshared translation, once one was needed */
     void *alt;
-};
+} __attribute__((packed));
 enum { FORM_SUM /* [s1 + s2]: page offset + host page */, FORM_DELTA /* [EA + s2] */ };
 struct sys_site {
     struct site s;
@@ -87,15 +90,10 @@ struct sys_site {
     enum xret (*handler)(struct vcpu *v, const struct insn *in);
 };
 struct link_site {
-    struct site s;         /* off: target's page offset */
-    u32 mode;
-    s32 patch;             /* from this record to the rel32 to patch */
-    u8 entry;              /* enum block_entry the edge wants */
-};
-struct mode_site {         /* for polls and exits: only the resume point */
-    struct site s;
-};
-
+    struct site s;         /* off: target's page offset; kind: the enum block_entry the edge wants */
+#define LINK_MODE 0x80u    /* in kind: the edge goes to another mode */
+    s32 patch;             /* from behind this member to the rel32 to patch */
+} __attribute__((packed));
 /* -- Per-vCPU engine state ------------------------------------------------------------------------- */
 
 struct commit {            /* a bounced write waiting for its operation */
@@ -121,14 +119,13 @@ struct engine_vcpu {
     struct tlb_space space[NR_SPACES];
     u64 space_clock;
     bool k_nonglobal;      /* the shared kernel table holds a non-global page */
+    struct tlb_large k_large; /* of the shared kernel table and its jump caches */
     u64 code_seen[64];     /* filter: pages entered as code */
     u32 jc_mode[NR_SLOTS]; /* full mode the jump caches were filled for */
     struct commit commit;
     u8 *alt_stack;         /* for signals */
     stack_t old_alt;
     u8 *hstack;            /* return-prediction stacks: [guard][user][guard][kernel] */
-    u64 hsp_saved[2];      /* pointer of the stack not in use: [0] kernel, [1] user */
-    unsigned hstack_user;  /* which is in use */
     u8 bounce[192] __attribute__((aligned(64)));
     /* debugger */
     gla_t brk[MAX_BREAK];
@@ -209,7 +206,7 @@ u64 engine_commit(struct vcpu *v, const struct slow_site *site);
 u64 engine_sys(struct vcpu *v, const struct sys_site *site);
 /* engine_unshared - code that does the `site->group` instructions at v->rip with a check each, flags in fl; NULL: a
  * fault was delivered. run.c */
-void *engine_unshared(struct vcpu *v, const struct slow_site *site);
+void *engine_unshared(struct vcpu *v, const struct group_site *site);
 u64 engine_poll(struct vcpu *v, const struct site *site);
 void *engine_lookup(struct vcpu *v, u64 rip);
 void *engine_link(struct vcpu *v, const struct link_site *site);
@@ -220,7 +217,7 @@ void *engine_dispatch(struct vcpu *v);
 enum stub {
     STUB_SLOW, STUB_COMMIT_HOST, STUB_COMMIT_SAVED, STUB_SYS, STUB_POLL, STUB_LINK_HOST, STUB_LINK_SAVED,
     STUB_LOOKUP, STUB_DISPATCH_AT, STUB_PROBE_K, STUB_PROBE_KAC, STUB_PROBE_U, STUB_PROBE_U32,
-    STUB_RET_EMPTY, NR_STUBS
+    STUB_RET_EMPTY, STUB_SYSCALL, STUB_SYSRET, NR_STUBS
 };
 extern const void *const stub_table[NR_STUBS];
 /* engine_run - until v->exit; the guest's vector state is loaded. */

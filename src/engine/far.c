@@ -6,16 +6,22 @@
  * exception is iret, which unmasks NMIs even if it faults (SDM vol. 3 §6.7.1).
  *
  * Where vendors differ:
- *  - sysret with a non-canonical RCX: #GP(0) at CPL 0, before any change (Intel). AMD faults at CPL 3. A
- *    kernel safe on Intel is safe on AMD, not the reverse, so this choice is safe to be wrong about.
- *  - syscall in compatibility mode goes to CSTAR (AMD); Intel raises #UD, which nobody relies on.
- *  - sysenter and sysexit work in long mode (Intel); AMD raises #UD there.
+ *  - sysret with a non-canonical RCX: #GP(0) at CPL 0, before any change (Intel); AMD faults at CPL 3, on
+ *    the fetch. The vendor that CPUID names decides.
+ *  - syscall in compatibility mode goes to CSTAR (AMD); Intel raises #UD. The same.
+ *  - sysenter and sysexit work in long mode (Intel); AMD raises #UD there. The same.
  *  - sysret loads SS whole (Intel); AMD leaves the cached attributes.
  * RF from iret is kept only while DR7 enables a breakpoint: nothing else can see it, and RF is due
  * to be cleared after the next instruction.
  * Not modelled: hardware task switches (the VM stops with a reason), VME, shadow stacks.
  */
+#include "engine/cpuid.h"
 #include "engine/seg.h"
+
+static inline bool is_vendor(const struct vcpu *v, enum cpu_vendor vendor)
+{
+    return v->model && v->model->vendor == vendor;
+}
 
 /* A code segment about to be entered. */
 struct target {
@@ -253,6 +259,8 @@ enum xret sys_syscall(struct vcpu *v, const struct insn *in)
 
     if (unlikely(!(v->efer & EFER_SCE) || !vcpu_long_mode(v)))
         return raise_ud(v);
+    if (unlikely(!vcpu_code64(v) && is_vendor(v, CPU_VENDOR_INTEL)))
+        return raise_ud(v);
     v->regs[RCX] = next_rip(v, in);
     v->regs[R11] = flags;
     v->rip = vcpu_code64(v) ? v->lstar : v->cstar;
@@ -274,7 +282,7 @@ enum xret sys_sysret(struct vcpu *v, const struct insn *in)
     if (unlikely(v->cpl))
         return raise_gp0(v);
     if (in->opsize == 8) {
-        if (unlikely(!is_canonical(v->regs[RCX])))
+        if (unlikely(!is_canonical(v->regs[RCX]) && !is_vendor(v, CPU_VENDOR_AMD)))
             return raise_gp0(v);
         v->rip = v->regs[RCX];
         v->seg[SEG_CS] = flat((u16)(base + 16) | 3, ATTR_CODE64 | ATTR_DPL3);
@@ -294,6 +302,8 @@ enum xret sys_sysenter(struct vcpu *v, const struct insn *in)
     u16 cs = (u16)v->sysenter_cs & 0xfffc;
     bool lma = vcpu_long_mode(v);
 
+    if (lma && is_vendor(v, CPU_VENDOR_AMD))
+        return raise_ud(v);
     if (!vcpu_protected(v) || !cs)
         return raise_gp0(v);
     v->eflags &= ~(EFL_VM | EFL_IF | EFL_RF);
@@ -311,6 +321,8 @@ enum xret sys_sysexit(struct vcpu *v, const struct insn *in)
     u16 base = (u16)v->sysenter_cs & 0xfffc, cs;
     bool wide = in->opsize == 8;
 
+    if (vcpu_long_mode(v) && is_vendor(v, CPU_VENDOR_AMD))
+        return raise_ud(v);
     if (!vcpu_protected(v) || !base || v->cpl)
         return raise_gp0(v);
     if (wide && (!is_canonical(v->regs[RDX]) || !is_canonical(v->regs[RCX])))

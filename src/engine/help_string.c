@@ -9,6 +9,7 @@
  * every stretch, so faults and interrupts find an exact restart point; X_RETRY leaves RIP for the rest.
  */
 #include "engine/help.h"
+#include "engine/mode.h"
 
 #define SYS(id) enum xret sys_##id(struct vcpu *v, const struct insn *in)
 #define FL_ZF (EFL_ZF << 8) /* in vcpu->fl */
@@ -19,7 +20,8 @@ struct run {
     unsigned size, addrsize;
     bool rep, down, flat64;
     unsigned src_seg;
-    u64 left; /* elements */
+    u64 left;  /* elements */
+    u64 burst; /* at most so many at a time: one when each iteration is stepped */
 };
 
 static u64 offset_get(const struct run *r, unsigned reg)
@@ -46,6 +48,7 @@ static inline struct run run_begin(struct vcpu *v, const struct insn *in)
         .src_seg = in->seg_override ? in->seg : SEG_DS,
     };
     r.left = r.rep ? offset_get(&r, RCX) : 1;
+    r.burst = v->mode & MODE_STEP ? 1 : ~0ull;
     return r;
 }
 
@@ -68,7 +71,7 @@ static u64 window(const struct run *r, unsigned seg, u64 off, unsigned acc, u8 *
     void *p;
     if (linear(r, seg, off, r->size, acc, &la) != X_OK)
         return 0;
-    u64 in_page = la & (PAGE_SIZE - 1), n = r->left;
+    u64 in_page = la & (PAGE_SIZE - 1), n = MIN(r->left, r->burst);
     if (in_page + r->size > PAGE_SIZE)
         return 0;
     n = MIN(n, r->down ? in_page / r->size + 1 : (PAGE_SIZE - in_page) / r->size);
@@ -102,10 +105,10 @@ static void advance(struct run *r, bool si, bool di, u64 n)
         offset_set(r, RCX, r->left);
 }
 
-/* Stop here and come back? The dispatcher has an event to handle. */
+/* Stop here and come back? The dispatcher has an event to handle, or a step trap to raise. */
 static bool interrupted(const struct run *r)
 {
-    return r->left && unlikely(r->v->event);
+    return r->left && unlikely(r->v->event || r->burst == 1);
 }
 
 static enum xret element_read(struct run *r, unsigned seg, u64 off, u64 *val)

@@ -91,7 +91,7 @@ SYS(sti)
         return raise_gp0(v);
     if (!(v->eflags & EFL_IF)) {
         v->eflags |= EFL_IF;
-        v->int_shadow = 1;
+        v->int_shadow = SHADOW_STI;
         intr_unmask(v);
     }
     return X_OK;

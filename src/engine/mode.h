@@ -28,4 +28,8 @@ enum mode_slot {
 #define MODE_BRK 0x2000u  /* debug registers or debugger breakpoints are armed */
 #define MODE_MP 0x4000u   /* CR0.MP: WAIT honours TS                           */
 #define MODE_CPL0 0x8000u /* CPL is 0: privileged instructions may go in line  */
+#define MODE_SMAP 0x20000u   /* CR4.SMAP                                          */
+#define MODE_TSD 0x40000u    /* CR4.TSD                                           */
+#define MODE_FSGS 0x80000u   /* CR4.FSGSBASE                                      */
 #define MODE_NOSHARE 0x10000u /* no shared checks: what slow.c falls back on; only in keys of blocks */
+#define MODE_AC 0x100000u /* CPL 3, CR0.AM, EFLAGS.AC: every access by the slow path, which checks alignment */

@@ -12,6 +12,7 @@
 #include "engine/emit.h"
 #include "engine/fpu.h"
 #include "engine/mmu.h"
+#include "engine/seg.h"
 #include "engine/stub_offsets.h"
 
 /* What stubs.S and emitted code take for granted. */
@@ -27,6 +28,25 @@ SLOT_AT(c_rsp, 72);
 SLOT_AT(hsp_base, 80);
 SLOT_AT(region, 88);
 SLOT_AT(rip, 96);
+#define FAR_AT(member, off) _Static_assert(offsetof(struct vcpu, member) == (off), "stub_offsets.h: " #member)
+FAR_AT(eflags, VCPU_BIAS + 40);
+FAR_AT(intr_wait, VCPU_BIAS + 44);
+FAR_AT(syscall_ok, V_SYSCALL_OK);
+FAR_AT(sysret_ok, V_SYSRET_OK);
+FAR_AT(mode_kernel, V_MODE_KERNEL);
+FAR_AT(mode_user, V_MODE_USER);
+FAR_AT(hsp_saved, V_HSP_SAVED);
+FAR_AT(hsp_bottom, V_HSP_BOTTOM);
+FAR_AT(hstack_user, V_HSTACK_USER);
+FAR_AT(mode, V_MODE);
+FAR_AT(syscall_cs, V_SYSCALL_CS);
+FAR_AT(sysret_cs, V_SYSRET_CS);
+FAR_AT(seg, V_SEG);
+FAR_AT(cpl, V_CPL);
+FAR_AT(lstar, V_LSTAR);
+FAR_AT(sfmask, V_SFMASK);
+_Static_assert(sizeof(struct seg) == 24 && SEG_SS == SEG_CS + 1, "stubs.S copies CS and SS together");
+_Static_assert(offsetof(struct vcpu, syscall_ss) == V_SYSCALL_CS + 24 && offsetof(struct vcpu, sysret_ss) == V_SYSRET_CS + 24, "");
 _Static_assert(OFF_KJC == JC_OFF_K && OFF_KACJC == JC_OFF_KAC && OFF_UJC == JC_OFF_U && OFF_U32JC == JC_OFF_U32, "");
 _Static_assert(((1 << JC_K_BITS) - 1) << 1 == JC_MASK_K && ((1 << JC_KAC_BITS) - 1) << 1 == JC_MASK_KAC &&
                ((1 << JC_U_BITS) - 1) << 1 == JC_MASK_U && ((1 << JC_U32_BITS) - 1) << 1 == JC_MASK_U32, "");
@@ -91,28 +111,44 @@ static u64 hstack_bottom(struct vcpu *v, unsigned user)
 }
 void engine_drop_returns(struct vcpu *v)
 {
-    struct engine_vcpu *ev = v->eng;
     if (!v->vm || !v->vm->cache)
         return;
-    v->hsp_base = v->host_rsp = hstack_bottom(v, ev->hstack_user);
-    ev->hsp_saved[!ev->hstack_user] = hstack_bottom(v, !ev->hstack_user);
+    for (unsigned i = 0; i < 2; i++)
+        v->hsp_saved[i] = v->hsp_bottom[i] = hstack_bottom(v, i);
+    v->hsp_base = v->host_rsp = v->hsp_bottom[v->hstack_user];
 }
 static void hstack_select(struct vcpu *v, unsigned user)
 {
-    struct engine_vcpu *ev = v->eng;
-    if (ev->hstack_user == user)
+    if (v->hstack_user == user)
         return;
-    ev->hsp_saved[ev->hstack_user] = v->host_rsp;
-    v->host_rsp = ev->hsp_saved[user];
-    ev->hstack_user = user;
-    v->hsp_base = hstack_bottom(v, user);
+    v->hsp_saved[v->hstack_user] = v->host_rsp;
+    v->host_rsp = v->hsp_saved[user];
+    v->hstack_user = user;
+    v->hsp_base = v->hsp_bottom[user];
 }
 
 /* -- Mode ------------------------------------------------------------------------------------------------ */
 
-static bool flat(const struct seg *s)
+static bool flat(const struct vcpu *v, unsigned seg)
 {
-    return s->base == 0 && s->limit == 0xffffffffu;
+    const struct seg *s = &v->seg[seg];
+    if (s->base || s->limit != 0xffffffffu)
+        return false;
+    return seg == SEG_CS || (v->seg_max[seg][0] == 0xffffffff && v->seg_max[seg][1] == 0xffffffff);
+}
+
+/* What emitted code compares offsets with (SDM vol. 3 §5.3, §5.5). */
+static void segment_limits(struct vcpu *v)
+{
+    bool real = !vcpu_protected(v) || vcpu_v86(v);
+    for (unsigned i = 0; i < ARRAY_SIZE(v->seg_max); i++) {
+        const struct seg *s = &v->seg[i];
+        bool code = s->attr & SEG_CODE;
+        bool expand_down = (s->attr & (SEG_S | SEG_CODE | SEG_E)) == (SEG_S | SEG_E);
+        bool usable = real || !(s->attr & SEG_UNUSABLE);
+        v->seg_max[i][0] = usable && !expand_down && (real || !code || (s->attr & SEG_R)) ? (s64)s->limit : -1;
+        v->seg_max[i][1] = usable && !expand_down && (real || (!code && (s->attr & SEG_W))) ? (s64)s->limit : -1;
+    }
 }
 
 void vcpu_mode_changed(struct vcpu *v)
@@ -133,7 +169,8 @@ void vcpu_mode_changed(struct vcpu *v)
             m |= MODE_32;
         if (v->seg[SEG_SS].attr & SEG_DB)
             m |= MODE_SS32;
-        if (flat(&v->seg[SEG_CS]) && flat(&v->seg[SEG_DS]) && flat(&v->seg[SEG_ES]) && flat(&v->seg[SEG_SS]))
+        segment_limits(v);
+        if (flat(v, SEG_CS) && flat(v, SEG_DS) && flat(v, SEG_ES) && flat(v, SEG_SS))
             m |= MODE_FLAT;
     }
     if (v->cr0 & CR0_TS)
@@ -158,6 +195,14 @@ void vcpu_mode_changed(struct vcpu *v)
         m |= MODE_BRK;
     if (v->cpl == 0)
         m |= MODE_CPL0;
+    if (v->cpl == 3 && (v->eflags & EFL_AC) && (v->cr0 & CR0_AM))
+        m |= MODE_AC;
+    if (v->cr4 & CR4_SMAP)
+        m |= MODE_SMAP;
+    if (v->cr4 & CR4_TSD)
+        m |= MODE_TSD;
+    if (v->cr4 & CR4_FSGSBASE)
+        m |= MODE_FSGS;
     v->mode = m;
     hstack_select(v, v->cpl == 3);
     if (ev->jc_mode[slot] != m) { /* what the jump cache and the predictions hold is of another mode */
@@ -165,11 +210,26 @@ void vcpu_mode_changed(struct vcpu *v)
         if (slot >= SLOT_U) {
             for (unsigned i = 0; i < NR_SPACES; i++)
                 jc_flush_space(&ev->space[i], slot);
-        } else {
-            jc_flush(v, slot);
+        } else { /* stac and clac go from one to the other without asking */
+            jc_flush(v, SLOT_K);
+            jc_flush(v, SLOT_KAC);
+            ev->jc_mode[SLOT_K] = (m & ~MODE_SLOT) | SLOT_K;
+            ev->jc_mode[SLOT_KAC] = (m & ~MODE_SLOT) | SLOT_KAC;
         }
         engine_drop_returns(v);
     }
+    /* The short way of SYSCALL and SYSRET: 64-bit on both sides, nothing being debugged or traced. */
+    u32 common = m & (MODE_TS | MODE_EM | MODE_MP | MODE_SSE | MODE_AVX | MODE_AVX512 | MODE_SMAP | MODE_TSD | MODE_FSGS);
+    bool plain = code64 && !(m & (MODE_STEP | MODE_BRK | MODE_REAL)) && (v->efer & EFER_SCE) && !v->vm->debug;
+    v->mode_kernel = common | MODE_64 | MODE_CPL0 | SLOT_K;
+    v->mode_user = common | MODE_64 | SLOT_U;
+    v->syscall_ok = plain && slot == SLOT_U && !(v->eflags & EFL_AC) && ev->jc_mode[SLOT_K] == v->mode_kernel;
+    v->sysret_ok = plain && slot == SLOT_K && ev->jc_mode[SLOT_U] == v->mode_user;
+    u16 kcs = (u16)(v->star >> 32), ucs = (u16)(v->star >> 48);
+    v->syscall_cs = (struct seg){ .limit = ~0u, .attr = ATTR_CODE64, .sel = kcs & 0xfffc };
+    v->syscall_ss = (struct seg){ .limit = ~0u, .attr = ATTR_STACK, .sel = (u16)(kcs + 8) };
+    v->sysret_cs = (struct seg){ .limit = ~0u, .attr = ATTR_CODE64 | ATTR_DPL3, .sel = (u16)(ucs + 16) | 3 };
+    v->sysret_ss = (struct seg){ .limit = ~0u, .attr = ATTR_STACK | ATTR_DPL3, .sel = (u16)(ucs + 8) | 3 };
     v->region = (u64)v->space->base + VCPU_BIAS;
 }
 
@@ -220,21 +280,29 @@ static struct block *find_block(struct vcpu *v)
         return NULL;
     unsigned h = code_seen_hash(v->rip & PAGE_MASK);
     v->eng->code_seen[h >> 6] |= BITULL(h & 63);
+    unsigned slot = v->cpl == 3 ? SLOT_U : SLOT_K;
+    if (slot == SLOT_U)
+        v->space->clean = false; /* its jump cache is about to be filled */
+    if (span.page_size > PAGE_SIZE)
+        tlb_note_large(v, slot, v->rip, span.page_size);
     if (b->page2 != ~0ull) {
-        h = code_seen_hash((v->rip & PAGE_MASK) + PAGE_SIZE);
+        gla_t next = (v->rip & PAGE_MASK) + PAGE_SIZE;
+        h = code_seen_hash(next);
         v->eng->code_seen[h >> 6] |= BITULL(h & 63);
+        if (mmu_walk(v, next, ACC_X | vcpu_acc(v), &span) == X_OK && span.page_size > PAGE_SIZE)
+            tlb_note_large(v, slot, next, span.page_size);
     }
     return b;
 }
 
-void *engine_unshared(struct vcpu *v, const struct slow_site *site)
+void *engine_unshared(struct vcpu *v, const struct group_site *site)
 {
     struct code_cache *c = v->vm->cache;
     v->eng->nr_noshare++;
     if (site->alt && cache_generation(c, site->alt) == site->alt_gen)
         return site->alt;
     u32 gen = cache_generation(c, (const u8 *)site);
-    v->eng->noshare_insns = site->group;
+    v->eng->noshare_insns = site->s.group;
     v->mode |= MODE_NOSHARE;
     struct block *b = find_block(v);
     v->mode &= ~MODE_NOSHARE;
@@ -242,7 +310,7 @@ void *engine_unshared(struct vcpu *v, const struct slow_site *site)
         return NULL;
     void *code = b->code + b->entry[ENTRY_FLAG];
     if (cache_generation(c, (const u8 *)site) == gen) {
-        struct slow_site *rw = (struct slow_site *)cache_rw(c, (u8 *)site);
+        struct group_site *rw = (struct group_site *)cache_rw(c, (u8 *)site);
         rw->alt = code;
         rw->alt_gen = cache_generation(c, code);
     }
@@ -293,7 +361,10 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
 {
     struct code_cache *c = v->vm->cache;
     u8 *patch = (u8 *)&site->patch + 4 + site->patch;
-    unsigned entry = site->entry;
+    unsigned entry = site->s.kind & (u8)~LINK_MODE;
+    bool other_mode = site->s.kind & LINK_MODE;
+    if (other_mode)
+        vcpu_mode_changed(v);
     v->rip = v->vbase + site->s.off;
     v->eng->nr_link++;
     if (v->event)
@@ -306,7 +377,7 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
     /* The link is for ever: both ends must be of one page and mode, and still be there. */
     pthread_mutex_lock(&v->vm->lock);
     if (from && cache_generation(c, patch) == gen && !from->dead && !b->dead && b->page2 == ~0ull &&
-        from->page == b->page && (from->mode & ~MODE_NOSHARE) == b->mode && !(v->vm->debug & VITRO_DEBUG_NO_CHAIN))
+        from->page == b->page && (other_mode || (from->mode & ~MODE_NOSHARE) == b->mode) && !(v->vm->debug & VITRO_DEBUG_NO_CHAIN))
         cache_link(c, patch, b, entry);
     pthread_mutex_unlock(&v->vm->lock);
     return b->code + b->entry[ENTRY_IND];
@@ -323,6 +394,15 @@ u64 engine_poll(struct vcpu *v, const struct site *site)
     return DISPATCH;
 }
 
+/* The way into a handler is not stepped: INT n has cleared TF, and SYSCALL's TF is what SFMASK leaves of it. */
+static void step_over_entry(struct vcpu *v, unsigned id)
+{
+    if (id == I_INT || id == I_INT3 || id == I_INT1 || id == I_INTO)
+        v->eng->step_armed = false;
+    else if (id == I_SYSCALL)
+        v->eng->step_armed = v->eflags & EFL_TF;
+}
+
 u64 engine_sys(struct vcpu *v, const struct sys_site *site)
 {
     struct engine_vcpu *ev = v->eng;
@@ -335,7 +415,11 @@ u64 engine_sys(struct vcpu *v, const struct sys_site *site)
                  (unsigned long long)v->rip, (unsigned long long)v->regs[RAX], (unsigned long long)v->regs[RCX],
                  (unsigned long long)v->regs[RDX]);
     enum xret x = site->handler(v, &site->in);
+    if (site->in.id == I_WRMSR)
+        vcpu_mode_changed(v); /* STAR and EFER are part of the short system-call path */
     v->region = (u64)v->space->base + VCPU_BIAS;
+    if (unlikely(ev->step_armed) && x == X_JUMP)
+        step_over_entry(v, site->in.id);
     switch (x) {
     case X_OK:
         if (!end && !ev->smc_hit && v->mode == mode)
@@ -357,6 +441,8 @@ u64 engine_sys(struct vcpu *v, const struct sys_site *site)
 void engine_fault(struct vcpu *v)
 {
     v->eng->nr_fault_signal++;
+    if (v->exc.vector == VEC_XM && !(v->cr4 & CR4_OSXMMEXCPT)) /* SDM vol. 3 §13.1.3 */
+        raise_ud(v);
     deliver(v);
 }
 
@@ -414,8 +500,11 @@ static void debug_traps(struct vcpu *v)
     u64 dr6 = ev->db_hit;
     if (ev->step_armed)
         dr6 |= 1u << 14;
-    ev->db_hit = 0;
     ev->step_armed = false;
+    if (v->int_shadow == SHADOW_SS) /* a step trap is lost, a data breakpoint waits (§6.8.3) */
+        dr6 = 0;
+    else
+        ev->db_hit = 0;
     if (ev->watch_hit) {
         v->exit = EXIT_DEBUG;
         return;

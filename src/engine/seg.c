@@ -356,7 +356,7 @@ enum xret sys_mov_seg(struct vcpu *v, const struct insn *in)
     if (r == X_OK)
         r = seg_load(v, in->reg, (u16)sel);
     if (r == X_OK && in->reg == SEG_SS)
-        v->int_shadow = 1;
+        v->int_shadow = SHADOW_SS;
     return r;
 }
 
@@ -385,7 +385,7 @@ enum xret sys_pop_seg(struct vcpu *v, const struct insn *in)
         return r;
     v->regs[RSP] = stack_merge(v->regs[RSP], v->regs[RSP] + in->opsize, mask);
     if (segreg == SEG_SS)
-        v->int_shadow = 1;
+        v->int_shadow = SHADOW_SS;
     return X_OK;
 }
 

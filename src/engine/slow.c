@@ -85,6 +85,12 @@ static enum xret check_canonical(struct vcpu *v, gla_t la, unsigned len, bool st
     return raise_error(v, stack ? VEC_SS : VEC_GP, 0);
 }
 
+/* SDM vol. 3 table 6-7. Vector operands wider than 8 bytes are exempt (vol. 2 §2.4, exception type 4). */
+static inline bool misaligned(gla_t la, unsigned len)
+{
+    return la & (len == 2 ? 1 : len == 4 ? 3 : len == 8 || len == 10 ? 7 : 0);
+}
+
 static enum xret one_page(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref)
 {
     struct tlb_entry *e = tlb_at(v, tlb_slot(v, acc), la);
@@ -100,7 +106,7 @@ static enum xret one_page(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref
 enum xret mem_host(struct vcpu *v, gla_t la, unsigned len, unsigned acc, void **host)
 {
     *host = NULL;
-    if (((la & ~PAGE_MASK) + len > PAGE_SIZE) || watching(v))
+    if (((la & ~PAGE_MASK) + len > PAGE_SIZE) || watching(v) || (v->mode & MODE_AC))
         return X_OK;
     struct tlb_ref ref;
     enum xret x = check_canonical(v, la, len, false);
@@ -119,6 +125,8 @@ static enum xret resolve(struct vcpu *v, gla_t la, unsigned len, unsigned acc, s
     enum xret x = check_canonical(v, la, len, false);
     if (x != X_OK)
         return x;
+    if (unlikely(v->mode & MODE_AC) && (acc & ACC_USER) && misaligned(la, len))
+        return raise_error(v, VEC_AC, 0);
     if (watching(v))
         mem_watch_check(v, la, len, acc);
     *n1 = MIN(len, (unsigned)(PAGE_SIZE - (la & ~PAGE_MASK)));
@@ -187,14 +195,19 @@ enum xret mem_write(struct vcpu *v, gla_t la, const void *buf, unsigned len, uns
 static unsigned mask_element(const struct insn *in)
 {
     unsigned w = in->vex_w;
+#define M0F(op) (MAP_0F << 8 | 0x##op)
+#define M38(op) (MAP_0F38 << 8 | 0x##op)
     switch (in->map << 8 | in->opcode) {
-    case MAP_0F << 8 | 0x6f: case MAP_0F << 8 | 0x7f: /* vmovdqu8/16 are the F2 forms */
-        return in->pp == 3 ? 1 + w : 4 << w;
-    case MAP_0F << 8 | 0x74: case MAP_0F << 8 | 0x64: /* vpcmpeqb, vpcmpgtb */
-        return 1;
-    case MAP_0F << 8 | 0x75: case MAP_0F << 8 | 0x65:
+    case M0F(6f): case M0F(7f): /* vmovdqu8/16 are the F2 forms */
+        return in->pp == 3 ? 1 + w : 4u << w;
+    case M0F(64): case M0F(74): case M0F(d8): case M0F(da): case M0F(dc): case M0F(de): case M0F(e0): case M0F(e8):
+    case M0F(ec): case M0F(f8): case M0F(fc): case M38(00): case M38(1c): case M38(38): case M38(3c): case M38(cf):
+        return 1; /* vpcmpgtb, vpcmpeqb, arithmetic on bytes, vpshufb, vpabsb, vpminsb, vpmaxsb, vgf2p8mulb */
+    case M0F(65): case M0F(75): case M0F(d5): case M0F(d9): case M0F(dd): case M0F(e3): case M0F(e4): case M0F(e5):
+    case M0F(e9): case M0F(ea): case M0F(ed): case M0F(ee): case M0F(f9): case M0F(fd): case M38(04): case M38(0b):
+    case M38(10): case M38(11): case M38(12): case M38(1d): case M38(3a): case M38(3e):
         return 2;
-    case MAP_0F38 << 8 | 0x26: case MAP_0F38 << 8 | 0x66: /* vptestmb/w, vpblendmb/w */
+    case M38(26): case M38(54): case M38(62): case M38(63): case M38(66): /* vptestm, vpopcnt, v[p]expand, vpcompress */
     case MAP_0F3A << 8 | 0x3e: case MAP_0F3A << 8 | 0x3f: /* vpcmp[u]b/w */
         return 1 + w;
     default:
@@ -202,9 +215,16 @@ static unsigned mask_element(const struct insn *in)
     }
 }
 
+/* vexpand, vcompress, vpexpand, vpcompress: the lanes that are on lie side by side in memory. */
+static bool packs_lanes(const struct insn *in)
+{
+    return in->map == MAP_0F38 && (in->opcode == 0x62 || in->opcode == 0x63 || (in->opcode & 0xfc) == 0x88);
+}
+
 /*
- * Could a masked EVEX access that faults be one whose faulting bytes are all masked off? Those are not accessed
- * (SDM vol. 2 §2.7.4). We decode it again: this is rare. `lo`, `hi`: bytes of the access on the faulting page.
+ * Could a masked access that faults be one whose faulting bytes are all masked off? Those are not accessed (SDM
+ * vol. 2 §2.7.4, "VMASKMOV"). We decode it again: this is rare. `lo`, `hi`: bytes of the access on the
+ * faulting page. Where a lane is not so many bytes of memory (broadcasts, conversions), any lane that is on counts.
  */
 static bool masked_off(struct vcpu *v, const struct slow_site *site, unsigned lo, unsigned hi)
 {
@@ -213,13 +233,31 @@ static bool masked_off(struct vcpu *v, const struct slow_site *site, unsigned lo
     struct insn in;
     u8 bytes[INSN_MAX];
     struct exc keep = v->exc;
+    enum dmode dm = v->mode & MODE_64 ? DMODE_64 : v->mode & MODE_32 ? DMODE_32 : DMODE_16;
     if (mem_read(v, v->rip, bytes, site->s.len, ACC_R | vcpu_acc(v)) != X_OK ||
-        insn_decode(DMODE_64, bytes, site->s.len, &in) != DECODE_OK) {
+        insn_decode(dm, bytes, site->s.len, &in) != DECODE_OK) {
         v->exc = keep;
         return false;
     }
-    u64 k = fpu_get_mask(site->mask_reg);
+    v->exc = keep;
+    u64 k = 0;
     unsigned elem = mask_element(&in);
+    if (in.enc == ENC_VEX) { /* the sign bits of vvvv's elements */
+        u8 m[32];
+        elem = in.id == I_VMASKMOVPD || in.id == I_VPMASKMOVQ ? 8 : 4;
+        fpu_get_vec(in.vvvv, in.vl, m);
+        for (unsigned i = 0; i < in.vl / elem; i++)
+            k |= (u64)(m[(i + 1) * elem - 1] >> 7) << i;
+    } else {
+        k = fpu_get_mask(site->mask_reg);
+        if (in.bcst || site->size != in.vl)
+            return k == 0;
+        if (packs_lanes(&in)) {
+            u64 on = k & ~0ull >> (64 - in.vl / elem);
+            for (k = 0; on; on &= on - 1)
+                k = k << 1 | 1;
+        }
+    }
     for (unsigned i = 0; i * elem < site->size; i++)
         if ((k >> i & 1) && i * elem < hi && (i + 1) * elem > lo)
             return false;
@@ -254,6 +292,8 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
     v->nr_slow++;
 
     enum xret x = check_canonical(v, ea, site->size, site->s.kind);
+    if (x == X_OK && unlikely(v->mode & MODE_AC) && misaligned(ea, site->size))
+        x = raise_error(v, VEC_AC, 0);
     if (unlikely(x != X_OK) && !site->group)
         return deliver(v);
     if (unlikely(watching(v)) && !site->group)
@@ -267,7 +307,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
                 return RESUME;
             }
         }
-        void *alt = engine_unshared(v, site);
+        void *alt = engine_unshared(v, (const struct group_site *)site);
         return alt ? (u64)alt : DISPATCH;
     }
 
@@ -293,7 +333,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
         if (!self || !site->final)
             return RESUME;
         ev->commit = (struct commit){ .redispatch = true };
-        return (u64)site + (u64)site->copy;
+        return (u64)(site + 1);
     }
 
     if (n1 < site->size) {
@@ -335,7 +375,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
         at += n;
     }
     point_at(v, site, ea, buf);
-    return site->copy ? (u64)site + (u64)site->copy : RESUME;
+    return site->copy ? (u64)(site + 1) : RESUME;
 }
 
 u64 engine_commit(struct vcpu *v, const struct slow_site *site)

@@ -19,6 +19,8 @@
 #define VBASE 0(%r14)
 #define FL 8(%r14)
 #define EVENT 12(%r14)
+#define EFLAGS 40(%r14)
+#define INTR_WAIT 44(%r14)
 #define S1 48(%r14)
 #define S2 56(%r14)
 #define HOST_RSP 64(%r14)
@@ -61,6 +63,7 @@
     mov C_RSP, %rsp
 .endm
 
+#include "engine/stub_offsets.h"
     .text
     .globl enter_code, stub_fault, stub_table
 
@@ -132,14 +135,19 @@ to_dispatch:
     mov C_RSP, %rsp
     jmp stub_dispatch
 
-/* lea s1, site; call stub_commit_*: a bounced operation has run. */
+/* call stub_commit_*; jmp back; u8 distance from the jmp back to the record: a bounced operation has run. */
+.macro COMMIT_SITE
+    movzbl 5(%rbx), %esi
+    neg %rsi
+    add %rbx, %rsi
+.endm
 stub_commit_host:
     SAVE_ALL
     lahf
     seto %al
     mov %ax, FL
     pop %rbx
-    mov %r10, %rsi
+    COMMIT_SITE
     TO_C
     call engine_commit
     mov HOST_RSP, %rsp
@@ -156,7 +164,7 @@ stub_commit_host:
 stub_commit_saved:
     SAVE_ALL
     pop %rbx
-    mov %r10, %rsi
+    COMMIT_SITE
     TO_C
     call engine_commit
     mov HOST_RSP, %rsp
@@ -180,6 +188,108 @@ stub_sys:
     pushq S1
     LOAD_ALL
     ret
+
+/*
+ * SYSCALL and SYSRET the short way: 64-bit user and kernel, nothing debugged (v->syscall_ok, sysret_ok, kept by
+ * vcpu_mode_changed). What they do: SDM vol. 2, SYSCALL, SYSRET. Not ready: *_ok is 0 and the helper does it
+ * (the caller tests). s1 = RIP of the next instruction for SYSCALL; flags in fl.
+ */
+#define VV(off) ((off) - 128)(%r14)
+.macro LOAD_CS_SS from
+    mov VV(\from), %r11
+    mov %r11, VV(V_SEG + 24)
+    mov VV(\from + 8), %r11
+    mov %r11, VV(V_SEG + 32)
+    mov VV(\from + 16), %r11
+    mov %r11, VV(V_SEG + 40)
+    mov VV(\from + 24), %r11
+    mov %r11, VV(V_SEG + 48)
+    mov VV(\from + 32), %r11
+    mov %r11, VV(V_SEG + 56)
+    mov VV(\from + 40), %r11
+    mov %r11, VV(V_SEG + 64)
+.endm
+stub_syscall:
+    mov %r10, %rcx
+    /* r11 = RFLAGS: eflags | AH of fl | OF */
+    movzwl FL, %r11d
+    mov %r11d, %r10d
+    shr $8, %r10d
+    shl $11, %r11d
+    and $0x800, %r11d
+    or %r11d, %r10d
+    or $2, %r10d
+    mov EFLAGS, %r11d
+    and $~0x10000, %r11d
+    or %r11d, %r10d
+    mov %r10, R(11)
+    /* RFLAGS &= ~SFMASK */
+    mov VV(V_SFMASK), %r11
+    not %r11d
+    and %r11d, %r10d
+    mov %r10d, %r11d
+    and $~0x8d7, %r11d
+    mov %r11d, EFLAGS
+    mov %r10d, %r11d
+    shr $11, %r11d
+    and $1, %r11d
+    mov %r11b, FL
+    and $0xd5, %r10d
+    or $2, %r10d
+    mov %r10b, 9(%r14)
+    LOAD_CS_SS V_SYSCALL_CS
+    movb $0, VV(V_CPL)
+    mov VV(V_MODE_KERNEL), %r11d
+    mov %r11d, VV(V_MODE)
+    movl $1, VV(V_SYSRET_OK)
+    mov %rsp, VV(V_HSP_SAVED + 8)
+    mov VV(V_HSP_SAVED), %rsp
+    mov VV(V_HSP_BOTTOM), %r11
+    mov %r11, HSP_BASE
+    movl $0, VV(V_HSTACK_USER)
+    mov VV(V_LSTAR), %r10
+    jmp stub_probe_k
+
+/* SYSRET with a 64-bit operand; the caller has checked CPL 0 and sysret_ok. Anything odd: stub_sysret_slow's
+ * caller-supplied helper, by returning with ZF clear. call stub_sysret */
+stub_sysret:
+    mov %rcx, %r10
+    shl $16, %r10
+    sar $16, %r10
+    cmp %rcx, %r10
+    jne 9f
+    mov R(11), %r10
+    test $0x70100, %r10d          /* TF, RF, VM, AC */
+    jnz 9f
+    test $0x200, %r10d
+    jz 1f
+    cmpl $0, INTR_WAIT
+    jne 9f
+1:  add $8, %rsp                  /* the call's own return address */
+    and $0x3c7fd7, %r10d
+    mov %r10d, %r11d
+    and $~0x8d7, %r11d
+    mov %r11d, EFLAGS
+    mov %r10d, %r11d
+    shr $11, %r11d
+    and $1, %r11d
+    mov %r11b, FL
+    and $0xd5, %r10d
+    or $2, %r10d
+    mov %r10b, 9(%r14)
+    LOAD_CS_SS V_SYSRET_CS
+    movb $3, VV(V_CPL)
+    mov VV(V_MODE_USER), %r11d
+    mov %r11d, VV(V_MODE)
+    movl $1, VV(V_SYSCALL_OK)
+    mov %rsp, VV(V_HSP_SAVED)
+    mov VV(V_HSP_SAVED + 8), %rsp
+    mov VV(V_HSP_BOTTOM + 8), %r11
+    mov %r11, HSP_BASE
+    movl $1, VV(V_HSTACK_USER)
+    mov %rcx, %r10
+    jmp stub_probe_u
+9:  ret
 
 /* lea s1, site; jmp stub_poll */
 stub_poll:
@@ -234,7 +344,6 @@ stub_lookup:
     jne stub_lookup
     jmp *(\off - 128 + 8)(%r14, %r11, 8)
 .endm
-#include "engine/stub_offsets.h"
     PROBE stub_probe_k, JC_OFF_K, JC_MASK_K
     PROBE stub_probe_kac, JC_OFF_KAC, JC_MASK_KAC
     PROBE stub_probe_u, JC_OFF_U, JC_MASK_U
@@ -245,5 +354,5 @@ stub_lookup:
 stub_table:                 /* enum stub */
     .quad stub_slow, stub_commit_host, stub_commit_saved, stub_sys, stub_poll, stub_link_host, stub_link_saved
     .quad stub_lookup, stub_dispatch, stub_probe_k, stub_probe_kac, stub_probe_u, stub_probe_u32
-    .quad stub_ret_empty
+    .quad stub_ret_empty, stub_syscall, stub_sysret
     .section .note.GNU-stack, "", @progbits

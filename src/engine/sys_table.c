@@ -19,6 +19,13 @@ enum xret sys_raise_gp(struct vcpu *v, const struct insn *in)
     return raise_gp0(v);
 }
 
+enum xret sys_check_segment(struct vcpu *v, const struct insn *in)
+{
+    gla_t la;
+    unsigned acc = (in->mem_acc & OPA_R ? ACC_R : 0) | (in->mem_acc & OPA_W ? ACC_W : 0);
+    return insn_linear(v, in, in->mem_size, acc, &la);
+}
+
 /* PUSHF (SDM vol. 2): VM86 with IOPL < 3 is #GP. */
 static enum xret sys_pushf(struct vcpu *v, const struct insn *in)
 {

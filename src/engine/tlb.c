@@ -113,6 +113,60 @@ void tlb_destroy(struct vcpu *v)
     munmap(v->self, (size_t)NR_SPACES * SPACE_SIZE);
 }
 
+/* -- Large pages ---------------------------------------------------------------------------------- */
+
+static inline unsigned big_hash(gla_t la) { return (unsigned)(la >> BIG_SHIFT ^ la >> 32) & 1023; }
+static inline unsigned huge_hash(gla_t la) { return (unsigned)(la >> HUGE_SHIFT ^ la >> 39) & 127; }
+
+void tlb_note_large(struct vcpu *v, unsigned slot, gla_t la, u64 page_size)
+{
+    struct tlb_large *l = slot == SLOT_K ? &v->eng->k_large : &v->space->large;
+    if (page_size > BITULL(BIG_SHIFT))
+        l->huge[huge_hash(la) >> 6] |= BITULL(huge_hash(la) & 63);
+    else
+        l->big[big_hash(la) >> 6] |= BITULL(big_hash(la) & 63);
+}
+/* How much around an address a set may hold of one page: a shift, 0 for 4 KiB only. */
+static inline unsigned large_shift(const struct tlb_large *l, gla_t la)
+{
+    if (unlikely(l->huge[huge_hash(la) >> 6] >> (huge_hash(la) & 63) & 1))
+        return HUGE_SHIFT;
+    return unlikely(l->big[big_hash(la) >> 6] >> (big_hash(la) & 63) & 1) ? BIG_SHIFT : 0;
+}
+
+static void table_drop_range(struct tlb_space *sp, unsigned slot, gla_t la, unsigned shift)
+{
+    struct tlb_entry *e = table(sp, slot);
+    unsigned n = table_size(slot);
+    for (unsigned i = 0; i < n; i++)
+        if (!((e[i].tag_r ^ la) >> shift))
+            entry_clear(&e[i], i);
+}
+static void jc_drop_range(struct tlb_space *sp, unsigned slot, gla_t la, unsigned shift)
+{
+    struct jc_entry *e = (struct jc_entry *)(sp->base + tlb_geo[slot].jc_off);
+    unsigned n = (tlb_geo[slot].jc_mask >> 1) + 1;
+    for (unsigned i = 0; i < n; i++) /* ... and an instruction that runs on into it */
+        if (!((e[i].rip ^ la) >> shift) || !(((e[i].rip + INSN_MAX - 1) ^ la) >> shift))
+            e[i].rip = JC_NONE;
+}
+static __attribute__((noinline)) void kernel_drop_range(struct vcpu *v, gla_t la, unsigned shift)
+{
+    struct tlb_space *sp = &v->eng->space[0];
+    table_drop_range(sp, SLOT_K, la, shift);
+    jc_drop_range(sp, SLOT_K, la, shift);
+    jc_drop_range(sp, SLOT_KAC, la, shift);
+    engine_drop_returns(v);
+}
+static __attribute__((noinline)) void space_drop_range(struct vcpu *v, struct tlb_space *sp, gla_t la, unsigned shift)
+{
+    table_drop_range(sp, SLOT_KAC, la, shift);
+    table_drop_range(sp, SLOT_U, la, shift);
+    jc_drop_range(sp, SLOT_U, la, shift);
+    jc_drop_range(sp, SLOT_U32, la, shift);
+    engine_drop_returns(v);
+}
+
 /* -- Filling -------------------------------------------------------------------------------------- */
 
 enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref)
@@ -148,6 +202,8 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
     e->host = (u64)page;
     e->delta = (u64)page - tag;
     e->tag_r = tag; /* what may be written may be read */
+    if (span.page_size > PAGE_SIZE)
+        tlb_note_large(v, slot, la, span.page_size);
     if (span.writable && !code && !rs->readonly) {
         e->tag_w = tag;
         /* The kernel's table is one, whatever alias it was reached by. */
@@ -211,6 +267,7 @@ static void space_flush(struct tlb_space *sp)
     table_flush(sp, SLOT_U);
     jc_clear(sp, SLOT_U);
     jc_clear(sp, SLOT_U32);
+    sp->large = (struct tlb_large){ 0 };
     sp->clean = true;
 }
 static void kernel_flush(struct vcpu *v)
@@ -220,6 +277,7 @@ static void kernel_flush(struct vcpu *v)
     jc_clear(&ev->space[0], SLOT_K);
     jc_clear(&ev->space[0], SLOT_KAC);
     ev->k_nonglobal = false;
+    ev->k_large = (struct tlb_large){ 0 };
     engine_drop_returns(v);
 }
 
@@ -253,6 +311,11 @@ static bool code_seen(struct vcpu *v, gla_t page)
 void tlb_flush_page(struct vcpu *v, gla_t la)
 {
     gla_t page = la & PAGE_MASK;
+    unsigned shift;
+    if ((shift = large_shift(&v->eng->k_large, la)))
+        kernel_drop_range(v, la, shift);
+    if ((shift = large_shift(&v->space->large, la)))
+        space_drop_range(v, v->space, la, shift);
     flush_page_in(v->space, SLOT_K, la);
     flush_page_in(v->space, SLOT_KAC, la);
     flush_page_in(v->space, SLOT_U, la);
@@ -265,6 +328,8 @@ void tlb_flush_page(struct vcpu *v, gla_t la)
         for (unsigned i = 0; i < NR_SPACES; i++) {
             struct tlb_space *sp = &v->eng->space[i];
             if (sp != v->space && !sp->clean) {
+                if ((shift = large_shift(&sp->large, la)))
+                    space_drop_range(v, sp, la, shift);
                 flush_page_in(sp, SLOT_KAC, la);
                 flush_page_in(sp, SLOT_U, la);
                 if (code_seen(v, page)) {
@@ -286,10 +351,16 @@ static struct tlb_space *space_find(struct vcpu *v, u16 pcid)
 void tlb_flush_page_pcid(struct vcpu *v, gla_t la, u16 pcid)
 {
     struct tlb_space *sp = space_find(v, pcid);
-    if (v->eng->k_nonglobal)
+    unsigned shift;
+    if (v->eng->k_nonglobal) {
+        if ((shift = large_shift(&v->eng->k_large, la)))
+            kernel_drop_range(v, la, shift);
         flush_page_in(v->space, SLOT_K, la);
+    }
     if (!sp)
         return;
+    if ((shift = large_shift(&sp->large, la)))
+        space_drop_range(v, sp, la, shift);
     flush_page_in(sp, SLOT_KAC, la);
     flush_page_in(sp, SLOT_U, la);
     if (code_seen(v, la & PAGE_MASK)) {

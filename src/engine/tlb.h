@@ -67,12 +67,24 @@ struct jc_entry {
 #define PRIVATE_SIZE (SPACE_SIZE - SHARED_SIZE)
 #define NR_SPACES 8
 
+/*
+ * Which large pages a set holds pieces of: INVLPG ends the whole translation of one (SDM vol. 3 §4.10.4.1), and
+ * its size cannot be asked for afterwards. Filters with false positives, emptied with their tables; 2 MiB pages
+ * count as 4 MiB ones.
+ */
+#define BIG_SHIFT 22
+#define HUGE_SHIFT 30
+struct tlb_large {
+    u64 big[16], huge[2];
+};
+
 struct tlb_space {
     u8 *base;     /* where [shared][private] is mapped; also a struct vcpu alias */
     u16 pcid;
     bool used;
     bool clean;   /* nothing was filled since the last flush */
     u64 last_use;
+    struct tlb_large large;
 };
 
 struct tlb_geometry {
@@ -107,6 +119,8 @@ struct tlb_ref {
  * X_OK with *ref filled, or X_FAULT.
  */
 enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref);
+/* tlb_note_large - code or data of a large page is remembered in a slot's tables. */
+void tlb_note_large(struct vcpu *v, unsigned slot, gla_t la, u64 page_size);
 /* tlb_unwrite_page - drop every write mapping of a page of RAM: it is about to hold translations. */
 void tlb_unwrite_page(struct vcpu *v, struct ram_slot *slot, gpa_t page);
 /* jc_at - jump-cache entry of a RIP in a mode. */

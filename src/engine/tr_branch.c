@@ -19,15 +19,14 @@ static bool predicts_returns(const struct xl *x)
 }
 
 /* Record for C: link this rel32 to the block at page offset t. */
-static void link_stub(struct xl *x, struct fixup patch, s32 t, enum block_entry entry, bool host_flags)
+static void link_stub(struct xl *x, struct fixup patch, s32 t, unsigned entry, bool host_flags)
 {
     xl_bind(x, patch, SEC_COLD, cold_at(x));
     struct fixup f = xl_lea_s1(x, SEC_COLD);
     xl_jmp_stub(x, SEC_COLD, host_flags ? STUB_LINK_HOST : STUB_LINK_SAVED);
-    xl_align_cold(x, 8, 0);
     u32 at = cold_at(x);
     xl_bind(x, f, SEC_COLD, at);
-    struct link_site site = { .s = { .off = (u16)t }, .mode = x->mode, .entry = (u8)entry };
+    struct link_site site = { .s = { .off = (u16)t, .kind = (u8)entry } };
     e_bytes(&x->cold, &site, sizeof(site));
     /* patch - at, known once hot and cold have their places: a relocation of its own kind */
     xl_bind(x, (struct fixup){ SEC_COLD, at + (u32)offsetof(struct link_site, patch) }, (enum section)patch.sec,
@@ -127,6 +126,19 @@ void tr_edge(struct xl *x, s32 t, int cc, bool backward)
     while ((hot_at(x) + 1) % 8 > 4)
         e8(&x->hot, 0x90);
     link_stub(x, xl_jmp(x, SEC_HOT), t, e, host);
+}
+
+void tr_mode_edge(struct xl *x, s32 t, unsigned slot)
+{
+    x->ended = true;
+    if (t >= 4096) {
+        rip_to_s1(x, SEC_HOT, t);
+        xl_jmp_stub(x, SEC_HOT, probe_stub[slot]);
+        return;
+    }
+    while ((hot_at(x) + 1) % 8 > 4)
+        e8(&x->hot, 0x90);
+    link_stub(x, xl_jmp(x, SEC_HOT), t, ENTRY_FLAG | LINK_MODE, false);
 }
 
 /* Push the return address (page + next) on the guest's stack. */

@@ -52,7 +52,7 @@ static bool classify(const struct xl *x, unsigned i, unsigned base, struct acces
     case HOW_COPY:
         if (in->has_mem && in->mem_size) {
             if (!tr_simple_base(x, in) || in->base != base || has_high_byte(in) || in->mem_size > SPAN_MAX ||
-                in->mask || in->disp < -4096 || in->disp > 4096)
+                in->mask || insn_vex_masked(in) || in->disp < -4096 || in->disp > 4096)
                 return false;
             *a = (struct access){ true, (s32)in->disp, in->mem_size, in->mem_acc };
             return !(in->gpr_write >> base & 1) || ((*last = true), true);
@@ -115,7 +115,7 @@ static bool classify(const struct xl *x, unsigned i, unsigned base, struct acces
 bool tr_plan_group(struct xl *x, unsigned base)
 {
     struct group *g = &x->grp;
-    if (x->noshare || !x->m64)
+    if (x->noshare || !x->m64 || (x->mode & MODE_AC))
         return false;
     s32 moved = 0, lo = 0, hi = 0, max = base == RSP ? SPAN_STACK_MAX : SPAN_MAX;
     unsigned acc = 0, n = 0, end = x->cur;

@@ -10,6 +10,8 @@
  *   mov   s2, [vcpu + s2 + tlb.host or tlb.delta]
  *   op    [s1 + s2]  or  [base + disp + s2]
  *
+ * Where alignment is checked (MODE_AC) the compare is a jump: every access takes the slow path.
+ *
  * slow (cold): call stub_slow; jmp back; record; then, for writes, the operation again for a bounce
  * buffer, and a call that commits it.
  */
@@ -58,11 +60,37 @@ void tr_load_rip(struct xl *x, struct buf *b, unsigned reg, s32 off)
         e_lea(b, x->m64, reg, reg, off);
 }
 
-static bool needs_seg_base(const struct xl *x, const struct insn *in)
+static bool needs_seg_base(const struct xl *x, unsigned seg)
 {
-    if (in->seg == SEG_FS || in->seg == SEG_GS)
+    if (seg == SEG_FS || seg == SEG_GS)
         return true;
     return !x->m64 && !(x->mode & MODE_FLAT);
+}
+/* add s1, [seg.base]; 32-bit outside 64-bit mode */
+static void add_seg_base(struct xl *x, unsigned seg)
+{
+    struct buf *b = &x->hot;
+    e8(b, rex(x->m64, H_S1, 0, H_VCPU)); e8(b, 0x03);
+    e_modrm_disp(b, H_S1, H_VCPU, (s32)(offsetof(struct vcpu, seg) + seg * sizeof(struct seg) +
+                                        offsetof(struct seg, base)) - VCPU_BIAS);
+}
+/*
+ * Outside 64-bit mode: is the access at offset s1, computed by hot code from `ea` on, within its segment? MODE_FLAT
+ * answers for DS, ES and SS. `in` describes the operand for C.
+ */
+static void check_segment(struct xl *x, const struct insn *in, unsigned size, unsigned acc, u32 ea)
+{
+    struct buf *b = &x->hot;
+    struct insn operand = *in;
+    if (x->m64 || ((x->mode & MODE_FLAT) && in->seg != SEG_FS && in->seg != SEG_GS && in->seg != SEG_CS))
+        return;
+    operand.mem_size = (u16)size;
+    operand.mem_acc = (acc & ACC_R ? OPA_R : 0) | (acc & ACC_W ? OPA_W : 0);
+    u32 end = hot_at(x);
+    e_lea(b, true, H_S2, H_S1, (s32)size - 1);
+    e_rm64(b, 0x3b, H_S2, H_VCPU, (s32)offsetof(struct vcpu, seg_max[in->seg][!!(acc & ACC_W)]) - VCPU_BIAS);
+    xl_bind(x, xl_jcc(x, SEC_HOT, 15), SEC_COLD, cold_at(x));
+    tr_check_cold(x, &operand, sys_check_segment, ea, end, hot_at(x));
 }
 
 /* The guest register `g` as a host register, loaded into `tmp` if it lives in memory. */
@@ -76,7 +104,8 @@ static unsigned in_reg(struct buf *b, unsigned g, unsigned tmp)
     return tmp;
 }
 
-void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra)
+/* Effective address, without the segment's base, into s1. */
+static void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra)
 {
     struct buf *b = &x->hot;
     s64 disp = in->disp + disp_extra;
@@ -96,12 +125,6 @@ void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra)
             e8(b, 0x45); e8(b, 0x0f); e8(b, 0xb7); e8(b, 0xc0 | 2 << 3 | 2);
         }
     }
-    if (needs_seg_base(x, in)) /* add s1, [seg.base]; 32-bit outside 64-bit mode */
-        {
-            e8(b, rex(x->m64, H_S1, 0, H_VCPU)); e8(b, 0x03);
-            e_modrm_disp(b, H_S1, H_VCPU, (s32)(offsetof(struct vcpu, seg) + in->seg * sizeof(struct seg) +
-                                                offsetof(struct seg, base)) - VCPU_BIAS);
-        }
 }
 
 /* The check on s1 = EA; leaves s2 = host page or delta, and for FORM_SUM s1 = page offset. */
@@ -112,7 +135,7 @@ static void check(struct xl *x, struct guard *g)
     s32 tlb = (s32)geo->tlb_off - VCPU_BIAS;
     s32 tag = g->acc & ACC_W ? (s32)offsetof(struct tlb_entry, tag_w) : (s32)offsetof(struct tlb_entry, tag_r);
     s32 last = g->form == FORM_SUM ? (s32)offsetof(struct tlb_entry, host) : (s32)offsetof(struct tlb_entry, delta);
-    bug_on(g->size == 0 || g->size > 4096);
+    bug_on(g->size == 0 || g->size > 255);
     /* rorx s2, s1, TLB_SHIFT   (VEX.LZ.F2.0F3A.W1 F0 /r ib) */
     static const u8 rorx[] = { 0xc4, 0x43, 0xfb, 0xf0, 0xc0 | (H_S2 & 7) << 3 | (H_S1 & 7), TLB_SHIFT };
     e_bytes(b, rorx, sizeof(rorx));
@@ -120,9 +143,12 @@ static void check(struct xl *x, struct guard *g)
     e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S2 & 7)); e32(b, geo->tlb_mask);
     /* sub s1, [vcpu + s2 + tag] */
     e8(b, rex(1, H_S1, H_S2, H_VCPU)); e8(b, 0x2b); e_modrm_sib(b, H_S1, H_VCPU, H_S2, 1, tlb + tag);
-    /* cmp s1, 4096 - size */
-    e8(b, 0x49); e8(b, 0x81); e8(b, 0xf8 | (H_S1 & 7)); e32(b, 4096u - g->size);
-    g->jcc = xl_jcc(x, SEC_HOT, 7);
+    if (x->mode & MODE_AC) {
+        g->jcc = xl_jmp(x, SEC_HOT);
+    } else { /* cmp s1, 4096 - size; ja slow */
+        e8(b, 0x49); e8(b, 0x81); e8(b, 0xf8 | (H_S1 & 7)); e32(b, 4096u - g->size);
+        g->jcc = xl_jcc(x, SEC_HOT, 7);
+    }
     /* mov s2, [vcpu + s2 + last] */
     e8(b, rex(1, H_S2, H_S2, H_VCPU)); e8(b, 0x8b); e_modrm_sib(b, H_S2, H_VCPU, H_S2, 1, tlb + last);
     g->resume = hot_at(x);
@@ -142,14 +168,13 @@ static void begin(struct xl *x, struct guard *g, unsigned size, unsigned acc, bo
 /* The slow path of a shared check: no operation of its own. */
 static void group_slow(struct xl *x, struct guard *g)
 {
-    xl_align_cold(x, 8, 10);
     xl_bind(x, g->jcc, SEC_COLD, cold_at(x));
     xl_call_stub(x, SEC_COLD, STUB_SLOW);
     xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, g->resume);
-    struct slow_site site = {
+    struct group_site site = { .s = {
         .s = { .off = x->off[x->cur], .len = x->in[x->cur].len, .kind = g->stack },
-        .size = g->size, .acc = g->acc, .form = FORM_DELTA, .slot = (u8)x->slot, .group = x->grp.nr,
-    };
+        .size = (u8)g->size, .acc = g->acc, .form = FORM_DELTA, .slot = x->slot & 3, .group = x->grp.nr,
+    } };
     e_bytes(&x->cold, &site, sizeof(site));
 }
 
@@ -178,10 +203,18 @@ void tr_guard(struct xl *x, const struct insn *in, unsigned size, unsigned acc, 
 {
     s64 disp = in->disp + disp_extra;
     bool simple = !plain && tr_simple_base(x, in);
-    if (simple && in->how == HOW_COPY && !in->mask && shared(x, in->base, (s32)disp, size, acc, in->seg == SEG_SS, g))
+    if (simple && in->how == HOW_COPY && !in->mask && !insn_vex_masked(in) && shared(x, in->base, (s32)disp, size, acc, in->seg == SEG_SS, g))
         return;
     begin(x, g, size, acc, in->seg == SEG_SS);
+    u32 ea = hot_at(x);
     tr_ea(x, in, disp_extra);
+    if (!x->m64) {
+        struct insn operand = *in;
+        operand.disp = disp;
+        check_segment(x, &operand, size, acc, ea);
+    }
+    if (needs_seg_base(x, in->seg))
+        add_seg_base(x, in->seg);
     g->form = simple ? FORM_DELTA : FORM_SUM;
     check(x, g);
     g->mem = simple ? (struct hostmem){ host_gpr[in->base], H_S2, (s32)disp } : (struct hostmem){ H_S1, H_S2, 0 };
@@ -194,16 +227,22 @@ void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct 
     if (simple && !in->has_mem && size == 8 && shared(x, RSP, disp, size, acc, true, g))
         return;
     begin(x, g, size, acc, true);
+    u32 ea = hot_at(x);
     e_lea_full(&x->hot, x->m64, H_S1, H_SP, REG_NONE, 1, disp);
     if (!x->m64) {
+        struct insn operand = *in;
+        operand.base = RSP;
+        operand.index = REG_NONE;
+        operand.disp = disp;
+        operand.seg = SEG_SS;
+        operand.addrsize = x->mode & MODE_SS32 ? 4 : 2;
+        operand.moffs = operand.vsib = false;
         if (!(x->mode & MODE_SS32)) { /* movzx s1d, s1w */
             e8(&x->hot, 0x45); e8(&x->hot, 0x0f); e8(&x->hot, 0xb7); e8(&x->hot, 0xc0 | 2 << 3 | 2);
         }
-        if (!(x->mode & MODE_FLAT)) {
-            e8(&x->hot, rex(0, H_S1, 0, H_VCPU)); e8(&x->hot, 0x03);
-            e_modrm_disp(&x->hot, H_S1, H_VCPU, (s32)(offsetof(struct vcpu, seg) + SEG_SS * sizeof(struct seg) +
-                                                      offsetof(struct seg, base)) - VCPU_BIAS);
-        }
+        check_segment(x, &operand, size, acc, ea);
+        if (needs_seg_base(x, SEG_SS))
+            add_seg_base(x, SEG_SS);
     }
     g->form = simple ? FORM_DELTA : FORM_SUM;
     check(x, g);
@@ -217,23 +256,23 @@ void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final)
     u32 op_end = hot_at(x);
     bool copy = g->acc & ACC_W;
     const struct insn *in = &x->in[x->cur];
-    xl_align_cold(x, 8, 10);
     xl_bind(x, g->jcc, SEC_COLD, cold_at(x));
     xl_call_stub(x, SEC_COLD, STUB_SLOW);
     xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, g->resume);
     u32 at = cold_at(x);
     struct slow_site site = {
         .s = { .off = x->off[x->cur], .len = in->len, .kind = g->stack },
-        .size = g->size, .acc = g->acc, .form = g->form, .slot = (u8)x->slot, .final = final,
-        .copy = copy ? (s32)sizeof(site) : 0,
-        .mask_reg = in->enc == ENC_EVEX ? in->mask : 0,
+        .size = (u8)g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .final = final, .copy = copy,
+        .mask_reg = in->enc == ENC_EVEX ? in->mask : insn_vex_masked(in),
     };
     e_bytes(&x->cold, &site, sizeof(site));
     if (!copy)
         return;
     e_bytes(&x->cold, x->hot_buf + op, op_end - op);
-    xl_bind(x, xl_lea_s1(x, SEC_COLD), SEC_COLD, at);
     /* Host flags are live after the operation only if it, or a restore in it, left them there. */
     xl_call_stub(x, SEC_COLD, x->fstate == FLAGS_SAVED ? STUB_COMMIT_SAVED : STUB_COMMIT_HOST);
+    u32 behind = cold_at(x);
     xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, op_end);
+    bug_on(behind - at > 255);
+    e8(&x->cold, (u8)(behind - at)); /* the stub finds the record by it */
 }

@@ -150,6 +150,78 @@ static void leave(struct xl *x, unsigned size)
     tr_guard_end(x, &g, op, true);
 }
 
+/* The RFLAGS image into tmp[0]: eflags without RF and VM, AH of fl, OF. 64-bit mode only. */
+static void pushf(struct xl *x)
+{
+    struct buf *b = &x->hot;
+    xl_need_saved(x);
+    /* movzx s1d, word [fl]; mov s2d, s1d; shr s1d, 8; shl s2d, 11; and s2d, OF; or s1d, s2d */
+    e8(b, 0x45); e8(b, 0x0f); e8(b, 0xb7); e_modrm_disp(b, H_S1, H_VCPU, VOFF(fl));
+    e_rr32(b, 0x8b, H_S2, H_S1);
+    e8(b, 0x41); e8(b, 0xc1); e8(b, 0xe8 | (H_S1 & 7)); e8(b, 8);
+    e8(b, 0x41); e8(b, 0xc1); e8(b, 0xe0 | (H_S2 & 7)); e8(b, 11);
+    e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S2 & 7)); e32(b, EFL_OF);
+    e_rr32(b, 0x0b, H_S1, H_S2);
+    /* mov s2d, [eflags]; and s2d, ~(RF | VM); or s1d, s2d; or s1d, 2; mov [tmp0], s1 */
+    e8(b, rex(0, H_S2, 0, H_VCPU)); e8(b, 0x8b); e_modrm_disp(b, H_S2, H_VCPU, VOFF(eflags));
+    e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S2 & 7)); e32(b, ~(EFL_RF | EFL_VM));
+    e_rr32(b, 0x0b, H_S1, H_S2);
+    e8(b, 0x41); e8(b, 0x83); e8(b, 0xc8 | (H_S1 & 7)); e8(b, 2);
+    e_store_vcpu(b, H_S1, VOFF(tmp[0]));
+    xl_clobber(x);
+    push_tmp(x, 8);
+}
+
+/*
+ * POPF in 64-bit mode at CPL 0 or 3: in line when only arithmetic flags, DF and (CPL 0) IF change; else the helper.
+ * At CPL 3 IF and IOPL keep their values whatever is popped, as IOPL is 0 there (else: the helper, by class).
+ */
+static void popf(struct xl *x, const struct insn *in)
+{
+    struct buf *b = &x->hot;
+    bool cpl0 = x->mode & MODE_CPL0;
+    u32 may = EFL_ARITH | EFL_R1 | EFL_DF | 0x8028 | (cpl0 ? EFL_IF : EFL_IF | EFL_IOPL);
+    u32 take = EFL_DF | (cpl0 ? EFL_IF : 0);
+    struct guard g;
+    tr_guard_stack(x, 0, 8, ACC_R, &g);
+    u32 op = hot_at(x);
+    e_mem(b, 0x8b, 8, H_S1, &g.mem);
+    tr_guard_end(x, &g, op, false);
+    /* mov s2d, [eflags]; xor s2d, s1d; test s2d, ~may; jne helper */
+    e8(b, rex(0, H_S2, 0, H_VCPU)); e8(b, 0x8b); e_modrm_disp(b, H_S2, H_VCPU, VOFF(eflags));
+    e_rr32(b, 0x33, H_S2, H_S1);
+    e8(b, 0x41); e8(b, 0xf7); e8(b, 0xc0 | (H_S2 & 7)); e32(b, ~may);
+    xl_bind(x, xl_jcc(x, SEC_HOT, 5), SEC_COLD, cold_at(x));
+    tr_helper_cold(x, in);
+    /* fl: OF, then the low byte */
+    e_rr32(b, 0x8b, H_S2, H_S1);
+    e8(b, 0x41); e8(b, 0xc1); e8(b, 0xe8 | (H_S2 & 7)); e8(b, 11);                 /* shr s2d, 11 */
+    e8(b, 0x41); e8(b, 0x83); e8(b, 0xe0 | (H_S2 & 7)); e8(b, 1);                  /* and s2d, 1 */
+    e8(b, rex(0, H_S2, 0, H_VCPU)); e8(b, 0x88); e_modrm_disp(b, H_S2, H_VCPU, VOFF(fl));
+    e_rr32(b, 0x8b, H_S2, H_S1);
+    e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S2 & 7)); e32(b, 0xd5);              /* and s2d, d5 */
+    e8(b, 0x41); e8(b, 0x83); e8(b, 0xc8 | (H_S2 & 7)); e8(b, 2);                  /* or s2d, 2 */
+    e8(b, rex(0, H_S2, 0, H_VCPU)); e8(b, 0x88); e_modrm_disp(b, H_S2, H_VCPU, VOFF(fl) + 1);
+    /* and s1d, take; and dword [eflags], ~take; or [eflags], s1d */
+    e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S1 & 7)); e32(b, take);
+    e8(b, 0x41); e8(b, 0x81); e_modrm_disp(b, 4, H_VCPU, VOFF(eflags)); e32(b, ~take);
+    e8(b, rex(0, H_S1, 0, H_VCPU)); e8(b, 0x09); e_modrm_disp(b, H_S1, H_VCPU, VOFF(eflags));
+    tr_add_sp(x, 8);
+    x->fstate = FLAGS_SAVED;
+    if (cpl0) {
+        /* IF set and an interrupt held back: make the poll below see it */
+        e8(b, 0x41); e8(b, 0x83); e_modrm_disp(b, 7, H_VCPU, VOFF(intr_wait)); e8(b, 0);
+        xl_bind(x, xl_jcc(x, SEC_HOT, 5), SEC_COLD, cold_at(x));
+        struct buf *c = &x->cold;
+        e8(c, 0x41); e8(c, 0xf7); e_modrm_disp(c, 0, H_VCPU, VOFF(eflags)); e32(c, EFL_IF);
+        struct fixup off = xl_jcc(x, SEC_COLD, 4);
+        e8(c, 0xf0); e8(c, 0x41); e8(c, 0x83); e_modrm_disp(c, 1, H_VCPU, VOFF(event)); e8(c, EVENT_INTR);
+        xl_bind(x, off, SEC_HOT, hot_at(x));
+        xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, hot_at(x));
+        tr_poll(x, x->off[x->cur] + in->len);
+    }
+}
+
 void tr_stack(struct xl *x, const struct insn *in)
 {
     unsigned size = in->opsize;
@@ -170,12 +242,24 @@ void tr_stack(struct xl *x, const struct insn *in)
         else
             pop_reg(x, in->opreg != REG_NONE ? in->opreg : in->rm, size);
         return;
-    case I_PUSH_SEG: /* movzx s1d, word [seg.sel]; mov [tmp0], s1 */
+    case I_PUSH_SEG: { /* movzx s1d, word [seg.sel]; mov [tmp0], s1 */
+        unsigned seg = in->map == MAP_0F ? (in->opcode == 0xa0 ? SEG_FS : SEG_GS) : in->opcode >> 3; /* 06 0e 16 1e */
         e8(&x->hot, rex(0, H_S1, 0, H_VCPU)); e8(&x->hot, 0x0f); e8(&x->hot, 0xb7);
-        e_modrm_disp(&x->hot, H_S1, H_VCPU, (s32)(offsetof(struct vcpu, seg) + in->reg * sizeof(struct seg) +
+        e_modrm_disp(&x->hot, H_S1, H_VCPU, (s32)(offsetof(struct vcpu, seg) + seg * sizeof(struct seg) +
                                                   offsetof(struct seg, sel)) - VCPU_BIAS);
         e_store_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
         push_tmp(x, size);
+        return;
+    }
+    case I_PUSHF:
+        if (!x->m64 || size != 8 || x->single)
+            break;
+        pushf(x);
+        return;
+    case I_POPF:
+        if (!x->m64 || size != 8 || x->single)
+            break;
+        popf(x, in);
         return;
     case I_LEAVE:
         if (x->m64 || (x->mode & MODE_SS32)) {

@@ -16,6 +16,15 @@ static void record(struct xl *x, struct fixup f, const struct insn *in, sys_fn h
     e_bytes(&x->cold, &site, sizeof(site));
 }
 
+void tr_check_cold(struct xl *x, const struct insn *in, sys_fn handler, u32 again, u32 end, u32 resume)
+{
+    struct fixup f = xl_lea_s1(x, SEC_COLD);
+    xl_call_stub(x, SEC_COLD, STUB_SYS);
+    e_bytes(&x->cold, x->hot_buf + again, end - again);
+    xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, resume);
+    record(x, f, in, handler, false);
+}
+
 void tr_call_helper(struct xl *x, const struct insn *in, sys_fn handler, bool end)
 {
     if (x->live[x->cur])
@@ -35,6 +44,107 @@ static void eflags_op(struct xl *x, unsigned digit, u32 imm)
         xl_need_saved(x);
     e8(&x->hot, 0x41); e8(&x->hot, 0x81); e_modrm_disp(&x->hot, digit, H_VCPU, VOFF(eflags)); e32(&x->hot, imm);
     xl_clobber(x);
+}
+
+#define SEG_OFF(s, member) ((s32)(offsetof(struct vcpu, seg) + (s) * sizeof(struct seg) + \
+                                  offsetof(struct seg, member)) - VCPU_BIAS)
+
+/* cmp dword [vcpu + off], 0 */
+static void cmp_zero(struct buf *b, s32 off)
+{
+    e8(b, 0x41); e8(b, 0x83); e_modrm_disp(b, 7, H_VCPU, off); e8(b, 0);
+}
+/* The helper out of line, for what the short way does not cover; it ends the block. */
+void tr_helper_cold(struct xl *x, const struct insn *in)
+{
+    struct fixup f = xl_lea_s1(x, SEC_COLD);
+    xl_call_stub(x, SEC_COLD, STUB_SYS);
+    record(x, f, in, insn_handler(in->id), true);
+}
+
+static void syscall_inline(struct xl *x, const struct insn *in)
+{
+    xl_need_saved(x);
+    cmp_zero(&x->hot, VOFF(syscall_ok));
+    xl_bind(x, xl_jcc(x, SEC_HOT, 4), SEC_COLD, cold_at(x));
+    tr_helper_cold(x, in);
+    tr_load_rip(x, &x->hot, H_S1, x->off[x->cur] + in->len);
+    xl_jmp_stub(x, SEC_HOT, STUB_SYSCALL);
+    x->ended = true;
+}
+static void sysret_inline(struct xl *x, const struct insn *in)
+{
+    xl_need_saved(x);
+    cmp_zero(&x->hot, VOFF(sysret_ok));
+    xl_bind(x, xl_jcc(x, SEC_HOT, 4), SEC_COLD, cold_at(x));
+    u32 slow = cold_at(x);
+    tr_helper_cold(x, in);
+    xl_call_stub(x, SEC_HOT, STUB_SYSRET); /* comes back only if it cannot */
+    xl_bind(x, xl_jmp(x, SEC_HOT), SEC_COLD, slow);
+    x->ended = true;
+}
+
+/* rdtsc; rdx:rax += tsc_offset; rdtscp also ecx = TSC_AUX */
+static void rdtsc_inline(struct xl *x, const struct insn *in)
+{
+    struct buf *b = &x->hot;
+    if (x->live[x->cur])
+        xl_need_saved(x);
+    static const u8 merge[] = { 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0 }; /* shl rdx, 32; or rax, rdx */
+    static const u8 split[] = { 0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0x89, 0xc0 }; /* mov rdx, rax; shr rdx, 32;
+                                                                                        mov eax, eax */
+    if (in->id == I_RDTSCP) {
+        e8(b, 0x0f); e8(b, 0x01); e8(b, 0xf9);
+    } else {
+        e8(b, 0x0f); e8(b, 0x31);
+    }
+    e_bytes(b, merge, sizeof(merge));
+    e_rm64(b, 0x03, RAX, H_VCPU, VOFF(tsc_offset));
+    e_bytes(b, split, sizeof(split));
+    if (in->id == I_RDTSCP) { /* mov ecx, [tsc_aux] */
+        e8(b, 0x41); e8(b, 0x8b); e_modrm_disp(b, RCX, H_VCPU, VOFF(tsc_aux));
+    }
+    xl_clobber(x);
+}
+
+/* mov reg, s1 (64 bits) for a guest register */
+static void s1_to_gpr(struct xl *x, unsigned guest)
+{
+    if (gpr_in_slot(guest))
+        e_store_vcpu(&x->hot, H_S1, REG_OFF(guest));
+    else
+        e_mov(&x->hot, host_gpr[guest], H_S1);
+}
+static void mov_from_seg_inline(struct xl *x, const struct insn *in)
+{
+    e8(&x->hot, rex(0, H_S1, 0, H_VCPU)); e8(&x->hot, 0x0f); e8(&x->hot, 0xb7);
+    e_modrm_disp(&x->hot, H_S1, H_VCPU, SEG_OFF(in->reg, sel));
+    s1_to_gpr(x, in->rm);
+}
+static void rdbase_inline(struct xl *x, const struct insn *in)
+{
+    s32 off = SEG_OFF(in->id == I_RDFSBASE ? SEG_FS : SEG_GS, base);
+    if (in->opsize == 8) {
+        e_load_vcpu(&x->hot, H_S1, off);
+    } else {
+        e8(&x->hot, rex(0, H_S1, 0, H_VCPU)); e8(&x->hot, 0x8b); e_modrm_disp(&x->hot, H_S1, H_VCPU, off);
+    }
+    s1_to_gpr(x, in->rm);
+}
+
+/* STAC and CLAC change the mode: on to the same code, translated for the other one. */
+static void ac_inline(struct xl *x, const struct insn *in, bool set)
+{
+    if (set == (x->slot == SLOT_KAC))
+        return; /* it is as it should be */
+    struct buf *b = &x->hot;
+    xl_need_saved(x);
+    e8(b, 0x41); e8(b, 0x81); e_modrm_disp(b, set ? 1 : 4, H_VCPU, VOFF(eflags)); e32(b, set ? EFL_AC : ~EFL_AC);
+    /* mov dword [mode], imm32 */
+    u32 mode = (x->mode & ~(MODE_SLOT | MODE_NOSHARE)) | (set ? SLOT_KAC : SLOT_K);
+    e8(b, 0x41); e8(b, 0xc7); e_modrm_disp(b, 0, H_VCPU, VOFF(mode)); e32(b, mode);
+    x->fstate = FLAGS_SAVED;
+    tr_mode_edge(x, x->off[x->cur] + in->len, mode & MODE_SLOT);
 }
 
 void tr_system(struct xl *x, const struct insn *in)
@@ -64,6 +174,38 @@ void tr_system(struct xl *x, const struct insn *in)
         e_modrm_disp(&x->cold, 1, H_VCPU, VOFF(event)); e8(&x->cold, EVENT_INTR);
         xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, hot_at(x));
         x->poll_next = true;
+        return;
+    case I_SYSCALL:
+        if (x->slot == SLOT_U && !x->nochain && (x->mode & MODE_64))
+            syscall_inline(x, in);
+        else
+            break;
+        return;
+    case I_SYSRET:
+        if (x->slot == SLOT_K && cpl0 && !x->nochain && (x->mode & MODE_64) && in->opsize == 8)
+            sysret_inline(x, in);
+        else
+            break;
+        return;
+    case I_RDTSC: case I_RDTSCP:
+        if (!cpl0 && (x->mode & MODE_TSD))
+            break;
+        rdtsc_inline(x, in);
+        return;
+    case I_MOV_FROM_SEG:
+        if (in->has_mem || in->opsize < 4)
+            break;
+        mov_from_seg_inline(x, in);
+        return;
+    case I_RDFSBASE: case I_RDGSBASE:
+        if (!(x->mode & MODE_FSGS) || !x->m64 || in->has_mem)
+            break;
+        rdbase_inline(x, in);
+        return;
+    case I_CLAC: case I_STAC:
+        if (!cpl0 || !(x->mode & MODE_SMAP) || x->nochain || !x->m64)
+            break;
+        ac_inline(x, in, in->id == I_STAC);
         return;
     case I_SWAPGS:
         if (!cpl0 || !x->m64)

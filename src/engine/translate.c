@@ -223,12 +223,14 @@ static sys_fn class_fault(const struct xl *x, const struct insn *in)
 
 /* -- Fetch -------------------------------------------------------------------------------------------- */
 
-static bool ends_block(const struct insn *in)
+static bool ends_block(const struct xl *x, const struct insn *in)
 {
     if (in->how == HOW_BRANCH)
         return in->id != I_JCC;
     if (in->how != HOW_SYSTEM)
         return false;
+    if ((in->id == I_CLAC && x->slot == SLOT_K) || (in->id == I_STAC && x->slot == SLOT_KAC))
+        return !(x->mode & MODE_SMAP); /* nothing to do (tr_sys.c) */
     switch (in->id) {
     case I_INT: case I_INT3: case I_INT1: case I_INTO: case I_IRET: case I_SYSCALL: case I_SYSRET:
     case I_SYSENTER: case I_SYSEXIT: case I_CALL_FAR: case I_JMP_FAR: case I_RET_FAR: case I_HLT:
@@ -289,7 +291,7 @@ static enum xret fetch(struct xl *x, struct fetched *f)
         }
         x->off[x->nr++] = (u16)off;
         off += in->len;
-        if (ends_block(in))
+        if (ends_block(x, in))
             break;
     }
     x->off[x->nr] = (u16)off;
@@ -303,7 +305,6 @@ static void cold_poll_exit(struct xl *x, unsigned off)
 {
     struct fixup f = xl_lea_s1(x, SEC_COLD);
     xl_jmp_stub(x, SEC_COLD, STUB_POLL);
-    xl_align_cold(x, 8, 0);
     struct site site = { .off = (u16)off };
     xl_bind(x, f, SEC_COLD, cold_at(x));
     e_bytes(&x->cold, &site, sizeof(site));
@@ -356,6 +357,7 @@ static void prologue(struct xl *x, struct block *b)
         e_lea(&x->hot, true, H_S1, H_S1, -(s32)x->start);
     e_store_vcpu(&x->hot, H_S1, VOFF(vbase));
     b->entry[ENTRY_POLL] = hot_at(x);
+    x->poll_exit = cold_at(x);
     tr_poll(x, x->start);
     /* Who wants the flags first? A consumer: start in host flags. A guard or exit: leave them in fl. */
     b->host_primary = true;
@@ -390,16 +392,19 @@ static void prologue(struct xl *x, struct block *b)
 /* Cold pieces every block has: the exits taken after it was dropped, and HOST of an fl-primary block. */
 static void epilogue(struct xl *x, struct block *b)
 {
-    u32 dead_host = cold_at(x), host = 0;
-    xl_flags_save(x, SEC_COLD);
-    u32 dead_flag = cold_at(x);
-    cold_poll_exit(x, x->start);
+    /* What the prologue's poll does is what leaving a dropped block takes. */
+    u32 dead_flag = x->poll_exit, dead_host = dead_flag, host = 0;
+    if (b->host_primary && x->live[0]) {
+        dead_host = cold_at(x);
+        xl_flags_save(x, SEC_COLD);
+        xl_bind(x, xl_jmp(x, SEC_COLD), SEC_COLD, dead_flag);
+    }
     if (!b->host_primary) {
         host = cold_at(x);
         xl_flags_save(x, SEC_COLD);
         xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, b->entry[ENTRY_FLAG]);
     }
-    while (hot_at(x) % 32)
+    while (hot_at(x) % 16)
         e8(&x->hot, 0xcc);
     b->dead_host = hot_at(x) + dead_host;
     b->dead_flag = hot_at(x) + dead_flag;

@@ -82,6 +82,7 @@ struct xl {
     u16 off[XL_MAX_INSNS + 1];
     u16 live[XL_MAX_INSNS + 1]; /* flags needed on entry to instruction i */
     u32 map[XL_MAX_INSNS], cold_map[XL_MAX_INSNS]; /* where each instruction's code starts */
+    u32 poll_exit;       /* cold: leave to the dispatcher at the block's start */
     bool poll_next;      /* a poll is due after the next instruction (sti) */
     bool ended;          /* the last instruction emitted leaves the block  */
     u16 look[2][2];
@@ -130,8 +131,7 @@ void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct 
 /* tr_guard_end - the operation stands in hot code from `op` to here: emit the slow path.
  * @final: the guest instruction is complete after the operation. */
 void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final);
-/* tr_ea - effective linear address into s1 (clobbers s2 and flags). */
-void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra);
+
 /* lea dst, [base + index * scale + disp], host registers, REG_NONE for absent ones */
 void e_lea_full(struct buf *b, bool w, unsigned dst, unsigned base, unsigned index, unsigned scale, s32 disp);
 
@@ -151,8 +151,16 @@ void tr_system(struct xl *x, const struct insn *in);
 /* tr_call_helper - the handler does the instruction; flags end up in fl. @end: leave the block after it. */
 void tr_call_helper(struct xl *x, const struct insn *in,
                     enum xret (*handler)(struct vcpu *, const struct insn *), bool end);
+/* tr_check_cold - in cold code: a check by a helper that raises or allows; then hot code [again, end), whose result
+ * in the scratch registers is lost, is run again, and on at hot offset `resume`. */
+void tr_check_cold(struct xl *x, const struct insn *in, enum xret (*handler)(struct vcpu *, const struct insn *),
+                   u32 again, u32 end, u32 resume);
+/* tr_helper_cold - the helper, in cold code, ending the block: what a short way in line does not cover. */
+void tr_helper_cold(struct xl *x, const struct insn *in);
 /* tr_edge - go to page offset t (any s32): linked jump, probe or dispatcher. @jcc_cc: condition, or -1. */
 void tr_edge(struct xl *x, s32 t, int jcc_cc, bool backward);
+/* tr_mode_edge - the same, after a switch to another slot; flags in fl. */
+void tr_mode_edge(struct xl *x, s32 t, unsigned slot);
 /* tr_poll - leave if an event is pending; `off` is where to resume. Flags must be dead or saved. */
 void tr_poll(struct xl *x, unsigned off);
 /* tr_leave - unconditionally to the dispatcher with RIP = page + off. */
@@ -164,6 +172,7 @@ void tr_load_rip(struct xl *x, struct buf *b, unsigned reg, s32 off);
 enum xret sys_raise_ud(struct vcpu *v, const struct insn *in);
 enum xret sys_raise_nm(struct vcpu *v, const struct insn *in);
 enum xret sys_raise_gp(struct vcpu *v, const struct insn *in);
+enum xret sys_check_segment(struct vcpu *v, const struct insn *in); /* the memory operand lies in its segment */
 /* insn_handler - insn.def's handler for a HOW_SYSTEM, HOW_STRING or HOW_STACK id, or NULL. sys_table.c */
 typedef enum xret (*sys_fn)(struct vcpu *, const struct insn *);
 sys_fn insn_handler(unsigned id);

@@ -54,6 +54,10 @@ struct exc {
 #define EVENT_DEBUG 0x8u    /* gdb stub or trace wants the vCPU */
 #define EVENT_RESCHED 0x10u /* engine internal: code cache or TLB work for this vCPU */
 
+/* vcpu->int_shadow: both hold interrupts back, the second also the traps of its own instruction (SDM vol. 3 §6.8.3) */
+#define SHADOW_STI 1
+#define SHADOW_SS 2
+
 enum vcpu_exit {
     EXIT_NONE,
     EXIT_HLT,      /* halted; run again after an event (vcpu_run checks) */
@@ -82,12 +86,20 @@ struct vcpu {
     u64 region;       /* space->base + bias: what the host register holds in emitted code    */
     /* -- cold -------------------------------------------------------------------------------- */
     u64 rip;          /* valid whenever C runs: the instruction being done                    */
+    /* What stub_syscall and stub_sysret need, kept by vcpu_mode_changed (run.c); offsets in stub_offsets.h. */
+    u32 syscall_ok, sysret_ok;  /* the short way may be taken now                             */
+    u32 mode_kernel, mode_user; /* v->mode on the other side                                  */
+    u64 hsp_saved[2];           /* pointer of the prediction stack not in use: kernel's, user's */
+    u64 hsp_bottom[2];
+    u32 hstack_user;            /* which one is in use                                         */
+    u32 mode;                   /* MODE_* key of translations valid now (mode.h)               */
+    struct seg syscall_cs, syscall_ss, sysret_cs, sysret_ss;
     struct seg seg[NR_SEG];
     struct dtable gdtr, idtr;
     u64 cr0, cr2, cr3, cr4, cr8, efer, xcr0;
     u64 dr[8];        /* dr4/dr5 alias handled by the handlers; dr[6], dr[7] */
     u8 cpl;           /* == SS.DPL; 0 in real mode */
-    u8 int_shadow;    /* 1 between sti / mov ss / pop ss and the end of the next instruction  */
+    u8 int_shadow;    /* SHADOW_*, between sti / mov ss / pop ss and the end of the next instruction */
     u8 nmi_masked;    /* between NMI delivery and iret                                       */
     u8 halted;
     struct exc exc;   /* valid when a helper returns X_FAULT */
@@ -107,7 +119,6 @@ struct vcpu {
     unsigned index;
     const struct engine_host *host;
     struct tlb_space *space; /* current address space's TLB set (tlb.h) */
-    u32 mode;                /* MODE_* key of translations valid now (mode.h) */
     struct engine_vcpu *eng; /* translator- and dispatcher-private per-vCPU state */
     struct cpu_model *model; /* CPUID and MSR policy (cpuid.h) */
 
@@ -124,6 +135,7 @@ struct vcpu {
     u64 hwcr, de_cfg, mcg_status, pv_system_time, pv_wall_clock;
     u64 nr_msr_unknown;      /* accesses that raised #GP for want of a row */
     u8 fpu_depth;            /* fpu_leave calls beyond the first (fpu.c) */
+    s64 seg_max[6][2];       /* outside 64-bit mode: last offset that may be read, written; -1: ask seg_linear */
 };
 
 /* -- flags -------------------------------------------------------------------------------- */

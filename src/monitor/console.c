@@ -10,6 +10,8 @@
 
 #define CTRL_A 1
 #define DRAIN_MS 500 /* how long output may take at the end */
+#define GATE_POLL_MS 10
+#define GATE_MAX_MS 10000 /* a guest that only polls its serial port never says that it listens */
 
 static void console_wake(struct console *con)
 {
@@ -142,9 +144,23 @@ static void console_read(struct console *con)
     }
 }
 
+/*
+ * Serial drivers clear the receiver when they probe it and when they start. A person waits for the prompt; a
+ * pipe's bytes are all there at once, so they are held back until the driver takes interrupts.
+ */
+static bool console_gate(struct console *con)
+{
+    if (con->gate_open)
+        return true;
+    con->gate_open = con->is_tty || con->gate_ms >= GATE_MAX_MS ||
+                     con->ops.listening(con->ops.opaque);
+    con->gate_ms += GATE_POLL_MS;
+    return con->gate_open;
+}
+
 static void console_offer(struct console *con)
 {
-    if (!con->in_len)
+    if (!con->in_len || !console_gate(con))
         return;
     ssize_t n = write(con->feed_fd, con->in, con->in_len);
     if (n <= 0)
@@ -176,9 +192,11 @@ static void *console_thread(void *arg)
             { .fd = con->wake_fd, .events = POLLIN },
             { .fd = reading ? STDIN_FILENO : -1, .events = POLLIN },
             { .fd = waiting ? STDOUT_FILENO : -1, .events = POLLOUT },
-            { .fd = con->in_len ? con->feed_fd : -1, .events = POLLOUT },
+            { .fd = con->in_len && con->gate_open ? con->feed_fd : -1,
+              .events = POLLOUT },
         };
-        if (poll(p, 4, -1) < 0 && errno != EINTR)
+        bool gated = con->in_len && !con->gate_open;
+        if (poll(p, 4, gated ? GATE_POLL_MS : -1) < 0 && errno != EINTR)
             return NULL;
         if (p[0].revents & POLLIN) {
             u64 count;

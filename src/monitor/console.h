@@ -13,6 +13,8 @@
 /* What the console wants from the rest; called on its thread with no lock held. */
 struct console_ops {
     void *opaque;
+    /* Does the guest's serial driver take input yet? What comes before is lost on a real line. */
+    bool (*listening)(void *opaque);
     void (*leave)(void *opaque);                    /* Ctrl-A X */
     void (*broken)(void *opaque, const char *what); /* output is gone */
 };
@@ -26,6 +28,8 @@ struct console {
     bool is_tty, running;
     bool in_open;   /* console thread only, like what follows */
     bool escape;    /* Ctrl-A was typed */
+    bool gate_open; /* input may go to the guest */
+    unsigned gate_ms;
     u8 in[CONSOLE_IN_SIZE];
     size_t in_len;
 

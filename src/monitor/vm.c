@@ -3,6 +3,7 @@
  * and backwards. The only file that knows all of them.
  */
 #include "monitor/vm_inner.h"
+#include "machine/layout.h"
 #include "machine/machine.h"
 #include "monitor/file.h"
 #include "monitor/gdbstub.h"
@@ -100,6 +101,20 @@ static void on_output(void *opaque, const u8 *bytes, size_t len)
     console_write(&vm->console, bytes, len);
 }
 
+/*
+ * Has a serial driver started: receive interrupts enabled (IER bit 0) and let out to the board (MCR
+ * OUT2, no loop-back)? Reading these registers changes nothing.
+ */
+static bool on_listening(void *opaque)
+{
+    struct guest *vm = opaque;
+    u32 ier = machine_port_in(vm->machine, PORT_COM1 + 1, 1);
+    u32 lcr = machine_port_in(vm->machine, PORT_COM1 + 3, 1);
+    u32 mcr = machine_port_in(vm->machine, PORT_COM1 + 4, 1);
+
+    return !(lcr & 0x80) && (ier & 0x01) && (mcr & 0x18) == 0x08;
+}
+
 static void on_leave(void *opaque)
 {
     vm_end(opaque, VM_LEAVE, STATUS_OK, "%s", "");
@@ -181,7 +196,8 @@ static int make_engine(struct guest *vm)
 
     vm->vm = vitro_vm_create(&vc, &ops, err, sizeof(err));
     if (!vm->vm) {
-        say("%s", err);
+        say("%s%s%s%s", c->cpu ? "--cpu " : "", c->cpu ? c->cpu : "",
+            c->cpu ? ": " : "", err);
         return -EINVAL;
     }
     for (unsigned i = 0; i < vm->view.nr_slots; i++) {
@@ -261,6 +277,7 @@ static int open_trace(struct guest *vm)
 static int start(struct guest *vm)
 {
     const struct console_ops ops = { .opaque = vm,
+                                     .listening = on_listening,
                                      .leave = on_leave,
                                      .broken = on_broken };
     int r = console_start(&vm->console, &ops);

@@ -58,6 +58,7 @@ class Vitro:
                                             start_new_session=True)
             self.out = self.process.stdout.fileno()
             self.inp = self.process.stdin.fileno() if self.process.stdin else -1
+        self.sources = {self.out, self.process.stderr.fileno()}
         os.set_blocking(self.out, False)
         os.set_blocking(self.process.stderr.fileno(), False)
 
@@ -73,10 +74,9 @@ class Vitro:
             os.close(self.slave)
 
     def pump(self, seconds):
-        """Take what output there is, waiting at most that long. False at its end."""
+        """Take what output there is, waiting at most that long. False if there was none."""
         err = self.process.stderr.fileno()
-        ready, _, _ = select.select([self.out, err], [], [], max(0, seconds))
-        open_ = True
+        ready, _, _ = select.select(list(self.sources), [], [], max(0, seconds))
         for fd in ready:
             try:
                 data = os.read(fd, 65536)
@@ -90,9 +90,9 @@ class Vitro:
                 self.errors += data
             else:
                 self.seen += data
-            if not data and fd == self.out:
-                open_ = False
-        return open_
+            if not data:
+                self.sources.discard(fd)
+        return bool(ready)
 
     def expect(self, pattern, seconds=BOOT_LIMIT_S):
         """Wait for a regular expression in the output after the last match."""
@@ -108,10 +108,7 @@ class Vitro:
             if left <= 0:
                 raise Failure(f"no {pattern!r} within {seconds:.0f} s; {self.tail()}")
             ended = self.process.poll() is not None
-            open_ = self.pump(min(left, 0.2))
-            if ended and (not open_ or not select.select([self.out], [], [], 0)[0]):
-                if re.search(pattern, self.seen[self.at:]):
-                    continue
+            if not self.pump(min(left, 0.2)) and ended:
                 raise Failure(f"ended with {self.process.returncode} before {pattern!r}; {self.tail()}")
 
     def send(self, data):
@@ -129,10 +126,8 @@ class Vitro:
             if time.monotonic() > end:
                 raise Failure(f"did not end within {seconds} s; {self.tail()}")
             self.pump(0.1)
-        while self.pump(0) and select.select([self.out, self.process.stderr.fileno()], [], [], 0)[0]:
-            if not self.pump(0):
-                break
-        self.pump(0)
+        while self.pump(0):
+            pass
         return self.process.returncode
 
     def tail(self):

@@ -147,8 +147,8 @@ def test_no_stack():
 
 def test_jump_into_nothing():
     # mov eax, 0x80000000; jmp rax: mapped, but neither RAM nor a device
-    errors = ends_badly(bytes.fromhex("b800000080ffe0"), status=3)
-    says(errors, "vitro: ")
+    errors = ends_badly(bytes.fromhex("b800000080ffe0"), status=1)
+    says(errors, "vitro: ", "0x80000000")
 
 
 def test_debug_exit_status():

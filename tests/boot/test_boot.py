@@ -96,13 +96,6 @@ def test_no_reboot():
         check(v.wait() == 0, v.tail())
 
 
-def test_debug_exit():
-    text = r"printf '\005' | dd of=/dev/port bs=1 seek=1281 conv=notrunc 2>&1; echo still here"
-    with Vitro("run", "--append", script(text)) as v:
-        status = v.wait(60)
-        check(status == 2 * 5 + 1, f"status {status}; {v.tail()}")
-
-
 def cpu_seconds(pid):
     with open(f"/proc/{pid}/stat") as f:
         fields = f.read().rsplit(")", 1)[1].split()

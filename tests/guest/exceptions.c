@@ -109,9 +109,9 @@ static void protection(void)
     idt_gate(SS, trap_stub(SS), KCS, 0, 14, 4);
     report("#SS: non-canonical by rsp, on IST",
            TRY("mov %0, %%rsp; mov 8(%%rsp), %%rax", ::"r"(HOLE) : "rax") == SS && trapped(SS, 0));
-    report("#SS: push", TRY("mov %0, %%rsp; push %%rax", ::"r"(HOLE)) == SS && trapped(SS, 0));
+    report("#SS: push", TRY("mov %0, %%rsp; push %%rax", ::"r"(HOLE + 8)) == SS && trapped(SS, 0));
     report("#SS: pop", TRY("mov %0, %%rsp; pop %%rax", ::"r"(HOLE) : "rax") == SS && trapped(SS, 0));
-    report("#SS: call", TRY("mov %0, %%rsp; call at_ud2", ::"r"(HOLE)) == SS && trapped(SS, 0));
+    report("#SS: call", TRY("mov %0, %%rsp; call at_ud2", ::"r"(HOLE + 8)) == SS && trapped(SS, 0));
     report("#SS: ret", TRY("mov %0, %%rsp; ret", ::"r"(HOLE)) == SS && trapped(SS, 0));
     idt_reset();
     report("#GP: non-canonical jump", TRY("jmp *%0", ::"r"(HOLE)) == GP && trapped(GP, 0));

@@ -3,7 +3,8 @@
  * encodings, registers, flags and memory operands; the translated result must be the bare one.
  *
  *   test_insn [--count N] [--seed N] [--debug one-insn|slow-path|no-chain] [--id NAME] [--row N] [--case N]
- *             [--list] [--all] [--verbose]
+ *             [--ac] [--strict] [--list] [--all] [--verbose]
+ *   --ac: also with EFLAGS.AC set; --strict: flags the manuals leave undefined must match too
  */
 #include <getopt.h>
 #include <stdio.h>
@@ -15,7 +16,7 @@
 
 static struct bare_case tc;
 static unsigned long long passed, failed, flaky;
-static bool verbose;
+static bool verbose, alignment_check, strict;
 
 /* Where a memory operand may lie. */
 static u64 pick_ea(struct rng *r, unsigned size, unsigned align, bool has_base)
@@ -108,7 +109,7 @@ static bool prepare(struct rng *r, struct gen_insn *g, u64 ea)
         s->gpr[RBP] = BARE_STACK + below(r, BARE_STACK_SIZE);
         break;
     case I_POPF: {
-        u64 f = rnd(r) & ~(u64)EFL_TF;
+        u64 f = rnd(r) & ~(u64)(alignment_check ? EFL_TF : EFL_TF | EFL_AC);
         poke(s->gpr[RSP], &f, 8);
         break;
     }
@@ -179,6 +180,10 @@ static bool prepare(struct rng *r, struct gen_insn *g, u64 ea)
     case I_FXSAVE: case I_XSAVE: case I_XSAVEOPT: case I_XSAVEC:
         s->gpr[RAX] = in->base == RAX || in->index == RAX ? s->gpr[RAX] : rnd(r);
         ignore(ea + 6, 18);
+        if (in->id == I_XSAVEOPT) { /* what is in its initial state may be written or not */
+            static const u8 zero[BARE_FPU_SIZE];
+            poke(ea, zero, bare_xsize);
+        }
         break;
     case I_FXRSTOR: case I_XRSTOR: {
         static struct bare_state other;
@@ -250,6 +255,23 @@ static bool make(const struct gen_row *row, u64 seed, struct gen_insn *g)
     struct bare_state *s = &tc.in;
     gen_state(&r, s);
     tc.nr_ignore = 0;
+    tc.loose_vec = false;
+    tc.loose_cr2 = g->in.enc == ENC_EVEX && g->in.mask ? 1 : 0;
+    switch (g->in.id) {
+    case I_FLDENV: case I_FNSTENV: case I_FRSTOR: case I_FNSAVE: case I_FXSAVE: case I_FXRSTOR: case I_XSAVE:
+    case I_XSAVEOPT: case I_XSAVEC: case I_XRSTOR: case I_MASKMOVQ: case I_MASKMOVDQU: /* done in pieces */
+        tc.loose_cr2 = 2;
+        break;
+    case I_VMASKMOVPS: case I_VMASKMOVPD: case I_VPMASKMOVD: case I_VPMASKMOVQ:
+        tc.loose_cr2 = 1;
+        break;
+    case I_GATHER: case I_SCATTER:
+        tc.loose_vec = true;
+        break;
+    default:
+        break;
+    }
+    tc.misaligned = false;
     unsigned at = 128 + below(&r, BARE_CODE_SIZE - 256);
     if (one_in(&r, 8)) /* the instruction or its successor in the next page */
         at = 0x1000 * (1 + below(&r, 3)) - below(&r, (unsigned)g->len + 1);
@@ -269,6 +291,7 @@ static bool make(const struct gen_row *row, u64 seed, struct gen_insn *g)
     if (g->in.has_mem || g->in.id == I_XLAT || g->in.id == I_MASKMOVDQU || g->in.id == I_MASKMOVQ) {
         bool base = g->in.base < NR_GPR && g->in.addrsize == 8 && g->in.index == REG_NONE;
         ea = pick_ea(&r, size ? size : 16, gen_align(g), base);
+        tc.misaligned = !strict && size >= 16 && ea % size;
         u8 fresh[64];
         gen_bytes(&r, fresh, sizeof(fresh));
         if (!one_in(&r, 4))
@@ -282,8 +305,9 @@ static bool make(const struct gen_row *row, u64 seed, struct gen_insn *g)
     }
     if (!prepare(&r, g, ea))
         return false;
-    if (one_in(&r, 64))
+    if (alignment_check && one_in(&r, 8))
         s->rflags |= EFL_AC;
+    tc.undefined_flags = strict ? 0 : gen_undefined_flags(&g->in);
     memcpy(tc.code, g->b, g->len);
     tc.len = g->len;
     return true;
@@ -307,6 +331,7 @@ int main(int argc, char **argv)
         { "debug", required_argument, NULL, 'd' }, { "id", required_argument, NULL, 'i' },
         { "row", required_argument, NULL, 'r' },   { "case", required_argument, NULL, 'v' },
         { "list", no_argument, NULL, 'l' },        { "all", no_argument, NULL, 'a' },
+        { "ac", no_argument, NULL, 'A' },          { "strict", no_argument, NULL, 'S' },
         { "verbose", no_argument, NULL, 'V' },     { NULL, 0, NULL, 0 },
     };
     unsigned long long count = 150, seed = 1, one_case = ~0ull;
@@ -328,6 +353,8 @@ int main(int argc, char **argv)
         case 'v': one_case = strtoull(optarg, NULL, 0); break;
         case 'l': list = true; break;
         case 'a': max_shown = ~0u; break;
+        case 'A': alignment_check = true; break;
+        case 'S': strict = true; break;
         case 'V': verbose = true; break;
         default: return 2;
         }

@@ -16,6 +16,7 @@
 #undef PF_W /* elf.h has one */
 #undef PF_R
 #undef PF_X
+#include "engine/decode.h"
 #include "x86/x86.h"
 
 u64 bare_xmask;
@@ -25,10 +26,14 @@ u32 bare_mxcsr_mask;
 
 /* -- The guest's physical memory ---------------------------------------------------------------------- */
 
+#define BARE_TIMEOUT 255u
 #define RAM_SIZE (2u << 20)
 #define PML4 0x1000u
 #define PDPT 0x2000u
 #define PD 0x3000u
+#define KPDPT 0x10000u
+#define KPD 0x11000u
+#define K 0xffffffff80000000ull /* the system pages, at 0 of physical memory */
 #define PT(n) (0x4000u + (n) * 0x1000u) /* 0: system pages, 1: code, 2: data, 3: stack */
 #define GDT 0x8000u
 #define IDT 0x9000u
@@ -72,7 +77,9 @@ static void build_ram(void)
     const u64 U = 4, W = 2, P = 1, NX = 1ull << 63;
     put64(PML4, PDPT | U | W | P);
     put64(PDPT, PD | U | W | P);
-    put64(PD, PT(0) | U | W | P);
+    put64(PML4 + 511 * 8, KPDPT | W | P);
+    put64(KPDPT + 510 * 8, KPD | W | P);
+    put64(KPD, PT(0) | W | P);
     for (unsigned i = 1; i < 4; i++)
         put64(PD + (u32)((u64)i << 28 >> 21) % 512 * 8, PT(i) | U | W | P);
     for (u32 a = 0; a < RAM_SIZE; a += 4096)
@@ -91,22 +98,22 @@ static void build_ram(void)
     put64(GDT + 0x20, 0x00cffb000000ffffull);
     put64(GDT + 0x28, 0x00cff3000000ffffull);
     put64(GDT + 0x30, 0x00affb000000ffffull);
-    put64(GDT + 0x40, 0x00008b0000000067ull | (u64)(TSS & 0xffffff) << 16);
-    put64(TSS + 4, KSTACK);
+    put64(GDT + 0x40, 0x80008b0000000067ull | (u64)(TSS & 0xffffff) << 16);
+    put64(GDT + 0x48, 0xffffffff);
+    put64(TSS + 4, K + KSTACK);
     put64(TSS + 0x60, 0xffffull << 48); /* no I/O bitmap */
     for (u32 i = 0; i < 256; i++) {
-        u64 h = HANDLERS + i * 16;
+        u64 h = K + HANDLERS + i * 16;
         u64 dpl = i == 3 || i == 4 ? 3 : 0;
         put64(IDT + i * 16, (h & 0xffff) | 0x10ull << 16 | (0x8eull | dpl << 5) << 40 | (h >> 16 & 0xffff) << 48);
         put64(IDT + i * 16 + 8, h >> 32);
-        ram[h] = 0xf4;             /* hlt */
-        ram[h + 1] = 0xeb; ram[h + 2] = 0xfd;
+        memcpy(ram + HANDLERS + i * 16, "\xf4\xeb\xfd", 3); /* hlt */
     }
     /* wrfsbase rax; wrgsbase rcx; mov rax, [args]; mov rcx, [args + 8]; iretq */
     static const u8 entry[] = {
         0xf3, 0x48, 0x0f, 0xae, 0xd0, 0xf3, 0x48, 0x0f, 0xae, 0xd9,
-        0x48, 0x8b, 0x04, 0x25, 0x00, 0xc8, 0x00, 0x00,
-        0x48, 0x8b, 0x0c, 0x25, 0x08, 0xc8, 0x00, 0x00,
+        0x48, 0x8b, 0x04, 0x25, 0x00, 0xc8, 0x00, 0x80,
+        0x48, 0x8b, 0x0c, 0x25, 0x08, 0xc8, 0x00, 0x80,
         0x48, 0xcf,
     };
     memcpy(ram + ENTRY, entry, sizeof(entry));
@@ -114,7 +121,9 @@ static void build_ram(void)
 
 /* -- Watchdog, crashes ----------------------------------------------------------------------------------- */
 
+static pthread_t main_thread;
 static volatile unsigned progress;
+static struct bare_case *volatile current;
 static volatile int where; /* 0: here, 1: host side, 2: guest side */
 static sigjmp_buf crash_jmp;
 static volatile int crash_sig;
@@ -128,13 +137,22 @@ static void *watchdog(void *arg)
         usleep(500 * 1000);
         same = progress == last ? same + 1 : 0;
         last = progress;
-        if (same < 8 || where == 0)
+        if (same < 4 || where == 0)
             continue;
+        if (where == 1 && same < 12) { /* a return address was overwritten, or the like: leave it */
+            pthread_kill(main_thread, SIGALRM);
+            continue;
+        }
         if (where == 2 && same < 16) {
             vitro_vcpu_kick(vcpu, VITRO_KICK_STOP);
         } else {
-            static const char text[] = "bare: the sequence does not end\n";
-            (void)!write(2, text, sizeof(text) - 1);
+            printf("bare: a sequence does not end on the %s:", where == 2 ? "guest" : "host");
+            for (unsigned i = 0; current && i < current->len; i++)
+                printf(" %02x", current->code[i]);
+            printf("\n");
+            if (current)
+                bare_print_input(current, "    ");
+            fflush(stdout);
             _exit(3);
         }
     }
@@ -235,6 +253,8 @@ void bare_handler_c(int sig, siginfo_t *info, void *ctx)
     ucontext_t *uc = ctx;
     greg_t *g = uc->uc_mcontext.gregs;
     if (!bare_active) {
+        if (sig == SIGALRM)
+            return;
         struct sigaction *e = &engine_action[sig];
         if (e->sa_flags & SA_SIGINFO)
             e->sa_sigaction(sig, info, ctx);
@@ -250,7 +270,7 @@ void bare_handler_c(int sig, siginfo_t *info, void *ctx)
     o->rflags = (u64)g[REG_EFL];
     o->fs = bare_in[18];
     o->gs = bare_in[19];
-    o->vector = (u32)g[REG_TRAPNO];
+    o->vector = sig == SIGALRM ? BARE_TIMEOUT : (u32)g[REG_TRAPNO];
     o->error = (u32)g[REG_ERR];
     o->cr2 = (u64)g[REG_CR2];
     memcpy(o->fpu, uc->uc_mcontext.fpregs, bare_xsize);
@@ -307,10 +327,10 @@ void bare_guest_reset(void)
     s.cs = (struct vitro_segment){ .limit = 0xffffffff, .attr = 0x9b | SEG_L | SEG_G, .selector = 0x10 };
     s.ss = (struct vitro_segment){ .limit = 0xffffffff, .attr = 0x93 | SEG_DB | SEG_G, .selector = 0x18 };
     s.ds = s.es = s.fs = s.gs = s.ldt = none;
-    s.tr = (struct vitro_segment){ .base = TSS, .limit = 0x67, .attr = 0x8b, .selector = 0x40 };
-    s.gdt_base = GDT;
+    s.tr = (struct vitro_segment){ .base = K + TSS, .limit = 0x67, .attr = 0x8b, .selector = 0x40 };
+    s.gdt_base = K + GDT;
     s.gdt_limit = 0x4f;
-    s.idt_base = IDT;
+    s.idt_base = K + IDT;
     s.idt_limit = 0xfff;
     s.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
     s.cr3 = PML4;
@@ -342,8 +362,8 @@ void bare_guest(const struct bare_state *in, struct bare_state *out)
     put64(FRAME + 32, 0x2b);
     r.gpr[RAX] = in->fs;
     r.gpr[RCX] = in->gs;
-    r.gpr[RSP] = FRAME;
-    r.rip = ENTRY;
+    r.gpr[RSP] = K + FRAME;
+    r.rip = K + ENTRY;
     r.rflags = 2;
     /* From the second run on the vCPU is in its handler, at CPL 0. */
     vitro_vcpu_set_regs(vcpu, &r);
@@ -373,7 +393,7 @@ void bare_guest(const struct bare_state *in, struct bare_state *out)
         bare_guest_reset();
         return;
     }
-    u64 at = r.rip - 1 - HANDLERS;
+    u64 at = r.rip - 1 - K - HANDLERS;
     if (at >= 4096 || at % 16) {
         snprintf(broken_text, sizeof(broken_text), "the guest halted at %#llx", (unsigned long long)r.rip);
         out->broken = broken_text;
@@ -383,14 +403,14 @@ void bare_guest(const struct bare_state *in, struct bare_state *out)
     u64 f[6];
     out->vector = (u32)(at / 16);
     bool error = has_error(out->vector);
-    if (r.gpr[RSP] != KSTACK - (error ? 48 : 40)) {
+    if (r.gpr[RSP] != K + KSTACK - (error ? 48 : 40)) {
         snprintf(broken_text, sizeof(broken_text), "exception %u pushed to %#llx", out->vector,
                  (unsigned long long)r.gpr[RSP]);
         out->broken = broken_text;
         bare_guest_reset();
         return;
     }
-    memcpy(f + !error, ram + r.gpr[RSP], error ? 48 : 40);
+    memcpy(f + !error, ram + (r.gpr[RSP] - K), error ? 48 : 40);
     memcpy(out->gpr, r.gpr, sizeof(out->gpr));
     out->error = error ? (u32)f[0] : 0;
     out->rip = f[1];
@@ -590,6 +610,7 @@ void bare_init(unsigned debug)
         sigaction(sigs[i], &sa, NULL);
     bare_guest_reset();
     pthread_t t;
+    main_thread = pthread_self();
     if (pthread_create(&t, NULL, watchdog, NULL))
         die("no thread");
     static struct bare_state s, o;
@@ -604,6 +625,7 @@ void bare_init(unsigned debug)
         exit(1);
     }
     sa.sa_sigaction = bare_handler;
+    sigaction(SIGALRM, &sa, NULL);
     for (unsigned i = 0; i < ARRAY_SIZE(sigs); i++)
         sigaction(sigs[i], &sa, &engine_action[sigs[i]]);
     bare_host(&s, &o);
@@ -631,11 +653,50 @@ static u64 next_difference(const struct bare_case *c, u64 from)
     }
 }
 
-static bool same_state(const struct bare_state *h, const struct bare_state *g)
+/* Flags nothing reads any more from `rip` on; behind a branch all may be. */
+static u64 dead_flags(const struct bare_case *c, u64 rip)
 {
+    u64 at = rip - c->in.rip, dead = 0, pending = EFL_ARITH;
+    while (at < c->len && pending) {
+        struct insn in;
+        if (insn_decode(DMODE_64, c->code + at, sizeof(c->code) - at, &in) != DECODE_OK)
+            break;
+        pending &= ~(u64)in.fl_read;
+        if (in.how == HOW_BRANCH)
+            return dead | pending;
+        if (in.how == HOW_SYSTEM && (in.fl_read & EFL_ARITH))
+            break;
+        dead |= pending & in.fl_write;
+        pending &= ~dead;
+        at += in.len;
+    }
+    return dead;
+}
+
+static bool same_state(struct bare_case *c)
+{
+    struct bare_state *h = &c->host, *g = &c->guest;
     if (g->broken)
         return false;
-    if (memcmp(h->gpr, g->gpr, sizeof(h->gpr)) || h->rip != g->rip || h->rflags != g->rflags || h->vector != g->vector ||
+    if (c->misaligned && h->vector == VEC_GP && (g->vector == VEC_PF || g->vector == VEC_SS)) {
+        h->vector = g->vector;
+        h->error = g->error;
+        h->cr2 = g->cr2;
+    }
+    if (h->vector == VEC_PF && g->vector == VEC_PF) {
+        if (h->cr2 >= 0x7ffffffff000) /* Linux sets P outside the user's part, so as not to tell */
+            h->error = (h->error & ~1u) | (g->error & 1);
+        u64 distance = h->cr2 > g->cr2 ? h->cr2 - g->cr2 : g->cr2 - h->cr2;
+        if (c->loose_cr2 && (h->cr2 ^ g->cr2) >> 12 == 0)
+            g->cr2 = h->cr2;
+        if (c->loose_cr2 == 2 && distance < 0x1000) {
+            g->cr2 = h->cr2;
+            g->error = h->error;
+        }
+        if (c->loose_vec)
+            memcpy(g->fpu, h->fpu, bare_xsize);
+    }
+    if (memcmp(h->gpr, g->gpr, sizeof(h->gpr)) || h->rip != g->rip || (h->rflags ^ g->rflags) & ~c->undefined_flags || h->vector != g->vector ||
         h->error != g->error || (h->vector == VEC_PF && h->cr2 != g->cr2))
         return false;
     if (bare_fsgs && (h->fs != g->fs || h->gs != g->gs))
@@ -647,13 +708,22 @@ static u8 memory_guest[BARE_SNAP_SIZE];
 
 bool bare_run(struct bare_case *c)
 {
+    current = c;
     bare_save(c->snap);
     u64 la = c->in.rip;
     c->code[c->len] = 0xcc;
     bare_code(la, c->code, c->len + 1);
     bare_host(&c->in, &c->host);
+    if (c->host.vector == BARE_TIMEOUT) { /* says nothing */
+        bare_restore(c->snap);
+        bare_code(la, memset(c->code, 0xcc, c->len), c->len);
+        return true;
+    }
     bare_guest(&c->in, &c->guest);
-    bool ok = same_state(&c->host, &c->guest) && !next_difference(c, 0);
+    u64 undefined = c->undefined_flags;
+    if (c->dead_flags && c->host.vector != 3)
+        c->undefined_flags |= dead_flags(c, c->host.rip);
+    bool ok = same_state(c) && !next_difference(c, 0);
     if (!ok) {
         for (unsigned i = 0; i < BARE_SNAP_SIZE; i++)
             memory_guest[i] = bare_peek(i < BARE_DATA_SIZE ? BARE_DATA + i : BARE_STACK + i - BARE_DATA_SIZE, true);
@@ -663,6 +733,8 @@ bool bare_run(struct bare_case *c)
     u8 fill[sizeof(c->code)];
     memset(fill, 0xcc, c->len);
     bare_code(la, fill, c->len);
+    if (ok)
+        c->undefined_flags = undefined;
     return ok;
 }
 
@@ -749,7 +821,7 @@ void bare_print_diff(const struct bare_case *c, const char *indent)
     }
     for (unsigned i = 0; i < 16; i++)
         line_u64(indent, gpr_name[i], h->gpr[i], g->gpr[i]);
-    line_u64(indent, "rflags", h->rflags, g->rflags);
+    line_u64(indent, "rflags", h->rflags & ~c->undefined_flags, g->rflags & ~c->undefined_flags);
     if (bare_fsgs) {
         line_u64(indent, "fsbase", h->fs, g->fs);
         line_u64(indent, "gsbase", h->gs, g->gs);
@@ -801,4 +873,9 @@ void bare_print_input(const struct bare_case *c, const char *indent)
     printf("%srflags=%llx fs=%llx gs=%llx mxcsr=%x fcw=%02x%02x fsw=%02x%02x\n", indent, (unsigned long long)c->in.rflags,
            (unsigned long long)c->in.fs, (unsigned long long)c->in.gs, mxcsr, c->in.fpu[1], c->in.fpu[0], c->in.fpu[3],
            c->in.fpu[2]);
+    for (unsigned i = 1; bare_xoff[5] && i < 8; i++) {
+        u64 k;
+        memcpy(&k, c->in.fpu + bare_xoff[5] + i * 8, 8);
+        printf("%sk%u=%llx%s", i == 1 ? indent : " ", i, (unsigned long long)k, i == 7 ? "\n" : "");
+    }
 }

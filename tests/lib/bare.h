@@ -75,6 +75,11 @@ struct bare_case {
     unsigned len;
     struct { u64 la; unsigned len; } ignore[4]; /* memory that is not compared */
     unsigned nr_ignore;
+    bool misaligned;     /* a page fault in the guest may stand for the host's #GP: both are due */
+    unsigned loose_cr2;  /* which byte faults first is the CPU's business: 1 within a page, 2 within two pages */
+    u32 loose_vec;       /* on a fault, vector registers and masks need not match */
+    bool dead_flags;     /* at a fault, flags that the code overwrites before it reads them are not compared */
+    u64 undefined_flags; /* bits of rflags that are not compared */
     u8 snap[BARE_SNAP_SIZE]; /* memory before it (bare_run fills it) */
 };
 /* bare_run - memory as it stands, both machines; true if they agree. The memory of both is the host's afterwards. */

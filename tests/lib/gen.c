@@ -4,6 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "x86/x86.h"
+
 #ifdef HAVE_ZYDIS
 #include <Zydis/Zydis.h>
 #endif
@@ -331,8 +333,8 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
                     i &= 15;
                 } else {
                     do
-                        i = one_in(r, 3) && !want->bases ? below(r, 16) : pick_base(r, want);
-                    while (i == 4 && want->bases && !(want->bases & ~0x10));
+                        i = !want->bases && one_in(r, 3) ? below(r, 16) : !want->bases ? pick_base(r, want) : below(r, 16);
+                    while (want->bases && !((want->indexes | 0x10u) >> i & 1)); /* 4: no index */
                 }
                 Xb = i >> 3;
                 B = g >> 3;
@@ -376,7 +378,7 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
             pfx[np++] = 0x66;
         if (row->how == HOW_STRING && !one_in(r, 3))
             pfx[np++] = one_in(r, 2) ? 0xf2 : 0xf3;
-        else if (row->pp == ANY && want->prefixes && one_in(r, 24))
+        else if (row->pp == ANY && want->prefixes && one_in(r, 24) && row->id != I_LOOPE && row->id != I_LOOPNE)
             pfx[np++] = one_in(r, 2) ? 0xf2 : 0xf3;
         if (row->w == WIG && !v)
             W = one_in(r, 6);
@@ -575,6 +577,53 @@ bool gen_solve(struct rng *r, struct gen_insn *g, struct bare_state *s, u64 rip,
     u64 base = off - (u64)in->disp - i * in->scale;
     s->gpr[in->base] = narrow ? (u32)base | rnd(r) << 32 : base;
     return true;
+}
+
+u64 gen_ea(const struct gen_insn *g, const struct bare_state *s, u64 rip)
+{
+    const struct insn *in = &g->in;
+    u64 a = (u64)in->disp;
+    if (in->base == BASE_RIP)
+        a += rip + g->len;
+    else if (in->base != REG_NONE)
+        a += s->gpr[in->base];
+    if (in->index != REG_NONE && !in->vsib)
+        a += s->gpr[in->index] * in->scale;
+    if (in->addrsize == 4)
+        a = (u32)a;
+    return a + (in->seg == SEG_FS ? s->fs : in->seg == SEG_GS ? s->gs : 0);
+}
+
+bool gen_fit(struct gen_insn *g, const struct bare_state *s, u64 rip, u64 ea)
+{
+    struct insn *in = &g->in;
+    u64 off = ea - (in->seg == SEG_FS ? s->fs : in->seg == SEG_GS ? s->gs : 0);
+    if (in->moffs) {
+        if (in->addrsize == 4 && off >> 32)
+            return false;
+        memcpy(g->b + in->imm_off, &off, in->imm_size);
+        in->disp = (s64)off;
+        return true;
+    }
+    if (in->addrsize == 4 && off >> 32)
+        return false;
+    if (in->base == BASE_RIP)
+        off -= rip + g->len;
+    else if (in->base != REG_NONE)
+        off -= s->gpr[in->base];
+    if (in->index != REG_NONE)
+        off -= s->gpr[in->index] * in->scale;
+    return put_disp(g, in->addrsize == 4 ? (u64)(s64)(s32)off : off) && gen_ea(g, s, rip) == ea;
+}
+
+u64 gen_undefined_flags(const struct insn *in)
+{
+    switch (in->id) {
+    case I_MUL: case I_IMUL: return EFL_SF | EFL_ZF | EFL_AF | EFL_PF;
+    case I_DIV: case I_IDIV: return EFL_ARITH;
+    case I_BT: case I_BTS: case I_BTR: case I_BTC: case I_TZCNT: case I_LZCNT: return EFL_OF | EFL_SF | EFL_AF | EFL_PF;
+    default: return 0;
+    }
 }
 
 void gen_disasm(const u8 *b, unsigned len, u64 rip, char *buf, size_t size)

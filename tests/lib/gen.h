@@ -50,7 +50,7 @@ struct gen_insn {
 struct gen_want {
     int mem;            /* 1: memory form, 0: registers, -1: either */
     enum palette pal;
-    u16 bases;          /* base and index registers allowed: bit per GPR; 0: any */
+    u16 bases, indexes; /* registers allowed in addresses: bit per GPR; bases 0: any */
     bool rip_only;      /* only RIP-relative or absolute */
     bool prefixes;      /* 67h, fs, gs, ignored segment prefixes, lock */
 };
@@ -65,5 +65,11 @@ unsigned gen_align(const struct gen_insn *g);
 /* gen_solve - make the operand's linear address `ea`, by registers in s (and the displacement); `rip`: where the
  * instruction will stand. False: not possible with this encoding. */
 bool gen_solve(struct rng *r, struct gen_insn *g, struct bare_state *s, u64 rip, u64 ea);
+/* gen_ea - the operand's linear address with these registers. */
+u64 gen_ea(const struct gen_insn *g, const struct bare_state *s, u64 rip);
+/* gen_fit - the same without changing registers: true if there was a displacement to do it with. */
+bool gen_fit(struct gen_insn *g, const struct bare_state *s, u64 rip, u64 ea);
+/* gen_undefined_flags - flags the manuals leave undefined and the engine does not reproduce. */
+u64 gen_undefined_flags(const struct insn *in);
 /* gen_disasm - text of the bytes. */
 void gen_disasm(const u8 *b, unsigned len, u64 rip, char *buf, size_t size);
