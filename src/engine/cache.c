@@ -64,6 +64,7 @@ struct code_cache {
     struct code_page *page_pool;
     u32 nr_pages;
     struct code_page *page_free;
+    u64 hashed[256];       /* filter by block hash */
     u64 nr_made, nr_killed, nr_reclaimed, nr_links, bytes_guest;
 };
 
@@ -331,6 +332,16 @@ static void block_kill(struct code_cache *c, struct block *b)
     c->nr_killed++;
 }
 
+void cache_want_hashed(struct code_cache *c, gpa_t gpa, u32 mode)
+{
+    unsigned h = block_hash(gpa, mode) & 16383;
+    c->hashed[h >> 6] |= BITULL(h & 63);
+}
+bool cache_hashed(const struct code_cache *c, gpa_t gpa, u32 mode)
+{
+    unsigned h = block_hash(gpa, mode) & 16383;
+    return c->hashed[h >> 6] >> (h & 63) & 1;
+}
 void cache_kill_block(struct code_cache *c, struct block *b)
 {
     block_kill(c, b);

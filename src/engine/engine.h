@@ -13,7 +13,7 @@
 struct cpu_model;
 struct vm {
     struct ram ram;
-    u64 *wtag[RAM_MAX_SLOTS]; /* per page: the one TLB entry that may write it, 0, or WTAG_MANY */
+    u64 *wtag[RAM_MAX_SLOTS]; /* per page, WTAG_WAYS: the TLB entries that may write it, 0, or WTAG_MANY in the first */
     struct engine_host host;
     struct cpu_model *model;
     struct code_cache *cache;
@@ -25,6 +25,7 @@ struct vm {
     struct xl *xl;            /* the translator's work area, under lock */
 };
 #define WTAG_MANY 1ull
+#define WTAG_WAYS 4
 
 /* -- Blocks --------------------------------------------------------------------------------------- */
 
@@ -52,13 +53,18 @@ struct block {
     u32 dead_flag, dead_host; /* exits for a dropped block: flags in fl, in host flags */
     bool host_primary;        /* the body starts with flags in host flags (else in fl) */
     bool dead;
+    bool hashed;              /* guards use the hashed TLB index */
+    u8 conflicts;             /* misses that evicted another page, until it is hashed */
     u16 nr_insns;
     u32 hot_len;              /* cold code starts here */
-    u32 *map;                 /* [nr_insns] host offset << 12 | guest offset - off, ascending; then [nr_insns]
-                                 where each instruction's cold code starts */
+    u32 *map;                 /* [nr_insns] MAP_FLAGS_HOST | host offset << 12 | guest offset - off, ascending; then
+                                 [nr_insns] where each instruction's cold code starts */
     struct inbound *inbound;  /* direct jumps linked to it (cache.c) */
     u64 runs;                 /* dispatcher entries, for stats */
 };
+
+#define MAP_FLAGS_HOST 0x80000000u /* the instruction finds the arithmetic flags in host flags */
+#define MAP_HOST(m) ((m) >> 12 & 0x7ffffu)
 
 /* -- What cold code hands to C: one record behind each call into a stub ----------------------------- */
 
@@ -74,8 +80,9 @@ struct slow_site {         /* behind `call stub_slow; jmp resume` */
     u8 form : 1;           /* FORM_*: how the operation uses s1 and s2 */
     u8 final : 1;          /* after the operation the instruction is complete */
     u8 copy : 1;           /* the operation follows this record, for a bounced write */
-    u8 slot : 2, pad : 1;  /* enum mode_slot */
-    u8 mask_reg;           /* masked access: EVEX opmask register, or VMASKMOV; 0 if not */
+    u8 slot : 2;           /* enum mode_slot */
+    u8 hashed : 1;         /* looked at the hashed index */
+    u8 masked;             /* lanes may be off: EVEX with an opmask, VMASKMOV */
     u8 group;              /* shared check: how many instructions it covers (0: not shared) */
 } __attribute__((packed));
 struct group_site {        /* the record of a shared check */
@@ -127,6 +134,11 @@ struct engine_vcpu {
     stack_t old_alt;
     u8 *hstack;            /* return-prediction stacks: [guard][user][guard][kernel] */
     u8 bounce[192] __attribute__((aligned(64)));
+    u8 *masked_pages;      /* bounce pages for masked accesses that fault: [none][read, write][none][none] */
+    u8 *masked_at;         /* where in them, */
+    gla_t masked_ea;       /* for which address, */
+    unsigned masked_first; /* how much of it in its first page, */
+    struct exc masked_exc[2]; /* and what to raise if a lane that is on touches the absent bytes of either page */
     /* debugger */
     gla_t brk[MAX_BREAK];
     unsigned nr_brk;
@@ -154,6 +166,7 @@ static inline unsigned code_seen_hash(gla_t page)
 
 #define HSTACK_GUARD (64u << 10)
 #define HSTACK_HALF (HSTACK_GUARD + (256u << 10))
+#define MASKED_SIZE (4 * PAGE_SIZE)
 struct engine_vcpu *engine_vcpu_alloc(void);
 void engine_vcpu_free(struct engine_vcpu *ev);
 /* engine_drop_returns - forget all return predictions: mappings of code may have changed. */
@@ -181,6 +194,10 @@ void cache_patch32(struct code_cache *c, u8 *at, u32 value);
 /* cache_kill_range - a write to guest-physical [gpa, gpa+len): drop the blocks made from those bytes.
  * Returns whether the block holding host code `pc` (may be NULL) is among them. */
 bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned len, const u8 *pc, bool *any_left);
+/* cache_want_hashed, cache_hashed - code whose guards use the hashed TLB index from its next translation on. A filter:
+ * now and then more code than was asked for. */
+void cache_want_hashed(struct code_cache *c, gpa_t gpa, u32 mode);
+bool cache_hashed(const struct code_cache *c, gpa_t gpa, u32 mode);
 /* cache_kill_block - drop one block. */
 void cache_kill_block(struct code_cache *c, struct block *b);
 /* cache_block_at - block that holds an executable address, or NULL. */
@@ -227,6 +244,13 @@ void enter_code(struct vcpu *alias, void *code);
 extern const char stub_fault[];
 /* engine_fault - a host exception hit emitted code: v->exc is set. Called by stub_fault. */
 void engine_fault(struct vcpu *v);
+
+/* engine_guest_pc - if `host` lies in the code cache: true, and the RIP of the x87 instruction it came from, or 0 if that
+ * is gone. fault.c */
+bool engine_guest_pc(struct vcpu *v, u64 host, u64 *rip);
+/* tlb_guest_address - if `host` is an address emitted code may reach: true, and the linear address the current TLB
+ * has for it, or 0. tlb.c */
+bool tlb_guest_address(struct vcpu *v, u64 host, gla_t *la);
 
 /* -- Signals (fault.c) ----------------------------------------------------------------------------------- */
 int fault_thread_init(struct vcpu *v);

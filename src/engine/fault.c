@@ -2,8 +2,8 @@
  * fault.c - host signals in emitted code become guest exceptions.
  *
  * Emitted code touches only the return-prediction stack, struct vcpu and guest RAM that the TLB allowed, so a
- * page fault in it can only be the guard page of the prediction stack: the stack is emptied and the
- * instruction runs again. Everything else is what the guest's own instruction raised (#DE, #UD, #GP for
+ * page fault in it can only be the guard page of the prediction stack (the stack is emptied and the
+ * instruction runs again) or a masked access on the pages slow.c lays out for it. Everything else is what the guest's own instruction raised (#DE, #UD, #GP for
  * misaligned vectors, #MF, #XM, #AC). The handler moves the context to stub_fault and returns:
  * the kernel restores the guest's vector registers on the way.
  */
@@ -46,6 +46,30 @@ static unsigned insn_of_cold(const struct block *b, u32 host)
     return i;
 }
 
+/* The map's entry for the guest instruction that host code belongs to. In cold code it is the one whose record follows. */
+static u32 map_entry(const struct block *b, const u8 *pc)
+{
+    u32 host = (u32)(pc - b->code);
+    unsigned i = 0;
+    if (host >= b->hot_len)
+        return b->map[insn_of_cold(b, host)];
+    while (i + 1u < b->nr_insns && MAP_HOST(b->map[i + 1]) <= host)
+        i++;
+    return b->map[i];
+}
+
+bool engine_guest_pc(struct vcpu *v, u64 host, u64 *rip)
+{
+    const u8 *pc = (const u8 *)host;
+    if (!cache_contains(v->vm->cache, pc))
+        return false;
+    const struct block *b = cache_block_at(v->vm->cache, pc);
+    *rip = b ? v->x87_vbase + b->off + (map_entry(b, pc) & 4095) : 0;
+    if (!(v->mode & MODE_64))
+        *rip = (u32)(*rip - v->seg[SEG_CS].base);
+    return true;
+}
+
 static void handler(int sig, siginfo_t *info, void *ctx)
 {
     ucontext_t *uc = ctx;
@@ -66,30 +90,32 @@ static void handler(int sig, siginfo_t *info, void *ctx)
             g[REG_RSP] = (greg_t)v->hsp_base;
             return;
         }
-        chain(sig, info, ctx); /* a bug of ours */
-        return;
+        if (addr < ev->masked_pages || addr >= ev->masked_pages + MASKED_SIZE) {
+            chain(sig, info, ctx); /* a bug of ours */
+            return;
+        }
     }
     struct block *b = cache_block_at(v->vm->cache, pc);
     if (!b) {
         chain(sig, info, ctx);
         return;
     }
-    u32 host = (u32)(pc - b->code), guest = b->map[0] & 4095;
-    if (host >= b->map[0] >> 12)
-        for (unsigned i = 0; i < b->nr_insns && (b->map[i] >> 12) <= host; i++)
-            guest = b->map[i] & 4095;
-    /* In cold code the instruction is the one whose record follows; its out-of-line operation. */
-    if (host >= b->hot_len) {
-        unsigned best = insn_of_cold(b, host);
-        guest = b->map[best] & 4095;
-    }
     static const int from_host[] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_R15, REG_RBP, REG_RSI, REG_RDI,
                                      REG_R8, REG_R9, -1, -1, REG_R12, REG_R13, -1, -1 };
     for (unsigned i = 0; i < NR_GPR; i++)
         if (from_host[i] >= 0)
             v->regs[i] = (u64)g[from_host[i]];
-    v->rip = v->vbase + b->off + guest;
+    u32 at = map_entry(b, pc), fl = (u32)g[REG_EFL];
+    v->rip = v->vbase + b->off + (at & 4095);
+    if (at & MAP_FLAGS_HOST)
+        v->fl = (u16)(((fl & 0xd5) | 2) << 8 | (fl >> 11 & 1));
     v->exc = (struct exc){ .vector = (u8)trap };
+    if (trap == VEC_PF) { /* a masked access: a lane that is on touched an absent page */
+        u64 off = (u64)(addr - ev->masked_at);
+        v->exc = ev->masked_exc[off >= ev->masked_first];
+        if (v->exc.vector == VEC_PF)
+            v->exc.cr2 = v->mode & MODE_64 ? ev->masked_ea + off : (u32)(ev->masked_ea + off);
+    }
     if (trap == VEC_GP || trap == VEC_SS || trap == VEC_AC) {
         v->exc.has_error = true;
         if (trap == VEC_SS) /* the host's own stack segment has nothing to do with it */

@@ -21,6 +21,8 @@ SYS(bt_mem); SYS(bts_mem); SYS(btr_mem); SYS(btc_mem);
 /* help_vec.c */
 SYS(fxsave); SYS(fxrstor); SYS(xsave); SYS(xsaveopt); SYS(xsavec); SYS(xsaves); SYS(xrstor); SYS(xrstors);
 SYS(maskmovq); SYS(maskmovdqu); SYS(gather); SYS(scatter);
+/* help_x87.c */
+SYS(fnstenv); SYS(fnsave);
 /* help_string.c */
 SYS(movs); SYS(stos); SYS(lods); SYS(scas); SYS(cmps); SYS(ins); SYS(outs);
 /* help_legacy.c */
@@ -43,6 +45,10 @@ enum xret help_popf(struct vcpu *v, u64 value, unsigned opsize);
 /* Port accesses with the vector state put away around the call; NULL members of the table allowed. */
 u32 help_port_in(struct vcpu *v, u16 port, unsigned size);
 void help_port_out(struct vcpu *v, u16 port, unsigned size, u32 value);
+
+/* x87_guest_pointers - the host's FIP and FDP in an FXSAVE or XSAVE image, as the host's REX.W form stored it, become the
+ * guest's; @wide: in that form, else in the one without REX.W. */
+void x87_guest_pointers(struct vcpu *v, u8 *area, bool wide);
 
 static inline u64 host_rdtsc(void)
 {

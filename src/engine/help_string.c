@@ -404,7 +404,7 @@ SYS(ins)
     struct run r = run_begin(v, in);
     u16 port = (u16)v->regs[RDX];
     r.size = MIN(r.size, 4u);
-    if (r.left && help_io_allowed(v, port, r.size) != X_OK)
+    if (help_io_allowed(v, port, r.size) != X_OK)
         return X_FAULT;
     while (r.left) {
         u64 di = offset_get(&r, RDI), n;
@@ -437,7 +437,7 @@ SYS(outs)
     struct run r = run_begin(v, in);
     u16 port = (u16)v->regs[RDX];
     r.size = MIN(r.size, 4u);
-    if (r.left && help_io_allowed(v, port, r.size) != X_OK)
+    if (help_io_allowed(v, port, r.size) != X_OK)
         return X_FAULT;
     while (r.left) {
         u64 si = offset_get(&r, RSI), n;

@@ -53,13 +53,15 @@ SYS(fxsave)
         mem_host(v, la, XSAVE_LEGACY, ACC_R | ACC_W | vcpu_acc(v), &p) != X_OK)
         return X_FAULT;
     if (p) {
-        fpu_fxsave(p, rex_w(in));
+        fpu_fxsave(p, true);
+        x87_guest_pointers(v, p, rex_w(in));
         return X_OK;
     }
     /* The last 48 bytes are the program's own. */
     if (mem_read(v, la, buf, XSAVE_LEGACY, ACC_R | vcpu_acc(v)) != X_OK)
         return X_FAULT;
-    fpu_fxsave(buf, rex_w(in));
+    fpu_fxsave(buf, true);
+    x87_guest_pointers(v, buf, rex_w(in));
     return mem_write(v, la, buf, XSAVE_LEGACY, ACC_W | vcpu_acc(v));
 }
 
@@ -96,12 +98,23 @@ static u64 requested(const struct vcpu *v)
     return ((v->regs[RDX] << 32) | (u32)v->regs[RAX]) & v->xcr0;
 }
 
+static void store(struct vcpu *v, u8 *area, u64 rfbm, bool compacted, bool wide)
+{
+    u64 bv;
+    if (compacted)
+        fpu_xsavec(area, rfbm, true);
+    else
+        fpu_xsave(area, rfbm, true);
+    __builtin_memcpy(&bv, area + XSAVE_LEGACY, 8);
+    if (rfbm & bv & XFEATURE_X87)
+        x87_guest_pointers(v, area, wide);
+}
+
 static enum xret save(struct vcpu *v, const struct insn *in, bool compacted, bool cpl0)
 {
     u8 buf[XSAVE_AREA_MAX] __attribute__((aligned(64)));
     u64 rfbm = requested(v);
     u32 size = cpu_model_xsave_size(v->model, rfbm, compacted);
-    void (*store)(void *, u64, bool) = compacted ? fpu_xsavec : fpu_xsave;
     gla_t la;
     void *p;
 
@@ -109,12 +122,12 @@ static enum xret save(struct vcpu *v, const struct insn *in, bool compacted, boo
         mem_host(v, la, size, ACC_R | ACC_W | vcpu_acc(v), &p) != X_OK)
         return X_FAULT;
     if (p) {
-        store(p, rfbm, rex_w(in));
+        store(v, p, rfbm, compacted, rex_w(in));
         return X_OK;
     }
     if (mem_read(v, la, buf, size, ACC_R | vcpu_acc(v)) != X_OK)
         return X_FAULT;
-    store(buf, rfbm, rex_w(in));
+    store(v, buf, rfbm, compacted, rex_w(in));
     return mem_write(v, la, buf, size, ACC_W | vcpu_acc(v));
 }
 SYS(xsave) { return save(v, in, false, false); }
@@ -209,6 +222,10 @@ SYS(maskmovdqu)
 
 SYS(maskmovq)
 {
+    u16 status;
+    __asm__ volatile("fnstsw %0" : "=a"(status));
+    if (status & 0x80) /* an x87 exception is pending; reading an MMX register would raise it in here */
+        return raise_fault(v, VEC_MF);
     u64 data = fpu_get_mmx(in->reg), mask = fpu_get_mmx(in->rm);
     return mask_move(v, in, (const u8 *)&data, (const u8 *)&mask, 8);
 }

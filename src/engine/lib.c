@@ -74,7 +74,7 @@ void vitro_vm_destroy(struct vitro_vm *pub)
     munmap(vm->xl, sizeof(struct xl));
     for (unsigned i = 0; i < vm->ram.nr_slots; i++)
         if (vm->wtag[i])
-            munmap(vm->wtag[i], (vm->ram.slot[i].size >> PAGE_SHIFT) * sizeof(u64));
+            munmap(vm->wtag[i], (vm->ram.slot[i].size >> PAGE_SHIFT) * sizeof(u64) * WTAG_WAYS);
     ram_fini(&vm->ram);
     cpu_model_destroy(vm->model);
     pthread_mutex_destroy(&vm->lock);
@@ -88,7 +88,7 @@ int vitro_vm_add_memory(struct vitro_vm *pub, uint64_t gpa, uint64_t size, void 
     if (r)
         return r;
     /* ram_add_slot may keep slots in another order than they come: make the write-tag arrays follow. */
-    u64 *fresh = mmap(NULL, (size >> PAGE_SHIFT) * sizeof(u64), PROT_READ | PROT_WRITE,
+    u64 *fresh = mmap(NULL, (size >> PAGE_SHIFT) * sizeof(u64) * WTAG_WAYS, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (fresh == MAP_FAILED)
         return -ENOMEM;

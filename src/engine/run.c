@@ -92,11 +92,19 @@ struct engine_vcpu *engine_vcpu_alloc(void)
     }
     mprotect(ev->hstack, HSTACK_GUARD, PROT_NONE);
     mprotect(ev->hstack + HSTACK_HALF, HSTACK_GUARD, PROT_NONE);
+    ev->masked_pages = mmap(NULL, MASKED_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (ev->masked_pages == MAP_FAILED) {
+        munmap(ev->hstack, 2 * HSTACK_HALF);
+        free(ev);
+        return NULL;
+    }
+    mprotect(ev->masked_pages + PAGE_SIZE, PAGE_SIZE, PROT_READ | PROT_WRITE);
     return ev;
 }
 void engine_vcpu_free(struct engine_vcpu *ev)
 {
     munmap(ev->hstack, 2 * HSTACK_HALF);
+    munmap(ev->masked_pages, MASKED_SIZE);
     free(ev);
 }
 
@@ -299,7 +307,8 @@ void *engine_unshared(struct vcpu *v, const struct group_site *site)
 {
     struct code_cache *c = v->vm->cache;
     v->eng->nr_noshare++;
-    if (site->alt && cache_generation(c, site->alt) == site->alt_gen)
+    /* A dropped block starts with a jump out (some live ones do too: they are looked up again). */
+    if (site->alt && cache_generation(c, site->alt) == site->alt_gen && *(u8 *)site->alt != 0xe9)
         return site->alt;
     u32 gen = cache_generation(c, (const u8 *)site);
     v->eng->noshare_insns = site->s.group;
@@ -340,8 +349,7 @@ static void *enter_at(struct vcpu *v, bool after_poll)
         return b->code + b->entry[ENTRY_FLAG];
     }
     if (chains(v)) {
-        e->rip = v->rip;
-        e->host = (u64)(b->code + b->entry[ENTRY_IND]);
+        jc_set(v, slot, v->rip, b->code + b->entry[ENTRY_IND]);
     }
     return b->code + b->entry[ENTRY_IND];
 }

@@ -191,79 +191,6 @@ enum xret mem_write(struct vcpu *v, gla_t la, const void *buf, unsigned len, uns
 
 /* -- From emitted code ---------------------------------------------------------------------------------- */
 
-/* Bytes one bit of the opmask stands for: W picks 4 or 8, byte and word instructions are listed. */
-static unsigned mask_element(const struct insn *in)
-{
-    unsigned w = in->vex_w;
-#define M0F(op) (MAP_0F << 8 | 0x##op)
-#define M38(op) (MAP_0F38 << 8 | 0x##op)
-    switch (in->map << 8 | in->opcode) {
-    case M0F(6f): case M0F(7f): /* vmovdqu8/16 are the F2 forms */
-        return in->pp == 3 ? 1 + w : 4u << w;
-    case M0F(64): case M0F(74): case M0F(d8): case M0F(da): case M0F(dc): case M0F(de): case M0F(e0): case M0F(e8):
-    case M0F(ec): case M0F(f8): case M0F(fc): case M38(00): case M38(1c): case M38(38): case M38(3c): case M38(cf):
-        return 1; /* vpcmpgtb, vpcmpeqb, arithmetic on bytes, vpshufb, vpabsb, vpminsb, vpmaxsb, vgf2p8mulb */
-    case M0F(65): case M0F(75): case M0F(d5): case M0F(d9): case M0F(dd): case M0F(e3): case M0F(e4): case M0F(e5):
-    case M0F(e9): case M0F(ea): case M0F(ed): case M0F(ee): case M0F(f9): case M0F(fd): case M38(04): case M38(0b):
-    case M38(10): case M38(11): case M38(12): case M38(1d): case M38(3a): case M38(3e):
-        return 2;
-    case M38(26): case M38(54): case M38(62): case M38(63): case M38(66): /* vptestm, vpopcnt, v[p]expand, vpcompress */
-    case MAP_0F3A << 8 | 0x3e: case MAP_0F3A << 8 | 0x3f: /* vpcmp[u]b/w */
-        return 1 + w;
-    default:
-        return 4u << w;
-    }
-}
-
-/* vexpand, vcompress, vpexpand, vpcompress: the lanes that are on lie side by side in memory. */
-static bool packs_lanes(const struct insn *in)
-{
-    return in->map == MAP_0F38 && (in->opcode == 0x62 || in->opcode == 0x63 || (in->opcode & 0xfc) == 0x88);
-}
-
-/*
- * Could a masked access that faults be one whose faulting bytes are all masked off? Those are not accessed (SDM
- * vol. 2 §2.7.4, "VMASKMOV"). We decode it again: this is rare. `lo`, `hi`: bytes of the access on the
- * faulting page. Where a lane is not so many bytes of memory (broadcasts, conversions), any lane that is on counts.
- */
-static bool masked_off(struct vcpu *v, const struct slow_site *site, unsigned lo, unsigned hi)
-{
-    if (!site->mask_reg)
-        return false;
-    struct insn in;
-    u8 bytes[INSN_MAX];
-    struct exc keep = v->exc;
-    enum dmode dm = v->mode & MODE_64 ? DMODE_64 : v->mode & MODE_32 ? DMODE_32 : DMODE_16;
-    if (mem_read(v, v->rip, bytes, site->s.len, ACC_R | vcpu_acc(v)) != X_OK ||
-        insn_decode(dm, bytes, site->s.len, &in) != DECODE_OK) {
-        v->exc = keep;
-        return false;
-    }
-    v->exc = keep;
-    u64 k = 0;
-    unsigned elem = mask_element(&in);
-    if (in.enc == ENC_VEX) { /* the sign bits of vvvv's elements */
-        u8 m[32];
-        elem = in.id == I_VMASKMOVPD || in.id == I_VPMASKMOVQ ? 8 : 4;
-        fpu_get_vec(in.vvvv, in.vl, m);
-        for (unsigned i = 0; i < in.vl / elem; i++)
-            k |= (u64)(m[(i + 1) * elem - 1] >> 7) << i;
-    } else {
-        k = fpu_get_mask(site->mask_reg);
-        if (in.bcst || site->size != in.vl)
-            return k == 0;
-        if (packs_lanes(&in)) {
-            u64 on = k & ~0ull >> (64 - in.vl / elem);
-            for (k = 0; on; on &= on - 1)
-                k = k << 1 | 1;
-        }
-    }
-    for (unsigned i = 0; i * elem < site->size; i++)
-        if ((k >> i & 1) && i * elem < hi && (i + 1) * elem > lo)
-            return false;
-    return true;
-}
-
 static void point_at(struct vcpu *v, const struct slow_site *site, gla_t ea, const u8 *to)
 {
     if (site->form == FORM_SUM) {
@@ -274,11 +201,42 @@ static void point_at(struct vcpu *v, const struct slow_site *site, gla_t ea, con
     }
 }
 
-static u64 deliver(struct vcpu *v)
+/* An x87 exception that waits is raised before the operand is looked at (SDM vol. 3 table 6-2). */
+static bool waits_for_x87(struct vcpu *v, unsigned len)
 {
+    struct exc keep = v->exc;
+    struct insn in;
+    u8 bytes[INSN_MAX];
+    u16 status;
+    __asm__ volatile("fnstsw %0" : "=a"(status));
+    if (likely(!(status & 0x80)))
+        return false;
+    enum dmode dm = v->mode & MODE_64 ? DMODE_64 : v->mode & MODE_32 ? DMODE_32 : DMODE_16;
+    bool ok = mem_read(v, v->rip, bytes, len, ACC_R | vcpu_acc(v)) == X_OK && insn_decode(dm, bytes, len, &in) == DECODE_OK;
+    v->exc = keep;
+    return ok && (in.cls == CLS_MMX || (in.cls == CLS_X87 && in.id != I_FNSTCW && in.id != I_FNSTSW));
+}
+
+static u64 deliver(struct vcpu *v, const struct slow_site *site)
+{
+    if (unlikely(waits_for_x87(v, site->s.len)))
+        raise_fault(v, VEC_MF);
     v->eng->step_armed = false;
     exc_deliver(v);
     return DISPATCH;
+}
+
+/* A miss threw another page out. Code to which that happens all the time is translated again, with the other index. */
+static void conflict(struct vcpu *v, const struct slow_site *site)
+{
+    if (site->hashed)
+        return;
+    struct code_cache *c = v->vm->cache;
+    struct block *b = cache_block_at(c, (const u8 *)site);
+    if (!b || b->dead || ++b->conflicts < 64)
+        return;
+    cache_want_hashed(c, b->page + b->off, b->mode);
+    cache_kill_block(c, b);
 }
 
 u64 engine_slow(struct vcpu *v, const struct slow_site *site)
@@ -287,15 +245,20 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
     const struct tlb_geometry *g = &tlb_geo[site->slot];
     struct tlb_entry *e = (struct tlb_entry *)(v->space->base + g->tlb_off + v->s2);
     gla_t ea = v->s1 + (site->acc & ACC_W ? e->tag_w : e->tag_r);
-    unsigned acc = site->acc | (site->slot >= SLOT_U ? ACC_USER : 0);
+    unsigned acc = site->acc | (site->slot >= SLOT_U ? ACC_USER : 0) | (site->hashed ? ACC_HASHED : 0);
     v->rip = v->vbase + site->s.off;
     v->nr_slow++;
 
     enum xret x = check_canonical(v, ea, site->size, site->s.kind);
     if (x == X_OK && unlikely(v->mode & MODE_AC) && misaligned(ea, site->size))
         x = raise_error(v, VEC_AC, 0);
-    if (unlikely(x != X_OK) && !site->group)
-        return deliver(v);
+    bool skip0 = false, skip1 = false;
+    if (unlikely(x != X_OK) && !site->group) {
+        if (!site->masked)
+            return deliver(v, site);
+        skip0 = skip1 = true;
+        ev->masked_exc[0] = ev->masked_exc[1] = v->exc;
+    }
     if (unlikely(watching(v)) && !site->group)
         mem_watch_check(v, ea, site->size, acc);
 
@@ -304,6 +267,8 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
             struct tlb_ref r;
             if (tlb_translate(v, ea, acc, &r) == X_OK && r.host && !r.watched) {
                 point_at(v, site, ea, r.host);
+                if (r.evicted)
+                    conflict(v, site);
                 return RESUME;
             }
         }
@@ -313,16 +278,19 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
 
     unsigned n1 = MIN((unsigned)site->size, (unsigned)(PAGE_SIZE - (ea & ~PAGE_MASK)));
     struct tlb_ref ref[2];
-    x = tlb_translate(v, ea, acc, &ref[0]);
-    bool skip0 = false, skip1 = false;
-    if (unlikely(x != X_OK)) {
-        skip0 = masked_off(v, site, 0, n1);
-        if (!skip0)
-            return deliver(v);
+    if (likely(!skip0))
+        x = tlb_translate(v, ea, acc, &ref[0]);
+    if (unlikely(x != X_OK) && !skip0) {
+        if (!site->masked)
+            return deliver(v, site);
+        skip0 = true;
+        ev->masked_exc[0] = v->exc;
     }
     if (likely(n1 == site->size && !skip0 && ref[0].host)) {
         if (likely(!ref[0].watched)) {
             point_at(v, site, ea, ref[0].host);
+            if (ref[0].evicted)
+                conflict(v, site);
             return RESUME;
         }
         /* A write to a page that holds translations: drop those it hits, then store directly. */
@@ -336,36 +304,46 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
         return (u64)(site + 1);
     }
 
-    if (n1 < site->size) {
+    if (n1 < site->size && !skip1) {
         gla_t second = ea + n1;
         if (!vcpu_long_mode(v))
             second = (u32)second;
         x = tlb_translate(v, second, acc, &ref[1]);
         if (x != X_OK) {
-            skip1 = masked_off(v, site, n1, site->size);
-            if (!skip1)
-                return deliver(v);
+            if (!site->masked)
+                return deliver(v, site);
+            skip1 = true;
+            ev->masked_exc[1] = v->exc;
         }
     }
     /* Bounce. The low six bits of the address are kept: alignment faults must stay what they are. */
     u8 *buf = ev->bounce + (ea & 63);
+    if (skip0 || skip1) {
+        /* Lanes that are off are not accessed (SDM vol. 2 §2.7.4, "VMASKMOV"). The CPU itself finds out, at a place
+         * where the same bytes may not be touched; if it touches one, fault.c raises masked_exc. */
+        u8 *p = ev->masked_pages;
+        if (n1 == site->size)
+            buf = p + (ea & ~PAGE_MASK);
+        else
+            buf = p + (skip0 ? skip1 ? 3 : 1 : 2) * PAGE_SIZE - n1;
+        ev->masked_ea = ea;
+        ev->masked_at = buf;
+        ev->masked_first = n1;
+    }
     struct commit *c = &ev->commit;
     *c = (struct commit){ .from = buf };
     for (unsigned i = 0, at = 0; at < site->size; i++) {
         unsigned n = i ? site->size - n1 : n1;
         bool skip = i ? skip1 : skip0;
         if (skip) {
-            for (unsigned k = 0; k < n; k++)
-                buf[at + k] = 0;
             c->part[i].len = 0;
             c->part[i].skip = (u16)n;
         } else {
-            if ((site->acc & ACC_R) || site->mask_reg) {
-                if (ref[i].host)
-                    engine_copy(buf + at, ref[i].host, n);
-                else
-                    mmio(v, ref[i].gpa, buf + at, n, false);
-            }
+            /* Stores too: lanes may be off, and an x87 store that raises an exception writes nothing. */
+            if (ref[i].host)
+                engine_copy(buf + at, ref[i].host, n);
+            else if ((site->acc & ACC_R) || site->masked)
+                mmio(v, ref[i].gpa, buf + at, n, false);
             c->part[i].host = ref[i].host;
             c->part[i].gpa = ref[i].gpa;
             c->part[i].len = (u16)n;

@@ -76,7 +76,7 @@ sys_fn insn_handler(unsigned id)
         [I_IRET] = sys_iret, [I_SYSCALL] = sys_syscall, [I_SYSRET] = sys_sysret, [I_SYSENTER] = sys_sysenter,
         [I_SYSEXIT] = sys_sysexit, [I_CALL_FAR] = sys_call_far, [I_JMP_FAR] = sys_jmp_far,
         [I_RET_FAR] = sys_ret_far, [I_INT] = sys_int, [I_INT3] = sys_int3, [I_INT1] = sys_int1, [I_INTO] = sys_into,
-        [I_PUSHF] = sys_pushf, [I_POPF] = sys_popf,
+        [I_PUSHF] = sys_pushf, [I_POPF] = sys_popf, [I_FNSTENV] = sys_fnstenv, [I_FNSAVE] = sys_fnsave,
     };
     return id < NR_INSN_IDS ? table[id] : NULL;
 }

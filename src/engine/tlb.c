@@ -29,12 +29,19 @@ static unsigned table_size(unsigned slot)
 /* An entry no address can match; see tlb.h. */
 static inline void entry_clear(struct tlb_entry *e, unsigned i)
 {
-    e->tag_r = e->tag_w = (u64)(i ^ 1) << PAGE_SHIFT;
+    e->tag_r = e->tag_w = TLB_UNUSED(i);
 }
 static void table_flush(struct tlb_space *sp, unsigned slot)
 {
     struct tlb_entry *e = table(sp, slot);
-    unsigned n = table_size(slot);
+    struct fill_log *log = &sp->tlb_log[slot];
+    unsigned n = table_size(slot), logged = log->n;
+    log->n = 0;
+    if (logged <= FILL_LOG_MAX) {
+        for (unsigned k = 0; k < logged; k++)
+            entry_clear(&e[log->index[k]], log->index[k]);
+        return;
+    }
     for (unsigned i = 0; i < n; i++)
         entry_clear(&e[i], i);
 }
@@ -42,13 +49,28 @@ static void table_flush(struct tlb_space *sp, unsigned slot)
 static void jc_clear(struct tlb_space *sp, unsigned slot)
 {
     struct jc_entry *e = (struct jc_entry *)(sp->base + tlb_geo[slot].jc_off);
-    unsigned n = (tlb_geo[slot].jc_mask >> 1) + 1;
+    struct fill_log *log = &sp->jc_log[slot];
+    unsigned n = (tlb_geo[slot].jc_mask >> 1) + 1, logged = log->n;
+    log->n = 0;
+    if (logged <= FILL_LOG_MAX) {
+        for (unsigned k = 0; k < logged; k++)
+            e[log->index[k]].rip = JC_NONE;
+        return;
+    }
     for (unsigned i = 0; i < n; i++)
         e[i].rip = JC_NONE;
 }
+void jc_set(struct vcpu *v, unsigned slot, gla_t rip, void *host)
+{
+    struct jc_entry *e = jc_at(v, slot, rip);
+    struct tlb_space *sp = slot < SLOT_U ? &v->eng->space[0] : v->space;
+    fill_note(&sp->jc_log[slot], (unsigned)(e - (struct jc_entry *)(v->space->base + tlb_geo[slot].jc_off)));
+    e->rip = rip;
+    e->host = (u64)host;
+}
 void jc_flush(struct vcpu *v, unsigned slot)
 {
-    jc_clear(v->space, slot);
+    jc_clear(slot < SLOT_U ? &v->eng->space[0] : v->space, slot);
 }
 void jc_flush_space(struct tlb_space *sp, unsigned slot)
 {
@@ -93,6 +115,8 @@ struct vcpu *tlb_create(void)
     for (unsigned i = 0; i < NR_SPACES; i++) {
         ev->space[i].base = area + (size_t)i * SPACE_SIZE;
         ev->space[i].clean = true;
+        for (unsigned s = 0; s < NR_SLOTS; s++)
+            ev->space[i].tlb_log[s].n = ev->space[i].jc_log[s].n = FILL_LOG_MAX + 1;
         table_flush(&ev->space[i], SLOT_KAC);
         table_flush(&ev->space[i], SLOT_U);
     }
@@ -177,7 +201,7 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
         return x;
     v->nr_walk++;
     ref->gpa = span.gpa;
-    ref->watched = false;
+    ref->watched = ref->evicted = false;
     struct ram_slot *rs = ram_find(&v->vm->ram, span.gpa);
     if (!rs || (rs->readonly && (acc & ACC_W))) {
         ref->host = NULL;
@@ -188,13 +212,21 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
     ref->host = page + (la & ~PAGE_MASK);
     bool code = rs->page_state[idx] & PAGE_HAS_CODE;
     ref->watched = code && (acc & ACC_W);
+    /* Code may be remembered for this mapping even where data is not. */
+    unsigned slot = tlb_slot(v, acc);
+    if (slot != SLOT_K)
+        v->space->clean = false;
+    else if (!span.global)
+        v->eng->k_nonglobal = true;
+    if (span.page_size > PAGE_SIZE)
+        tlb_note_large(v, slot, la, span.page_size);
     if (v->vm->debug & VITRO_DEBUG_SLOW_PATH || v->eng->nr_watch || (v->dr[7] & 0xff))
         return X_OK; /* every access is to be seen: nothing may go by the fast path */
 
-    unsigned slot = tlb_slot(v, acc);
-    struct tlb_entry *e = tlb_at(v, slot, la);
+    struct tlb_entry *e = acc & ACC_HASHED ? tlb_at_hashed(v, slot, la) : tlb_at(v, slot, la);
     gla_t tag = la & PAGE_MASK;
     unsigned i = (unsigned)(e - table(v->space, slot));
+    ref->evicted = e->tag_r != tag && e->tag_r != TLB_UNUSED(i);
     if (e->tag_r != tag && e->tag_w != tag)
         entry_clear(e, i);
     else if (e->host != (u64)page)
@@ -202,26 +234,41 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
     e->host = (u64)page;
     e->delta = (u64)page - tag;
     e->tag_r = tag; /* what may be written may be read */
-    if (span.page_size > PAGE_SIZE)
-        tlb_note_large(v, slot, la, span.page_size);
     if (span.writable && !code && !rs->readonly) {
         e->tag_w = tag;
         /* The kernel's table is one, whatever alias it was reached by. */
         u64 where = (u64)e - (slot == SLOT_K ? (u64)(v->space->base - v->eng->space[0].base) : 0);
-        u64 *wtag = &v->vm->wtag[rs - v->vm->ram.slot][idx];
-        if (*wtag == 0 || *wtag == where)
-            *wtag = where;
-        else
-            *wtag = WTAG_MANY;
+        u64 *wtag = &v->vm->wtag[rs - v->vm->ram.slot][idx * WTAG_WAYS];
+        unsigned w = 0;
+        while (w < WTAG_WAYS && wtag[w] && wtag[w] != where && wtag[w] != WTAG_MANY)
+            w++;
+        if (w == WTAG_WAYS)
+            wtag[0] = WTAG_MANY;
+        else if (wtag[w] != WTAG_MANY)
+            wtag[w] = where;
     }
-    if (slot == SLOT_K) {
-        if (!span.global)
-            v->eng->k_nonglobal = true;
-    } else {
-        v->space->clean = false;
-    }
+    fill_note(&(slot == SLOT_K ? &v->eng->space[0] : v->space)->tlb_log[slot >= SLOT_U ? SLOT_U : slot], i);
     v->nr_tlb_fill++;
     return X_OK;
+}
+
+bool tlb_guest_address(struct vcpu *v, u64 host, gla_t *la)
+{
+    const struct ram *ram = &v->vm->ram;
+    bool ours = host - (u64)v->eng < sizeof(*v->eng);
+    for (unsigned i = 0; i < ram->nr_slots; i++)
+        ours |= host - (u64)ram->slot[i].host < ram->slot[i].size;
+    if (!ours)
+        return false;
+    *la = 0;
+    for (unsigned slot = SLOT_K; slot <= SLOT_U; slot++) {
+        const struct tlb_entry *e = table(v->space, slot);
+        unsigned n = table_size(slot);
+        for (unsigned i = 0; i < n; i++)
+            if (e[i].host == (host & PAGE_MASK) && e[i].tag_r == e[i].host - e[i].delta)
+                *la = host - e[i].delta;
+    }
+    return true;
 }
 
 static void unwrite_table(struct tlb_space *sp, unsigned slot, u64 host)
@@ -230,20 +277,29 @@ static void unwrite_table(struct tlb_space *sp, unsigned slot, u64 host)
     unsigned n = table_size(slot);
     for (unsigned i = 0; i < n; i++)
         if (e[i].host == host)
-            e[i].tag_w = (u64)(i ^ 1) << PAGE_SHIFT;
+            e[i].tag_w = TLB_UNUSED(i);
+}
+
+/* The write tag of one entry, found by address alone: which table it is in tells its index. */
+static void unwrite_entry(struct vcpu *v, struct tlb_entry *e)
+{
+    u64 off = (u64)((u8 *)e - (u8 *)v->eng->space[0].base) % SPACE_SIZE;
+    u64 tab = off >= OFF_UTLB ? OFF_UTLB : off >= OFF_KACTLB ? OFF_KACTLB : OFF_KTLB;
+    e->tag_w = TLB_UNUSED((off - tab) / sizeof(*e));
 }
 
 void tlb_unwrite_page(struct vcpu *v, struct ram_slot *rs, gpa_t page)
 {
     u64 idx = (page - rs->gpa) >> PAGE_SHIFT;
     u64 host = (u64)rs->host + (idx << PAGE_SHIFT);
-    u64 *wtag = &v->vm->wtag[rs - v->vm->ram.slot][idx];
-    if (*wtag == 0)
-        return;
-    if (*wtag != WTAG_MANY) {
-        struct tlb_entry *e = (struct tlb_entry *)*wtag;
-        if (e->host == host)
-            e->tag_w ^= e->tag_w == ((host - e->delta)) ? PAGE_SIZE : 0;
+    u64 *wtag = &v->vm->wtag[rs - v->vm->ram.slot][idx * WTAG_WAYS];
+    if (wtag[0] != WTAG_MANY) {
+        for (unsigned w = 0; w < WTAG_WAYS && wtag[w]; w++) {
+            struct tlb_entry *e = (struct tlb_entry *)wtag[w];
+            if (e->host == host && e->tag_w == host - e->delta)
+                unwrite_entry(v, e);
+            wtag[w] = 0;
+        }
     } else {
         struct engine_vcpu *ev = v->eng;
         unwrite_table(&ev->space[0], SLOT_K, host);
@@ -254,7 +310,8 @@ void tlb_unwrite_page(struct vcpu *v, struct ram_slot *rs, gpa_t page)
             unwrite_table(&ev->space[i], SLOT_U, host);
         }
     }
-    *wtag = 0;
+    for (unsigned w = 0; w < WTAG_WAYS; w++)
+        wtag[w] = 0;
 }
 
 /* -- Flushing ------------------------------------------------------------------------------------- */
@@ -286,6 +343,11 @@ static void flush_page_in(struct tlb_space *sp, unsigned slot, gla_t la)
     const struct tlb_geometry *g = &tlb_geo[slot];
     u32 off = (la >> (12 - TLB_ENTRY_SHIFT)) & g->tlb_mask;
     struct tlb_entry *e = (struct tlb_entry *)(sp->base + g->tlb_off + off);
+    entry_clear(e, off >> TLB_ENTRY_SHIFT);
+    /* ... and where hashed code keeps it */
+    la ^= la >> HASH_SHIFT | la << (64 - HASH_SHIFT);
+    off = (la >> (12 - TLB_ENTRY_SHIFT)) & g->tlb_mask;
+    e = (struct tlb_entry *)(sp->base + g->tlb_off + off);
     entry_clear(e, off >> TLB_ENTRY_SHIFT);
 }
 /* Entries of the page in a jump cache: the index mixes page and offset, so look at all of it. */

@@ -6,8 +6,9 @@
  * tags of their own; a write tag is set only when the page is dirty in the guest's tables, writable, RAM,
  * and holds no translated code.
  *
- * An unused entry i carries the tag of page i ^ 1: no address that picks entry i can match it,
- * canonical or not, so emitted code needs no valid bit.
+ * An unused entry i carries the tag of page i ^ 4: no address that picks entry i can match it, canonical or not, by
+ * the plain index or the hashed one (which flips only bits 0 and 1 of so small a page number), so emitted
+ * code needs no valid bit.
  *
  * Memory: one shared part (struct vcpu, the kernel's tables) and NR_SPACES private parts, one for each
  * remembered address space (PCID). Each space is mapped as [shared][private] contiguously, so that
@@ -40,29 +41,31 @@ struct jc_entry {
 #define JC_NONE 1ull << 62 | 0xfff /* not canonical: never a RIP */
 
 #ifdef TORTURE
-#define TLB_K_BITS 2
-#define TLB_KAC_BITS 2
-#define TLB_U_BITS 2
+#define TLB_K_BITS 3
+#define TLB_KAC_BITS 3
+#define TLB_U_BITS 3
 #else
-#define TLB_K_BITS 10
+#define TLB_K_BITS 11
 #define TLB_KAC_BITS 7
-#define TLB_U_BITS 10
+#define TLB_U_BITS 12
 #endif
+#define TLB_UNUSED(i) ((u64)((i) ^ 4) << PAGE_SHIFT)
+_Static_assert(TLB_K_BITS >= 3 && TLB_KAC_BITS >= 3 && TLB_U_BITS >= 3 && TLB_U_BITS <= 12, "TLB_UNUSED");
 #define TLB_ENTRY_SHIFT 5
 #define JC_K_BITS 12
 #define JC_KAC_BITS 8
-#define JC_U_BITS 11
+#define JC_U_BITS 12
 #define JC_U32_BITS 9
 
 #define VCPU_AREA 0x4000
 #define OFF_KTLB VCPU_AREA
-#define OFF_KJC (OFF_KTLB + 0x8000)
+#define OFF_KJC (OFF_KTLB + 0x10000)
 #define OFF_KACJC (OFF_KJC + 0x10000)
 #define SHARED_SIZE (OFF_KACJC + 0x1000)
 #define OFF_KACTLB SHARED_SIZE
 #define OFF_UTLB (OFF_KACTLB + 0x1000)
-#define OFF_UJC (OFF_UTLB + 0x8000)
-#define OFF_U32JC (OFF_UJC + 0x8000)
+#define OFF_UJC (OFF_UTLB + 0x20000)
+#define OFF_U32JC (OFF_UJC + 0x10000)
 #define SPACE_SIZE (OFF_U32JC + 0x2000)
 #define PRIVATE_SIZE (SPACE_SIZE - SHARED_SIZE)
 #define NR_SPACES 8
@@ -78,7 +81,21 @@ struct tlb_large {
     u64 big[16], huge[2];
 };
 
+/* Which entries of a table were filled since its last flush, so that flushing costs what was used. */
+#define FILL_LOG_MAX 512
+struct fill_log {
+    u32 n;                     /* beyond FILL_LOG_MAX: too many, flush the whole table */
+    u16 index[FILL_LOG_MAX];
+};
+static inline void fill_note(struct fill_log *l, unsigned i)
+{
+    if (l->n < FILL_LOG_MAX)
+        l->index[l->n] = (u16)i;
+    l->n += l->n <= FILL_LOG_MAX;
+}
+
 struct tlb_space {
+    struct fill_log tlb_log[NR_SLOTS], jc_log[NR_SLOTS]; /* the kernel's: in space 0 */
     u8 *base;     /* where [shared][private] is mapped; also a struct vcpu alias */
     u16 pcid;
     bool used;
@@ -109,13 +126,25 @@ static inline struct tlb_entry *tlb_at(struct vcpu *v, unsigned slot, gla_t la)
     return (struct tlb_entry *)(v->space->base + g->tlb_off + ((la >> (12 - TLB_ENTRY_SHIFT)) & g->tlb_mask));
 }
 
+/*
+ * Code that kept missing on conflicts (arrays a power of two apart) is translated again with another index:
+ * page ^ page >> 10 instead of page. Same table, same tags: an entry is right for whoever finds it.
+ */
+#define HASH_SHIFT 10
+static inline struct tlb_entry *tlb_at_hashed(struct vcpu *v, unsigned slot, gla_t la)
+{
+    return tlb_at(v, slot, la ^ (la >> HASH_SHIFT | la << (64 - HASH_SHIFT)));
+}
+
 struct tlb_ref {
     u8 *host;   /* host address of the byte; NULL: not RAM (MMIO or ROM write) */
     gpa_t gpa;  /* of the byte */
     bool watched; /* a write to a page that holds translations */
+    bool evicted; /* another page's entry had to go */
 };
 /*
- * tlb_translate - walk for one access within a page, fill the TLB when the page allows it.
+ * tlb_translate - walk for one access within a page, fill the TLB when the page allows it. ACC_HASHED: where
+ * hashed code looks.
  * X_OK with *ref filled, or X_FAULT.
  */
 enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref);
@@ -129,6 +158,8 @@ static inline struct jc_entry *jc_at(struct vcpu *v, unsigned slot, gla_t rip)
     const struct tlb_geometry *g = &tlb_geo[slot];
     return (struct jc_entry *)(v->space->base + g->jc_off + (((rip >> 12) ^ rip) & g->jc_mask) * 8);
 }
+/* jc_set - remember where a RIP's code is. */
+void jc_set(struct vcpu *v, unsigned slot, gla_t rip, void *host);
 /* jc_flush - forget a slot's jump cache in the current space; jc_flush_all - everywhere. */
 void jc_flush(struct vcpu *v, unsigned slot);
 void jc_flush_all(struct vcpu *v);

@@ -243,6 +243,8 @@ void tr_copy(struct xl *x, const struct insn *in)
     if ((in->fl_read & EFL_ARITH) || (write_flags && x->live[x->cur] && (x->live[x->cur] & ~in->fl_write)) ||
         (in->fl_maybe && x->live[x->cur + 1]))
         xl_need_host(x, !mem);
+    if (x->fstate != FLAGS_SAVED && x->fhost_real) /* if the instruction faults */
+        x->map[x->cur] |= MAP_FLAGS_HOST;
 
     u8 rename[4];
     for (unsigned i = 0; i < nops; i++) {
@@ -337,8 +339,10 @@ void tr_copy(struct xl *x, const struct insn *in)
     for (unsigned k = 0; k < nr; k++)
         if (loan[k].borrowed)
             e_load_vcpu(b, loan[k].host, VOFF(tmp[0]) + 8 * (s32)spill++);
-    if (write_flags)
+    if (write_flags) {
         x->fstate = FLAGS_HOST;
+        x->fhost_real |= (in->fl_write & EFL_ARITH & ~in->fl_maybe) == EFL_ARITH;
+    }
     if (mem)
         tr_guard_end(x, &g, op, true);
 }

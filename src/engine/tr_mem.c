@@ -127,6 +127,12 @@ static void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra)
     }
 }
 
+/* rorx dst, src, n: both scratch registers (VEX.LZ.F2.0F3A.W1 F0 /r ib) */
+static void rorx(struct buf *b, unsigned dst, unsigned src, unsigned n)
+{
+    e8(b, 0xc4); e8(b, 0x43); e8(b, 0xfb); e8(b, 0xf0); e8(b, (u8)(0xc0 | (dst & 7) << 3 | (src & 7))); e8(b, (u8)n);
+}
+
 /* The check on s1 = EA; leaves s2 = host page or delta, and for FORM_SUM s1 = page offset. */
 static void check(struct xl *x, struct guard *g)
 {
@@ -136,9 +142,14 @@ static void check(struct xl *x, struct guard *g)
     s32 tag = g->acc & ACC_W ? (s32)offsetof(struct tlb_entry, tag_w) : (s32)offsetof(struct tlb_entry, tag_r);
     s32 last = g->form == FORM_SUM ? (s32)offsetof(struct tlb_entry, host) : (s32)offsetof(struct tlb_entry, delta);
     bug_on(g->size == 0 || g->size > 255);
-    /* rorx s2, s1, TLB_SHIFT   (VEX.LZ.F2.0F3A.W1 F0 /r ib) */
-    static const u8 rorx[] = { 0xc4, 0x43, 0xfb, 0xf0, 0xc0 | (H_S2 & 7) << 3 | (H_S1 & 7), TLB_SHIFT };
-    e_bytes(b, rorx, sizeof(rorx));
+    /* rorx s2, s1, TLB_SHIFT; hashed: rorx s2, s1, HASH_SHIFT; xor s2, s1; rorx s2, s2, TLB_SHIFT */
+    if (x->hashed) {
+        rorx(b, H_S2, H_S1, HASH_SHIFT);
+        e_rr64(b, 0x33, H_S2, H_S1);
+        rorx(b, H_S2, H_S2, TLB_SHIFT);
+    } else {
+        rorx(b, H_S2, H_S1, TLB_SHIFT);
+    }
     /* and s2d, mask */
     e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S2 & 7)); e32(b, geo->tlb_mask);
     /* sub s1, [vcpu + s2 + tag] */
@@ -173,7 +184,7 @@ static void group_slow(struct xl *x, struct guard *g)
     xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, g->resume);
     struct group_site site = { .s = {
         .s = { .off = x->off[x->cur], .len = x->in[x->cur].len, .kind = g->stack },
-        .size = (u8)g->size, .acc = g->acc, .form = FORM_DELTA, .slot = x->slot & 3, .group = x->grp.nr,
+        .size = (u8)g->size, .acc = g->acc, .form = FORM_DELTA, .slot = x->slot & 3, .hashed = x->hashed, .group = x->grp.nr,
     } };
     e_bytes(&x->cold, &site, sizeof(site));
 }
@@ -262,8 +273,8 @@ void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final)
     u32 at = cold_at(x);
     struct slow_site site = {
         .s = { .off = x->off[x->cur], .len = in->len, .kind = g->stack },
-        .size = (u8)g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .final = final, .copy = copy,
-        .mask_reg = in->enc == ENC_EVEX ? in->mask : insn_vex_masked(in),
+        .size = (u8)g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .final = final, .copy = copy,
+        .masked = (in->enc == ENC_EVEX && in->mask) || insn_vex_masked(in),
     };
     e_bytes(&x->cold, &site, sizeof(site));
     if (!copy)

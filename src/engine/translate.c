@@ -103,6 +103,7 @@ void xl_need_host(struct xl *x, bool s1_free)
     if (x->fstate != FLAGS_SAVED)
         return;
     xl_restore_code(x, &x->hot, s1_free);
+    x->fhost_real = true;
     x->fstate = FLAGS_BOTH;
 }
 
@@ -291,6 +292,8 @@ static enum xret fetch(struct xl *x, struct fetched *f)
         }
         x->off[x->nr++] = (u16)off;
         off += in->len;
+        if (in->id == I_STI && max == 1 && !x->single && x->nr == 1)
+            max = 2; /* its shadow: the next one goes with it */
         if (ends_block(x, in))
             break;
     }
@@ -320,6 +323,13 @@ void tr_poll(struct xl *x, unsigned off)
     cold_poll_exit(x, off);
 }
 
+/* FIP stays as it was (SDM vol. 1 §8.1.8). */
+static bool x87_control(const struct insn *in)
+{
+    return in->id == I_FNINIT || in->id == I_FNCLEX || in->id == I_FLDCW || in->id == I_FNSTCW || in->id == I_FNSTSW ||
+           in->id == I_FLDENV || in->id == I_FNSTENV || in->id == I_FRSTOR || in->id == I_FNSAVE;
+}
+
 static void translate_insn(struct xl *x)
 {
     const struct insn *in = &x->in[x->cur];
@@ -329,6 +339,11 @@ static void translate_insn(struct xl *x)
     if (bad) {
         tr_call_helper(x, in, bad, true);
         return;
+    }
+    if (in->cls == CLS_X87 && !x->x87_noted && !x87_control(in)) { /* mov s1, [vbase]; mov [x87_vbase], s1 */
+        e_load_vcpu(&x->hot, H_S1, VOFF(vbase));
+        e_store_vcpu(&x->hot, H_S1, VOFF(x87_vbase));
+        x->x87_noted = true;
     }
     switch (in->how) {
     case HOW_COPY:
@@ -384,8 +399,10 @@ static void prologue(struct xl *x, struct block *b)
     if (b->host_primary) {
         b->entry[ENTRY_HOST] = hot_at(x);
         x->fstate = FLAGS_HOST;
+        x->fhost_real = x->live[0];
     } else {
         x->fstate = FLAGS_SAVED;
+        x->fhost_real = false;
     }
 }
 
@@ -460,8 +477,9 @@ again:
     x->cold = (struct buf){ x->cold_buf, x->cold_buf, x->cold_buf + XL_COLD - 64, false };
     x->noshare = x->mode & MODE_NOSHARE || x->single || (v->vm->debug & (VITRO_DEBUG_SLOW_PATH | VITRO_DEBUG_ONE_INSN));
     x->grp.active = false;
+    x->hashed = false;
     x->nr_relocs = x->nr = 0;
-    x->poll_next = x->ended = false;
+    x->poll_next = x->ended = x->x87_noted = false;
     gla_t la = v->rip;
     x->page_la = la & PAGE_MASK;
     x->start = la & 4095;
@@ -475,6 +493,7 @@ again:
     if (xr != X_OK)
         return xr;
     x->page_pa = span.gpa & PAGE_MASK;
+    x->hashed = cache_hashed(x->cache, x->page_pa + x->start, x->mode);
     x->page = ram_ptr(&v->vm->ram, x->page_pa, 4096);
     if (!x->page) {
         vcpu_fail(v, "guest executes at physical address %#llx, which is not memory", (unsigned long long)span.gpa);
@@ -493,6 +512,7 @@ again:
 
     struct block proto = { .page = x->page_pa, .page2 = f.page2, .mode = x->mode, .off = x->start };
     proto.end = x->off[x->nr];
+    proto.hashed = x->hashed;
     if (x->off[x->nr - 1] + x->in[x->nr - 1].len > 4096 && f.page2 == ~0ull)
         bug("instruction crosses its page", __FILE__, __LINE__);
     flags_liveness(x);

@@ -66,7 +66,7 @@ struct xl {
     struct code_cache *cache;
     u32 mode;
     unsigned slot;
-    bool m64, single, nochain, noshare;
+    bool m64, single, nochain, noshare, hashed;
     struct group grp;
     gla_t page_la;
     gpa_t page_pa;
@@ -76,6 +76,7 @@ struct xl {
     struct reloc reloc[XL_MAX_RELOCS];
     unsigned nr_relocs;
     enum fstate fstate;
+    bool fhost_real;     /* ... and host flags hold them even where they are dead: for faults */
     unsigned nr;         /* instructions */
     unsigned cur;
     struct insn in[XL_MAX_INSNS];
@@ -84,6 +85,7 @@ struct xl {
     u32 map[XL_MAX_INSNS], cold_map[XL_MAX_INSNS]; /* where each instruction's code starts */
     u32 poll_exit;       /* cold: leave to the dispatcher at the block's start */
     bool poll_next;      /* a poll is due after the next instruction (sti) */
+    bool x87_noted;      /* x87_vbase was set */
     bool ended;          /* the last instruction emitted leaves the block  */
     u16 look[2][2];
     u8 hot_buf[XL_HOT], cold_buf[XL_COLD];
@@ -119,6 +121,7 @@ void xl_restore_code(struct xl *x, struct buf *b, bool s1_free);
 static inline void xl_clobber(struct xl *x)
 {
     x->fstate = FLAGS_SAVED;
+    x->fhost_real = false;
 }
 
 /* -- tr_mem.c --------------------------------------------------------------------------------------- */

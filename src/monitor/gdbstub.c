@@ -407,7 +407,8 @@ static const char *read_memory(struct gdbstub *stub, struct vm_vcpu *cpu, const 
     u64 la = number(&s);
 
     skip(&s, ',');
-    u64 len = MIN(number(&s), (u64)sizeof(buf));
+    u64 len = number(&s);
+    len = MIN(len, (u64)sizeof(buf));
     /* What can be read: perhaps less than was asked for. */
     while (len && vitro_vcpu_read_la(cpu->vcpu, la, buf, len))
         len = len > 1 ? len / 2 : 0;
@@ -466,7 +467,8 @@ static const char *query(struct gdbstub *stub, const char *s)
         s += sizeof(xfer) - 1;
         u64 at = number(&s), size = strlen(xml);
         skip(&s, ',');
-        u64 len = MIN(number(&s), (u64)PACKET_MAX - 16);
+        u64 len = number(&s); /* MIN() would parse it twice */
+        len = MIN(len, (u64)PACKET_MAX - 16);
         if (at > size)
             return "E01";
         snprintf(stub->reply, sizeof(stub->reply), "%c%.*s",

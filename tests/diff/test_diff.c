@@ -574,6 +574,13 @@ int main(int argc, char **argv)
                 if (again)
                     shrink();
                 print_code();
+                for (unsigned i = 0; i < nr_units; i++)
+                    if (!unit[i].dead && unit[i].len > 7 && unit[i].b[0] == 0xff && unit[i].b[1] == 0x0c) {
+                        u32 la, n;
+                        memcpy(&la, unit[i].b + 3, 4);
+                        memcpy(&n, tc.snap + (la - BARE_DATA), 4);
+                        printf("    counter [%#x] = %u\n", la, n);
+                    }
                 bare_print_input(&tc, "    ");
                 bare_print_diff(&tc, "    ");
             }
@@ -586,5 +593,6 @@ int main(int argc, char **argv)
         if (ends[i])
             printf(" %u: %llu", i, ends[i]);
     printf("\ndiff: %llu passed, %llu failed\n", passed, failed);
+    bare_fini();
     return failed != 0 || passed == 0;
 }

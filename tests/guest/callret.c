@@ -7,12 +7,15 @@
 static u8 *big_stack; /* 16 MiB */
 enum { BIG = 16 << 20 };
 
-KERNEL_ASM("deep: test %rdi, %rdi\n jz 1f\n dec %rdi\n call deep\n inc %rax\n ret\n1: xor %eax, %eax\n ret");
-KERNEL_ASM("on_stack: push %rbp\n mov %rsp, %rbp\n mov %rdx, %rsp\n call *%rsi\n mov %rbp, %rsp\n pop %rbp\n ret");
+KERNEL_ASM(
+    "deep: test %rdi, %rdi\n jz 1f\n dec %rdi\n call deep\n inc %rax\n ret\n1: xor %eax, %eax\n ret");
+KERNEL_ASM(
+    "on_stack: push %rbp\n mov %rsp, %rbp\n mov %rdx, %rsp\n call *%rsi\n mov %rbp, %rsp\n pop %rbp\n ret");
 u64 deep(u64 n), on_stack(u64 arg, void *fn, void *sp);
 
-KERNEL_ASM("mutual_a: test %rdi, %rdi\n jz 1f\n dec %rdi\n call mutual_b\n add $1, %rax\n ret\n1: xor %eax, %eax\n ret\n"
-           "mutual_b: test %rdi, %rdi\n jz 1f\n dec %rdi\n call mutual_a\n add $2, %rax\n ret\n1: xor %eax, %eax\n ret");
+KERNEL_ASM(
+    "mutual_a: test %rdi, %rdi\n jz 1f\n dec %rdi\n call mutual_b\n add $1, %rax\n ret\n1: xor %eax, %eax\n ret\n"
+    "mutual_b: test %rdi, %rdi\n jz 1f\n dec %rdi\n call mutual_a\n add $2, %rax\n ret\n1: xor %eax, %eax\n ret");
 u64 mutual_a(u64 n);
 
 static NOINLINE u64 fib(u64 n)
@@ -42,40 +45,62 @@ u64 via_retpoline(u64 arg, void *fn);
 extern char target_a[], target_b[];
 
 /* Each leaves its result in RAX and returns normally by hook or by crook. */
-KERNEL_ASM("ret_modified: call 1f\n mov $1, %eax\n ret\n2: mov $2, %eax\n ret\n1: lea 2b(%rip), %rcx\n mov %rcx, (%rsp)\n ret");
+KERNEL_ASM(
+    "ret_modified: call 1f\n mov $1, %eax\n ret\n2: mov $2, %eax\n ret\n1: lea 2b(%rip), %rcx\n mov %rcx, (%rsp)\n ret");
 KERNEL_ASM("ret_skip: call 1f\n .byte 0x0f, 0x0b\n mov $3, %eax\n ret\n1: addq $2, (%rsp)\n ret");
-KERNEL_ASM("ret_double: call 1f\n mov $1, %eax\n ret\n1: call 2f\n mov $2, %eax\n ret\n2: add $8, %rsp\n ret");
-KERNEL_ASM("call_next: call 1f\n1: pop %rax\n lea 1b(%rip), %rcx\n sub %rcx, %rax\n add $5, %rax\n ret");
-KERNEL_ASM("call_next_loop: mov $1000, %ecx\n xor %eax, %eax\n1: call 2f\n2: pop %rdx\n inc %eax\n dec %ecx\n jnz 1b\n ret");
-KERNEL_ASM("ret_imm: push $11\n push $22\n push $33\n call 1f\n ret\n1: mov 8(%rsp), %rax\n ret $24");
-KERNEL_ASM("ret_imm_odd: mov %rsp, %rcx\n sub $13, %rsp\n call 1f\n sub %rsp, %rcx\n mov %rcx, %rax\n add %rcx, %rsp\n ret\n1: ret $13");
+KERNEL_ASM(
+    "ret_double: call 1f\n mov $1, %eax\n ret\n1: call 2f\n mov $2, %eax\n ret\n2: add $8, %rsp\n ret");
+KERNEL_ASM(
+    "call_next: call 1f\n1: pop %rax\n lea 1b(%rip), %rcx\n sub %rcx, %rax\n add $5, %rax\n ret");
+KERNEL_ASM(
+    "call_next_loop: mov $1000, %ecx\n xor %eax, %eax\n1: call 2f\n2: pop %rdx\n inc %eax\n dec %ecx\n jnz 1b\n ret");
+KERNEL_ASM(
+    "ret_imm: push $11\n push $22\n push $33\n call 1f\n ret\n1: mov 8(%rsp), %rax\n ret $24");
+KERNEL_ASM(
+    "ret_imm_odd: mov %rsp, %rcx\n sub $13, %rsp\n call 1f\n sub %rsp, %rcx\n mov %rcx, %rax\n add %rcx, %rsp\n ret\n1: ret $13");
 KERNEL_ASM("push_ret: lea 1f(%rip), %rcx\n push %rcx\n ret\n1: mov $6, %eax\n ret");
 KERNEL_ASM("jmp_out: call 1f\n mov $7, %eax\n ret\n1: pop %rcx\n jmp *%rcx");
-KERNEL_ASM("call_mem_rsp: lea target_a(%rip), %rcx\n push %rcx\n xor %edi, %edi\n call *(%rsp)\n pop %rcx\n ret");
-KERNEL_ASM("call_mem_rsp8: lea target_b(%rip), %rcx\n push %rcx\n push %rcx\n xor %edi, %edi\n call *8(%rsp)\n pop %rcx\n pop %rcx\n ret");
-KERNEL_ASM("jmp_mem_rsp: lea 1f(%rip), %rcx\n push %rcx\n jmp *(%rsp)\n1: pop %rcx\n mov $8, %eax\n ret");
+KERNEL_ASM(
+    "call_mem_rsp: lea target_a(%rip), %rcx\n push %rcx\n xor %edi, %edi\n call *(%rsp)\n pop %rcx\n ret");
+KERNEL_ASM(
+    "call_mem_rsp8: lea target_b(%rip), %rcx\n push %rcx\n push %rcx\n xor %edi, %edi\n call *8(%rsp)\n pop %rcx\n pop %rcx\n ret");
+KERNEL_ASM(
+    "jmp_mem_rsp: lea 1f(%rip), %rcx\n push %rcx\n jmp *(%rsp)\n1: pop %rcx\n mov $8, %eax\n ret");
 KERNEL_ASM("push_rsp: mov %rsp, %rcx\n push %rsp\n pop %rax\n sub %rcx, %rax\n ret");
-KERNEL_ASM("pop_rsp: mov %rsp, %rcx\n lea -64(%rsp), %rdx\n push %rdx\n pop %rsp\n mov %rsp, %rax\n sub %rdx, %rax\n mov %rcx, %rsp\n ret");
-KERNEL_ASM("pop_mem_rsp: push $0x44\n push $0x55\n push $0x66\n popq 8(%rsp)\n pop %rcx\n pop %rax\n ret");
-KERNEL_ASM("push_mem_rsp: push $0x77\n push $0x88\n pushq 8(%rsp)\n pop %rax\n pop %rcx\n pop %rcx\n ret");
+KERNEL_ASM(
+    "pop_rsp: mov %rsp, %rcx\n lea -64(%rsp), %rdx\n push %rdx\n pop %rsp\n mov %rsp, %rax\n sub %rdx, %rax\n mov %rcx, %rsp\n ret");
+KERNEL_ASM(
+    "pop_mem_rsp: push $0x44\n push $0x55\n push $0x66\n popq 8(%rsp)\n pop %rcx\n pop %rax\n ret");
+KERNEL_ASM(
+    "push_mem_rsp: push $0x77\n push $0x88\n pushq 8(%rsp)\n pop %rax\n pop %rcx\n pop %rcx\n ret");
 KERNEL_ASM("push_mem_below: movq $0x99, -8(%rsp)\n pushq -8(%rsp)\n pop %rax\n ret");
-KERNEL_ASM("xchg_rsp: mov %rdi, %rcx\n xchg %rcx, %rsp\n push $0x12\n pop %rax\n xchg %rcx, %rsp\n ret");
-KERNEL_ASM("leave_enter: push %rbp\n mov $0x1234, %ebp\n enter $32, $0\n mov %rbp, %rcx\n sub %rsp, %rcx\n leave\n mov %rbp, %rax\n shl $16, %rax\n or %rcx, %rax\n pop %rbp\n ret");
-KERNEL_ASM("enter_nested: push %rbp\n mov %rsp, %rbp\n enter $16, $2\n mov %rbp, %rax\n sub %rsp, %rax\n leave\n pop %rbp\n ret");
-KERNEL_ASM("pivot: push %rbp\n mov %rsp, %rbp\n mov %rdi, %rsp\n mov %rsi, %rdi\n call deep\n mov %rbp, %rsp\n pop %rbp\n ret");
+KERNEL_ASM(
+    "xchg_rsp: mov %rdi, %rcx\n xchg %rcx, %rsp\n push $0x12\n pop %rax\n xchg %rcx, %rsp\n ret");
+KERNEL_ASM(
+    "leave_enter: push %rbp\n mov $0x1234, %ebp\n enter $32, $0\n mov %rbp, %rcx\n sub %rsp, %rcx\n leave\n mov %rbp, %rax\n shl $16, %rax\n or %rcx, %rax\n pop %rbp\n ret");
+KERNEL_ASM(
+    "enter_nested: push %rbp\n mov %rsp, %rbp\n enter $16, $2\n mov %rbp, %rax\n sub %rsp, %rax\n leave\n pop %rbp\n ret");
+KERNEL_ASM(
+    "pivot: push %rbp\n mov %rsp, %rbp\n mov %rdi, %rsp\n mov %rsi, %rdi\n call deep\n mov %rbp, %rsp\n pop %rbp\n ret");
 KERNEL_ASM("add_rsp: push $1\n push $2\n push $3\n add $8, %rsp\n pop %rax\n add $8, %rsp\n ret");
-KERNEL_ASM("sub_and_rsp: push %rbp\n mov %rsp, %rbp\n sub $100, %rsp\n and $-64, %rsp\n mov %rsp, %rax\n and $63, %eax\n leave\n ret");
-KERNEL_ASM("mov_rsp_arith: mov %rsp, %rax\n inc %rsp\n dec %rsp\n neg %rsp\n neg %rsp\n not %rsp\n not %rsp\n shl $1, %rsp\n shr $1, %rsp\n sub %rsp, %rax\n ret");
-KERNEL_ASM("rsp_index_free: push $0x21\n mov $4, %ecx\n mov -16(%rsp,%rcx,4), %rax\n pop %rcx\n ret");
+KERNEL_ASM(
+    "sub_and_rsp: push %rbp\n mov %rsp, %rbp\n sub $100, %rsp\n and $-64, %rsp\n mov %rsp, %rax\n and $63, %eax\n leave\n ret");
+KERNEL_ASM(
+    "mov_rsp_arith: mov %rsp, %rax\n inc %rsp\n dec %rsp\n neg %rsp\n neg %rsp\n not %rsp\n not %rsp\n shl $1, %rsp\n shr $1, %rsp\n sub %rsp, %rax\n ret");
+KERNEL_ASM(
+    "rsp_index_free: push $0x21\n mov $4, %ecx\n mov -16(%rsp,%rcx,4), %rax\n pop %rcx\n ret");
 KERNEL_ASM("movsx_rsp: push $-5\n movslq (%rsp), %rax\n neg %rax\n add $8, %rsp\n ret");
-KERNEL_ASM("pushw: mov %rsp, %rcx\n pushw $0x1234\n mov %rsp, %rax\n sub %rax, %rcx\n popw %ax\n movzwl %ax, %eax\n shl $8, %rcx\n add %rcx, %rax\n ret");
-KERNEL_ASM("cmov_rsp: mov %rsp, %rcx\n lea -256(%rsp), %rdx\n xor %eax, %eax\n cmovz %rdx, %rsp\n mov %rcx, %rax\n sub %rsp, %rax\n mov %rcx, %rsp\n ret");
-KERNEL_ASM("mov_esp: mov %rsp, %rcx\n movl %esp, %esp\n mov %rcx, %rax\n sub %rsp, %rax\n mov %rcx, %rsp\n ret");
+KERNEL_ASM(
+    "pushw: mov %rsp, %rcx\n pushw $0x1234\n mov %rsp, %rax\n sub %rax, %rcx\n popw %ax\n movzwl %ax, %eax\n shl $8, %rcx\n add %rcx, %rax\n ret");
+KERNEL_ASM(
+    "cmov_rsp: mov %rsp, %rcx\n lea -256(%rsp), %rdx\n xor %eax, %eax\n cmovz %rdx, %rsp\n mov %rcx, %rax\n sub %rsp, %rax\n mov %rcx, %rsp\n ret");
+KERNEL_ASM(
+    "mov_esp: mov %rsp, %rcx\n movl %esp, %esp\n mov %rcx, %rax\n sub %rsp, %rax\n mov %rcx, %rsp\n ret");
 
 #define ROWS(X)                                                                                    \
     X(ret_modified, 2, "return address replaced on the stack")                                     \
     X(ret_skip, 3, "return address advanced by the callee")                                        \
-    X(ret_double, 1, "a return that skips a frame")                                            \
+    X(ret_double, 1, "a return that skips a frame")                                                \
     X(call_next, 5, "call to the next instruction, pop")                                           \
     X(call_next_loop, 1000, "a loop of them")                                                      \
     X(ret_imm, 33, "ret imm16")                                                                    \
@@ -87,7 +112,7 @@ KERNEL_ASM("mov_esp: mov %rsp, %rcx\n movl %esp, %esp\n mov %rcx, %rax\n sub %rs
     X(jmp_mem_rsp, 8, "jmp *(%rsp)")                                                               \
     X(push_rsp, 0, "push rsp pushes the old value")                                                \
     X(pop_rsp, 0, "pop rsp loads the value")                                                       \
-    X(pop_mem_rsp, 0x66, "pop [rsp+8] addresses with the new rsp")                   \
+    X(pop_mem_rsp, 0x66, "pop [rsp+8] addresses with the new rsp")                                 \
     X(push_mem_rsp, 0x77, "push [rsp+8] addresses with the old rsp")                               \
     X(push_mem_below, 0x99, "push [rsp-8] reads before it writes")                                 \
     X(enter_nested, 32, "enter with nesting level 2")                                              \
@@ -161,9 +186,11 @@ static void retpolines(void)
     report("20000 retpolines, alternating targets", ok);
 }
 
-/* -- Coroutines: two stacks that return into each other -------------------------------------------------- */
+/* -- Coroutines: two stacks that return into each other
+ * -------------------------------------------------- */
 
-KERNEL_ASM("co_switch: push %rbx\n push %rbp\n push %r12\n mov %rsp, (%rdi)\n mov %rsi, %rsp\n pop %r12\n pop %rbp\n pop %rbx\n ret");
+KERNEL_ASM(
+    "co_switch: push %rbx\n push %rbp\n push %r12\n mov %rsp, (%rdi)\n mov %rsi, %rsp\n pop %r12\n pop %rbp\n pop %rbx\n ret");
 void co_switch(u64 *save, u64 to);
 static u64 co_main, co_other, co_sum;
 
@@ -187,7 +214,8 @@ static void coroutines(void)
     report_eq("10000 switches between two stacks", co_sum, 9999ull * 10000 / 2);
 }
 
-/* -- Returns through traps ----------------------------------------------------------------------------------- */
+/* -- Returns through traps
+ * ----------------------------------------------------------------------------------- */
 
 static u64 resume_to;
 static void redirect(struct regs *r)
@@ -199,8 +227,10 @@ u64 redirected(void);
 KERNEL_ASM("redir_target: add $8, %rsp\n mov $10, %eax\n ret");
 extern char redir_target[];
 
-USER_ASM("u_deep: test %rdi, %rdi; jz 1f; dec %rdi; call u_deep; inc %rax; ret; 1: xor %eax, %eax; ret");
-USER_ASM("u_mixed: push %rbx; mov %rdi, %rbx; xor %eax, %eax; 1: call 2f; dec %rbx; jnz 1b; pop %rbx; ret; 2: push %rax; int $0x71; pop %rax; inc %rax; ret");
+USER_ASM(
+    "u_deep: test %rdi, %rdi; jz 1f; dec %rdi; call u_deep; inc %rax; ret; 1: xor %eax, %eax; ret");
+USER_ASM(
+    "u_mixed: push %rbx; mov %rdi, %rbx; xor %eax, %eax; 1: call 2f; dec %rbx; jnz 1b; pop %rbx; ret; 2: push %rax; int $0x71; pop %rax; inc %rax; ret");
 extern char u_deep[], u_mixed[];
 static void nothing(struct regs *r)
 {
@@ -218,11 +248,13 @@ static void traps(void)
     trap_handle(0x71, nothing);
     idt_gate(0x71, trap_stub(0x71), KCS, 3, 14, 0);
     report_eq("ring 3: interrupts between call and ret", user_call(u_mixed, 5000, 0, 0), 5000);
-    /* Same code, same stack addresses, other address space underneath: a return must not be trusted. */
+    /* Same code, same stack addresses, other address space underneath: a return must not be
+     * trusted. */
     u64 one = page_alloc(), two = page_alloc();
     u8 *code = (u8 *)PAGE3;
     /* at 0: call +8 (to 16); mov $1|2, %eax; ret; at 16: int 0x72; ret */
-    static const u8 text[] = {0xe8, 11, 0, 0, 0, 0xb8, 1, 0, 0, 0, 0xc3, 0x90, 0x90, 0x90, 0x90, 0x90, 0xcd, 0x72, 0xc3};
+    static const u8 text[] = {0xe8, 11,   0,    0,    0,    0xb8, 1,    0,    0,   0,
+                              0xc3, 0x90, 0x90, 0x90, 0x90, 0x90, 0xcd, 0x72, 0xc3};
     memcpy((void *)one, text, sizeof(text));
     memcpy((void *)two, text, sizeof(text));
     *(u8 *)(two + 6) = 2;

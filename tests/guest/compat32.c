@@ -5,7 +5,8 @@
 #include "lib/guest.h"
 
 /*
- * Each function gets EAX, EBX, ECX, EDX, ESI, EDI and returns them in trap.r; ESP is the top of ustack.
+ * Each function gets EAX, EBX, ECX, EDX, ESI, EDI and returns them in trap.r; ESP is the top of
+ * ustack.
  */
 struct in {
     u32 eax, ebx, ecx, edx, esi, edi, eflags;
@@ -35,16 +36,19 @@ static unsigned run(const void *fn, struct in in)
     extern char name[];
 #define OUT(field) ((u32)trap.r.r##field)
 
-/* -- Opcodes that 64-bit mode took away ---------------------------------------------------------------------- */
+/* -- Opcodes that 64-bit mode took away
+ * ---------------------------------------------------------------------- */
 
 F(c_inc, ".byte 0x40, 0x43, 0x41, 0x42, 0x46, 0x47") /* inc eax ebx ecx edx esi edi */
 F(c_dec, ".byte 0x48, 0x4b, 0x49, 0x4a, 0x4e, 0x4f")
 F(c_inc16, ".byte 0x66, 0x40, 0x66, 0x4b")
 F(c_incsp, ".byte 0x44, 0x4c, 0x45, 0x4d; mov %esp, %eax; mov %ebp, %ebx")
 F(c_inc_cf, "stc; .byte 0x40; setc %bl; movzbl %bl, %ebx")
-F(c_pusha, "mov %esp, %ebp; pusha; mov %esp, %eax; mov 12(%esp), %ebx; mov 28(%esp), %ecx; mov (%esp), %edx; add $32, %esp; sub %ebp, %eax; sub %ebp, %ebx")
+F(c_pusha,
+  "mov %esp, %ebp; pusha; mov %esp, %eax; mov 12(%esp), %ebx; mov 28(%esp), %ecx; mov (%esp), %edx; add $32, %esp; sub %ebp, %eax; sub %ebp, %ebx")
 F(c_popa, "push $1; push $2; push $3; push $4; push $0xdead; push $5; push $6; push $7; popa")
-F(c_pusha16, "mov %esp, %ebp; pushaw; mov %ebp, %eax; sub %esp, %eax; shl $16, %eax; popaw; mov %ebp, %ebx; sub %esp, %ebx")
+F(c_pusha16,
+  "mov %esp, %ebp; pushaw; mov %ebp, %eax; sub %esp, %eax; shl $16, %eax; popaw; mov %ebp, %ebx; sub %esp, %ebx")
 F(c_daa, "daa; pushf; pop %ebx")
 F(c_das, "das; pushf; pop %ebx")
 F(c_aaa, "aaa; pushf; pop %ebx")
@@ -62,8 +66,10 @@ F(c_lds, "push %ds; lds (%ebx), %eax; mov %ds, %ecx; pop %ds")
 F(c_les, "push %es; les (%ebx), %eax; mov %es, %ecx; pop %es")
 F(c_salc, "stc; .byte 0xd6; movzbl %al, %ebx; clc; .byte 0xd6; movzbl %al, %ecx")
 F(c_82, ".byte 0x82, 0xc0, 0x05")
-F(c_pushseg, "push %es; push %ss; push %ds; push %cs; push %fs; push %gs; pop %eax; pop %eax; pop %eax; pop %ebx; pop %ecx; pop %edx")
-F(c_popseg, "push %ds; pop %es; mov %es, %eax; pushw %ds; popw %fs; mov %fs, %ebx; xor %ecx, %ecx; mov %ecx, %fs")
+F(c_pushseg,
+  "push %es; push %ss; push %ds; push %cs; push %fs; push %gs; pop %eax; pop %eax; pop %eax; pop %ebx; pop %ecx; pop %edx")
+F(c_popseg,
+  "push %ds; pop %es; mov %es, %eax; pushw %ds; popw %fs; mov %fs, %ebx; xor %ecx, %ecx; mov %ecx, %fs")
 F(c_pushw, "mov %esp, %ecx; pushw $0x1234; sub %esp, %ecx; popw %ax; movzwl %ax, %eax")
 F(c_jcxz, "mov $0x10000, %ecx; xor %eax, %eax; jcxz 1f; inc %eax; 1:")
 F(c_loopw, "mov $0x30003, %ecx; xor %eax, %eax; 1: inc %eax; addr16 loop 1b")
@@ -84,20 +90,25 @@ F(c_string, "cld; rep movsb; mov %ecx, %eax")
 static void opcodes(void)
 {
     unsigned v = run(c_inc, (struct in){1, 2, 3, 4, 5, 0xffffffff, 0});
-    report("inc, one byte", v == VEC_RETURN && OUT(ax) == 2 && OUT(bx) == 3 && OUT(cx) == 4 && OUT(dx) == 5 && OUT(si) == 6 && OUT(di) == 0);
+    report("inc, one byte", v == VEC_RETURN && OUT(ax) == 2 && OUT(bx) == 3 && OUT(cx) == 4 &&
+                                OUT(dx) == 5 && OUT(si) == 6 && OUT(di) == 0);
     run(c_dec, (struct in){1, 2, 3, 4, 5, 0, 0});
-    report("dec, one byte", OUT(ax) == 0 && OUT(bx) == 1 && OUT(cx) == 2 && OUT(dx) == 3 && OUT(si) == 4 && OUT(di) == 0xffffffff);
+    report("dec, one byte", OUT(ax) == 0 && OUT(bx) == 1 && OUT(cx) == 2 && OUT(dx) == 3 &&
+                                OUT(si) == 4 && OUT(di) == 0xffffffff);
     report("results are zero-extended", trap.r.rdi == 0xffffffff);
     run(c_inc16, (struct in){0x1ffff, 0x20000, 0, 0, 0, 0, 0});
     report("inc, dec of 16 bits", OUT(ax) == 0x10000 && OUT(bx) == 0x2ffff);
     run(c_incsp, (struct in){0});
-    report("inc, dec of esp and ebp", OUT(ax) == (u32)(u64)ustack + sizeof(ustack) - 68 && OUT(bx) == 0xb9b9b9b9);
+    report("inc, dec of esp and ebp",
+           OUT(ax) == (u32)(u64)ustack + sizeof(ustack) - 68 && OUT(bx) == 0xb9b9b9b9);
     run(c_inc_cf, (struct in){0});
     report("inc keeps CF", OUT(bx) == 1);
     run(c_pusha, (struct in){0xa, 0xb, 0xc, 0xd, 0xe, 0xf, 0});
-    report("pusha: eight, ESP as it was, EAX on top", OUT(ax) == (u32)-32 && OUT(bx) == 0 && OUT(cx) == 0xa && OUT(dx) == 0xf);
+    report("pusha: eight, ESP as it was, EAX on top",
+           OUT(ax) == (u32)-32 && OUT(bx) == 0 && OUT(cx) == 0xa && OUT(dx) == 0xf);
     run(c_popa, (struct in){0});
-    report("popa", OUT(ax) == 1 && OUT(cx) == 2 && OUT(dx) == 3 && OUT(bx) == 4 && OUT(bp) == 5 && OUT(si) == 6 && OUT(di) == 7);
+    report("popa", OUT(ax) == 1 && OUT(cx) == 2 && OUT(dx) == 3 && OUT(bx) == 4 && OUT(bp) == 5 &&
+                       OUT(si) == 6 && OUT(di) == 7);
     run(c_pusha16, (struct in){0});
     report("pushaw, popaw", OUT(ax) == 16 << 16 && OUT(bx) == 0);
 
@@ -107,10 +118,12 @@ static void opcodes(void)
         char *fn;
         u32 ax, fl, want_ax, want_fl, mask;
     } bcd[] = {
-        {"daa", c_daa, 0xae, FL_CF, 0x14, FL_CF | FL_AF | FL_PF, FL_CF | FL_AF | FL_ZF | FL_SF | FL_PF},
+        {"daa", c_daa, 0xae, FL_CF, 0x14, FL_CF | FL_AF | FL_PF,
+         FL_CF | FL_AF | FL_ZF | FL_SF | FL_PF},
         {"daa, no adjustment", c_daa, 0x12, 0, 0x12, FL_PF, FL_CF | FL_AF | FL_ZF | FL_SF | FL_PF},
         {"daa with AF", c_daa, 0x10, FL_AF, 0x16, FL_AF, FL_CF | FL_AF | FL_ZF | FL_SF},
-        {"das", c_das, 0xee, FL_CF, 0x88, FL_CF | FL_AF | FL_SF | FL_PF, FL_CF | FL_AF | FL_ZF | FL_SF | FL_PF},
+        {"das", c_das, 0xee, FL_CF, 0x88, FL_CF | FL_AF | FL_SF | FL_PF,
+         FL_CF | FL_AF | FL_ZF | FL_SF | FL_PF},
         {"das, borrow", c_das, 0x01, FL_AF, 0xfb, FL_AF | FL_SF, FL_AF | FL_ZF | FL_SF},
         {"aaa", c_aaa, 0x010b, 0, 0x0201, FL_CF | FL_AF, FL_CF | FL_AF},
         {"aaa, no adjustment", c_aaa, 0x0109, 0, 0x0109, 0, FL_CF | FL_AF},
@@ -124,7 +137,8 @@ static void opcodes(void)
         run(bcd[i].fn, (struct in){bcd[i].ax, 0, 0, 0, 0, 0, bcd[i].fl});
         bool ok = OUT(ax) == bcd[i].want_ax && (OUT(bx) & bcd[i].mask) == bcd[i].want_fl;
         if (!ok)
-            print("# %s: ax %x flags %x, want %x %x\n", bcd[i].name, OUT(ax), OUT(bx) & bcd[i].mask, bcd[i].want_ax, bcd[i].want_fl);
+            print("# %s: ax %x flags %x, want %x %x\n", bcd[i].name, OUT(ax), OUT(bx) & bcd[i].mask,
+                  bcd[i].want_ax, bcd[i].want_fl);
         report(bcd[i].name, ok);
     }
     /* All of daa and das against the manual's pseudo-code. */
@@ -152,13 +166,16 @@ static void opcodes(void)
     run(c_into0, (struct in){0});
     report_eq("into without overflow", OUT(ax), 1);
     extern char c_into1_after[], c_bound_at[];
-    report("into with overflow is #OF, RIP after it", run(c_into1, (struct in){0}) == OF && trap.r.rip == (u64)c_into1_after);
+    report("into with overflow is #OF, RIP after it",
+           run(c_into1, (struct in){0}) == OF && trap.r.rip == (u64)c_into1_after);
     u32 *mem = (u32 *)ustack;
     mem[0] = (u32)-5;
     mem[1] = 10;
     report_eq("bound, inside", run(c_bound_ok, (struct in){7, (u32)(u64)mem}), VEC_RETURN);
-    report_eq("bound, at the limits", run(c_bound_ok, (struct in){(u32)-5, (u32)(u64)mem}), VEC_RETURN);
-    report("bound, outside is #BR, RIP at it", run(c_bound_bad, (struct in){11, (u32)(u64)mem}) == 5 && trap.r.rip == (u64)c_bound_at);
+    report_eq("bound, at the limits", run(c_bound_ok, (struct in){(u32)-5, (u32)(u64)mem}),
+              VEC_RETURN);
+    report("bound, outside is #BR, RIP at it",
+           run(c_bound_bad, (struct in){11, (u32)(u64)mem}) == 5 && trap.r.rip == (u64)c_bound_at);
     run(c_arpl, (struct in){3, 0x40});
     report("arpl raises the RPL", OUT(bx) == 0x43 && OUT(cx) == 1);
     run(c_arpl, (struct in){1, 0x42});
@@ -170,13 +187,15 @@ static void opcodes(void)
     run(c_les, (struct in){0, (u32)(u64)mem});
     report("les", OUT(ax) == 0x12345678 && OUT(cx) == UDS);
     mem[1] = GDT_END;
-    report("les of a bad selector is #GP(sel)", run(c_les, (struct in){0, (u32)(u64)mem}) == GP && trapped(GP, GDT_END));
+    report("les of a bad selector is #GP(sel)",
+           run(c_les, (struct in){0, (u32)(u64)mem}) == GP && trapped(GP, GDT_END));
     run(c_salc, (struct in){0});
     report("salc", OUT(bx) == 0xff && OUT(cx) == 0);
     run(c_82, (struct in){1});
     report_eq("opcode 82", OUT(ax), 6);
     run(c_pushseg, (struct in){0});
-    report("push of every segment register", OUT(ax) == UCS32 && OUT(bx) == UDS && OUT(cx) == UDS && OUT(dx) == UDS);
+    report("push of every segment register",
+           OUT(ax) == UCS32 && OUT(bx) == UDS && OUT(cx) == UDS && OUT(dx) == UDS);
     run(c_popseg, (struct in){0});
     report("pop of segment registers", OUT(ax) == UDS && OUT(bx) == UDS);
     run(c_pushw, (struct in){0});
@@ -206,7 +225,8 @@ static void opcodes(void)
     run(c_cmpxchg8b, (struct in){5, 1, 2, 6, (u32)(u64)mem, 0, 0});
     report("cmpxchg8b", mem[0] == 1 && mem[1] == 2 && (OUT(bx) & 0xff) == 1);
     run(c_bswap, (struct in){0x11223344, 0x55667788, 0x99aabbcc, 0xddeeff00});
-    report("bswap, shld, shrd", OUT(ax) == 0x44332211 && OUT(bx) == 0x66778844 && OUT(cx) == 0x0099aabb);
+    report("bswap, shld, shrd",
+           OUT(ax) == 0x44332211 && OUT(bx) == 0x66778844 && OUT(cx) == 0x0099aabb);
     run(c_sse, (struct in){21});
     report_eq("SSE", OUT(ax), 42);
     run(c_x87, (struct in){21});
@@ -215,15 +235,20 @@ static void opcodes(void)
     report("bt takes the bit number modulo 32", OUT(bx) == 1);
     memcpy(ustack, "0123456789", 10);
     run(c_string, (struct in){0, 0, 10, 0, (u32)(u64)ustack, (u32)(u64)ustack + 100});
-    report("rep movsb", OUT(cx) == 0 && !memcmp(ustack + 100, "0123456789", 10) && OUT(si) == (u32)(u64)ustack + 10);
+    report("rep movsb", OUT(cx) == 0 && !memcmp(ustack + 100, "0123456789", 10) &&
+                            OUT(si) == (u32)(u64)ustack + 10);
 }
 
-/* -- Addresses ------------------------------------------------------------------------------------------------ */
+/* -- Addresses
+ * ------------------------------------------------------------------------------------------------
+ */
 
 F(a_wrap, "mov 0x10(%ebx), %eax")
 F(a_wrap_sib, "mov 0x10(%ebx,%ecx,4), %eax")
-F(a_esp, "mov %esp, %edx; mov %ebx, %esp; push $0x77; mov %esp, %ecx; mov %edx, %esp; mov -4(%ebx), %eax")
-F(a_gs, "mov %ecx, %gs; mov %gs:(%ebx), %eax; movl $0x99, %gs:4(%ebx); xor %ecx, %ecx; mov %ecx, %gs")
+F(a_esp,
+  "mov %esp, %edx; mov %ebx, %esp; push $0x77; mov %esp, %ecx; mov %edx, %esp; mov -4(%ebx), %eax")
+F(a_gs,
+  "mov %ecx, %gs; mov %gs:(%ebx), %eax; movl $0x99, %gs:4(%ebx); xor %ecx, %ecx; mov %ecx, %gs")
 F(a_ds, "push %ds; mov %ecx, %ds; mov (%ebx), %eax; mov %ss:(%esp), %edx; pop %ds")
 F(a_es, "push %es; mov %ecx, %es; mov $0x41, %al; mov %ebx, %edi; cld; stosb; pop %es")
 F(a_fslods, "mov %ecx, %fs; xor %eax, %eax; cld; lodsb %fs:(%esi); xor %ecx, %ecx; mov %ecx, %fs")
@@ -252,10 +277,10 @@ static void addresses(void)
     run(a_esp, (struct in){0, 0x40000100});
     report("push elsewhere", OUT(ax) == 0x77 && OUT(cx) == 0x400000fc);
 
-    ldt[1] = seg_desc(0x40000000, 0xfff, 0xf3, 4);   /* byte limit 4095 */
+    ldt[1] = seg_desc(0x40000000, 0xfff, 0xf3, 4);     /* byte limit 4095 */
     ldt[2] = seg_desc(0xfffff000, 0xfffff, 0xf3, 0xc); /* base near the top: wraps */
-    ldt[3] = seg_desc(0x40000000, 0xfff, 0xf1, 4);   /* read-only */
-    ldt[4] = seg_desc(0x40000000, 0x7ff, 0xf7, 4);   /* expand-down: valid above 0x7ff */
+    ldt[3] = seg_desc(0x40000000, 0xfff, 0xf1, 4);     /* read-only */
+    ldt[4] = seg_desc(0x40000000, 0x7ff, 0xf7, 4);     /* expand-down: valid above 0x7ff */
     ldt_load(ldt, sizeof(ldt) - 1);
     *low = 0x6b6b;
     v = run(a_gs, (struct in){0, 0x10, 1 << 3 | 7});
@@ -272,26 +297,36 @@ static void addresses(void)
     v = run(a_gs, (struct in){0, 0x40001010, 2 << 3 | 7});
     report("a linear address wraps at 4 GiB", v == VEC_RETURN && OUT(ax) == 0x6b6b);
     report("a null GS: #GP(0)", run(a_null, (struct in){0, 0x10, 0}) == GP && trapped(GP, 0));
-    report("beyond the limit: #GP(0)", run(a_limit, (struct in){0, 0x1000, 1 << 3 | 7}) == GP && trapped(GP, 0));
-    report("across the limit: #GP(0)", run(a_limit, (struct in){0, 0xffd, 1 << 3 | 7}) == GP && trapped(GP, 0));
-    report_eq("the last four bytes within", run(a_limit, (struct in){0, 0xffc, 1 << 3 | 7}), VEC_RETURN);
-    report("a read-only segment refuses stores: #GP(0)", run(a_wr, (struct in){0, 0x10, 3 << 3 | 7}) == GP && trapped(GP, 0));
-    report("expand-down: below its limit is #GP(0)", run(a_limit, (struct in){0, 0x10, 4 << 3 | 7}) == GP && trapped(GP, 0));
+    report("beyond the limit: #GP(0)",
+           run(a_limit, (struct in){0, 0x1000, 1 << 3 | 7}) == GP && trapped(GP, 0));
+    report("across the limit: #GP(0)",
+           run(a_limit, (struct in){0, 0xffd, 1 << 3 | 7}) == GP && trapped(GP, 0));
+    report_eq("the last four bytes within", run(a_limit, (struct in){0, 0xffc, 1 << 3 | 7}),
+              VEC_RETURN);
+    report("a read-only segment refuses stores: #GP(0)",
+           run(a_wr, (struct in){0, 0x10, 3 << 3 | 7}) == GP && trapped(GP, 0));
+    report("expand-down: below its limit is #GP(0)",
+           run(a_limit, (struct in){0, 0x10, 4 << 3 | 7}) == GP && trapped(GP, 0));
     report_eq("expand-down: above it", run(a_limit, (struct in){0, 0x800, 4 << 3 | 7}), VEC_RETURN);
-    report("#PF has the linear address", run(a_gs, (struct in){0, 0x100, 1 << 3 | 7}) == VEC_RETURN && ({
-                                             unmap((void *)PAGE3);
-                                             run(a_limit, (struct in){0, 0x100, 1 << 3 | 7}) == PF && faulted(PF_U, (void *)(PAGE3 + 0x100));
-                                         }));
-    report("a jump to nowhere: #PF with U and I", run(a_jmp, (struct in){0, 0x50000000}) == PF && (trap.r.err & ~(u64)PF_I) == PF_U && trap.cr2 == 0x50000000 &&
-                                                       trap.r.rip == 0x50000000);
+    report("#PF has the linear address",
+           run(a_gs, (struct in){0, 0x100, 1 << 3 | 7}) == VEC_RETURN && ({
+               unmap((void *)PAGE3);
+               run(a_limit, (struct in){0, 0x100, 1 << 3 | 7}) ==
+                   PF &&faulted(PF_U, (void *)(PAGE3 + 0x100));
+           }));
+    report("a jump to nowhere: #PF with U and I",
+           run(a_jmp, (struct in){0, 0x50000000}) == PF && (trap.r.err & ~(u64)PF_I) == PF_U &&
+               trap.cr2 == 0x50000000 && trap.r.rip == 0x50000000);
     asm volatile("lldt %w0" ::"r"(0));
 }
 
-/* -- Between the widths ------------------------------------------------------------------------------------------ */
+/* -- Between the widths
+ * ------------------------------------------------------------------------------------------ */
 
 /* 32-bit code calls into 64-bit code and comes back. */
 F(f_far, "lcall $0x33, $f_in64; f_far_back: mov %cs, %edx")
-USER_ASM("f_in64: movabs $0x1122334455667788, %rax; shr $32, %rax; mov %cs, %ecx; mov 4(%rsp), %ebx; lretl");
+USER_ASM(
+    "f_in64: movabs $0x1122334455667788, %rax; shr $32, %rax; mov %cs, %ecx; mov 4(%rsp), %ebx; lretl");
 F(f_farmem, "lcall *(%ebx)")
 F(f_jmp64, "ljmp $0x33, $f_jmp64_in")
 USER_ASM("f_jmp64_in: mov %rsp, %rbx; mov $1, %eax; shl $40, %rax; int $0x81");
@@ -305,7 +340,8 @@ F(f_bad, "lcall $0x10, $0")
 F(f_gate, "lcall $0x68, $0")
 extern char g_to32[], f_far_back[], f_int80_back[];
 
-USER_ASM("both_widths: .byte 0x48, 0x90, 0xbb, 1, 0, 0, 0, 0xc3"); /* dec eax; nop (or rex.w nop); mov $1, %ebx; ret */
+USER_ASM("both_widths: .byte 0x48, 0x90, 0xbb, 1, 0, 0, 0, 0xc3"); /* dec eax; nop (or rex.w nop);
+                                                                      mov $1, %ebx; ret */
 extern char both_widths[];
 
 static void on_int80(struct regs *r)
@@ -313,15 +349,18 @@ static void on_int80(struct regs *r)
     r->rax += 0x100000001ull; /* 32-bit code never sees the upper half */
 }
 
-KERNEL_ASM("gate_entry: mov %rsp, gate_rsp\n mov (%rsp), %rax\n mov %rax, gate_frame\n mov 8(%rsp), %rax\n mov %rax, gate_frame+8\n"
-           "mov 16(%rsp), %rax\n mov %rax, gate_frame+16\n mov 24(%rsp), %rax\n mov %rax, gate_frame+24\n mov $0x1234, %eax\n lretq");
+KERNEL_ASM(
+    "gate_entry: mov %rsp, gate_rsp\n mov (%rsp), %rax\n mov %rax, gate_frame\n mov 8(%rsp), %rax\n mov %rax, gate_frame+8\n"
+    "mov 16(%rsp), %rax\n mov %rax, gate_frame+16\n mov 24(%rsp), %rax\n mov %rax, gate_frame+24\n mov $0x1234, %eax\n lretq");
 extern char gate_entry[];
 u64 gate_rsp, gate_frame[4];
 
 static void widths(void)
 {
     unsigned v = run(f_far, (struct in){0});
-    report("far call to 64-bit code and back", v == VEC_RETURN && OUT(ax) == 0x11223344 && OUT(cx) == UCS64 && OUT(dx) == UCS32 && OUT(bx) == UCS32);
+    report("far call to 64-bit code and back", v == VEC_RETURN && OUT(ax) == 0x11223344 &&
+                                                   OUT(cx) == UCS64 && OUT(dx) == UCS32 &&
+                                                   OUT(bx) == UCS32);
     struct {
         u32 off;
         u16 sel;
@@ -332,7 +371,9 @@ static void widths(void)
     v = run(f_farmem, (struct in){0, (u32)(u64)far});
     report("far call through memory", v == VEC_RETURN && OUT(ax) == 0x11223344);
     v = run(f_jmp64, (struct in){0});
-    report("far jump to 64-bit code", v == VEC_RETURN && trap.r.cs == UCS64 && trap.r.rax == BIT(40) && trap.r.rbx == (u64)ustack + sizeof(ustack) - 68);
+    report("far jump to 64-bit code", v == VEC_RETURN && trap.r.cs == UCS64 &&
+                                          trap.r.rax == BIT(40) &&
+                                          trap.r.rbx == (u64)ustack + sizeof(ustack) - 68);
     struct regs r;
     user_regs(&r, g_to32, false);
     r.rax = 10;
@@ -344,13 +385,15 @@ static void widths(void)
     report("far return with an operand", v == VEC_RETURN && OUT(ax) == 5);
     v = run(f_iret, (struct in){0});
     report("iret within 32-bit code", v == VEC_RETURN && OUT(ax) == 6);
-    report("far call to the kernel's segment: #GP(sel)", run(f_bad, (struct in){0}) == GP && trapped(GP, KCS));
+    report("far call to the kernel's segment: #GP(sel)",
+           run(f_bad, (struct in){0}) == GP && trapped(GP, KCS));
     trap_handle(0x80, on_int80);
     v = run(f_int80, (struct in){0});
     report("int 0x80 and back", v == VEC_RETURN && OUT(ax) == 0x81);
     trap_handle(0x80, NULL);
     v = run(f_int80, (struct in){0});
-    report("int 0x80: the frame", v == 0x80 && trap.r.rip == (u64)f_int80_back && trap.r.cs == UCS32 && trap.r.ss == UDS &&
+    report("int 0x80: the frame", v == 0x80 && trap.r.rip == (u64)f_int80_back &&
+                                      trap.r.cs == UCS32 && trap.r.ss == UDS &&
                                       trap.r.rsp == (u64)ustack + sizeof(ustack) - 68);
 
     /* A 64-bit call gate from 32-bit ring 3. */
@@ -359,9 +402,11 @@ static void widths(void)
     gdt_set(GDT_FREE + 8, e >> 32);
     v = run(f_gate, (struct in){0});
     report("call gate to ring 0 and far return", v == VEC_RETURN && OUT(ax) == 0x1234);
-    report("call gate: the frame on RSP0", gate_frame[1] == UCS32 && gate_frame[3] == UDS && gate_frame[2] == (u64)ustack + sizeof(ustack) - 68);
+    report("call gate: the frame on RSP0", gate_frame[1] == UCS32 && gate_frame[3] == UDS &&
+                                               gate_frame[2] == (u64)ustack + sizeof(ustack) - 68);
     gdt_set(GDT_FREE, ((e & 0xffff) | (u64)KCS << 16 | (u64)0x8c << 40 | (e >> 16 & 0xffff) << 48));
-    report("call gate with DPL 0: #GP(sel)", run(f_gate, (struct in){0}) == GP && trapped(GP, GDT_FREE));
+    report("call gate with DPL 0: #GP(sel)",
+           run(f_gate, (struct in){0}) == GP && trapped(GP, GDT_FREE));
     gdt_set(GDT_FREE, 0);
     gdt_set(GDT_FREE + 8, 0);
 

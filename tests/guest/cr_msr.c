@@ -4,8 +4,8 @@
  */
 #include "lib/guest.h"
 
-#define HOLE        0x0000800000000000ull
-#define CR(reg, v)  TRY("mov %0, %%" #reg, ::"r"((u64)(v)) : "memory")
+#define HOLE       0x0000800000000000ull
+#define CR(reg, v) TRY("mov %0, %%" #reg, ::"r"((u64)(v)) : "memory")
 
 /* A write that must be refused with #GP(0), whatever it would have done undone. */
 #define REFUSED(reg, v)                                                                            \
@@ -29,7 +29,8 @@ static void cr0(void)
     report("CR0: bits 63:32 are #GP(0)", REFUSED(cr0, v | BIT(32)));
     report("CR0: CD can be set", CR(cr0, v | CR0_CD) == VEC_NONE && RD(cr0) == (v | CR0_CD));
     WR(cr0, v);
-    report("CR0: TS, AM, MP, NE read back", CR(cr0, v ^ (CR0_TS | CR0_AM)) == VEC_NONE && RD(cr0) == (v ^ (CR0_TS | CR0_AM)));
+    report("CR0: TS, AM, MP, NE read back",
+           CR(cr0, v ^ (CR0_TS | CR0_AM)) == VEC_NONE && RD(cr0) == (v ^ (CR0_TS | CR0_AM)));
     WR(cr0, v | CR0_TS);
     asm volatile("clts");
     report_eq("clts", RD(cr0), v & ~CR0_TS);
@@ -50,7 +51,8 @@ static void cr3(void)
     if (on_tcg()) {
         skip("CR3: reserved bits", "TCG takes them");
     } else {
-        report("CR3: bits above MAXPHYADDR are #GP(0)", maxphy >= 52 || REFUSED(cr3, v | BIT(maxphy)));
+        report("CR3: bits above MAXPHYADDR are #GP(0)",
+               maxphy >= 52 || REFUSED(cr3, v | BIT(maxphy)));
         report("CR3: bit 63 without PCIDE is #GP(0)", REFUSED(cr3, v | BIT(63)));
     }
     report("CR3: PWT and PCD are kept", CR(cr3, v | 0x18) == VEC_NONE && RD(cr3) == (v | 0x18));
@@ -74,8 +76,9 @@ static void cr4(void)
         u64 bit;
         enum feature f;
     } bits[] = {
-        {"UMIP", CR4_UMIP, HAS_UMIP},   {"FSGSBASE", CR4_FSGSBASE, HAS_FSGSBASE}, {"PCIDE", CR4_PCIDE, HAS_PCID},
-        {"OSXSAVE", CR4_OSXSAVE, HAS_XSAVE}, {"SMEP", CR4_SMEP, HAS_SMEP},        {"SMAP", CR4_SMAP, HAS_SMAP},
+        {"UMIP", CR4_UMIP, HAS_UMIP},   {"FSGSBASE", CR4_FSGSBASE, HAS_FSGSBASE},
+        {"PCIDE", CR4_PCIDE, HAS_PCID}, {"OSXSAVE", CR4_OSXSAVE, HAS_XSAVE},
+        {"SMEP", CR4_SMEP, HAS_SMEP},   {"SMAP", CR4_SMAP, HAS_SMAP},
         {"PKE", BIT(22), HAS_PKU},
     };
     image_user(false);
@@ -84,9 +87,11 @@ static void cr4(void)
             continue;
         unsigned t = CR(cr4, v | bits[i].bit);
         if (has(bits[i].f))
-            reportf(t == VEC_NONE && RD(cr4) == (v | bits[i].bit), "CR4: %s as CPUID says", bits[i].name);
+            reportf(t == VEC_NONE && RD(cr4) == (v | bits[i].bit), "CR4: %s as CPUID says",
+                    bits[i].name);
         else
-            reportf(t == GP && trapped(GP, 0) && RD(cr4) == v, "CR4: %s as CPUID says", bits[i].name);
+            reportf(t == GP && trapped(GP, 0) && RD(cr4) == v, "CR4: %s as CPUID says",
+                    bits[i].name);
         WR(cr4, v);
     }
     image_user(true);
@@ -127,9 +132,11 @@ static void xcr0(void)
     report_eq("XCR0 is 1 at reset", xgetbv(0), 1);
     report("XCR0: bit 0 clear is #GP(0)", xsetbv(0, 0) == GP && trapped(GP, 0));
     report("XCR0: AVX without SSE is #GP(0)", xsetbv(0, 5) == GP && trapped(GP, 0));
-    report("XCR0: ZMM without all its parts is #GP(0)", xsetbv(0, 0x27) == GP && xsetbv(0, 0xc7) == GP && xsetbv(0, 0xe3) == GP);
+    report("XCR0: ZMM without all its parts is #GP(0)",
+           xsetbv(0, 0x27) == GP && xsetbv(0, 0xc7) == GP && xsetbv(0, 0xe3) == GP);
     report("XCR0: one BND register part is #GP(0)", xsetbv(0, 0xf) == GP);
-    report("XCR0: bits CPUID does not list are #GP(0)", xsetbv(0, 3 | BIT(62)) == GP && xsetbv(0, 3 | BIT(20)) == GP &&
+    report("XCR0: bits CPUID does not list are #GP(0)", xsetbv(0, 3 | BIT(62)) == GP &&
+                                                            xsetbv(0, 3 | BIT(20)) == GP &&
                                                             xsetbv(0, 3 | BIT(8)) == GP);
     report("XCR1 is #GP(0)", xsetbv(1, 1) == GP && trapped(GP, 0));
     report_eq("XCR0: all that CPUID lists", xsetbv(0, all), VEC_NONE);
@@ -162,10 +169,13 @@ static void efer(void)
 {
     u64 v = rdmsr(MSR_EFER);
     report_eq("EFER has LME and LMA", v & (EFER_LME | EFER_LMA), EFER_LME | EFER_LMA);
-    report("EFER: clearing LME under paging is #GP(0)", try_wrmsr(MSR_EFER, v & ~EFER_LME) == GP && trapped(GP, 0));
-    report("EFER: reserved bits are #GP(0)", try_wrmsr(MSR_EFER, v | BIT(1)) == GP && try_wrmsr(MSR_EFER, v | BIT(30)) == GP &&
+    report("EFER: clearing LME under paging is #GP(0)",
+           try_wrmsr(MSR_EFER, v & ~EFER_LME) == GP && trapped(GP, 0));
+    report("EFER: reserved bits are #GP(0)", try_wrmsr(MSR_EFER, v | BIT(1)) == GP &&
+                                                 try_wrmsr(MSR_EFER, v | BIT(30)) == GP &&
                                                  try_wrmsr(MSR_EFER, v | BIT(63)) == GP);
-    report("EFER: LMA is not written", try_wrmsr(MSR_EFER, v & ~EFER_LMA) != UD && (rdmsr(MSR_EFER) & EFER_LMA));
+    report("EFER: LMA is not written",
+           try_wrmsr(MSR_EFER, v & ~EFER_LMA) != UD && (rdmsr(MSR_EFER) & EFER_LMA));
     wrmsr(MSR_EFER, v ^ EFER_SCE);
     report_eq("EFER: SCE reads back", rdmsr(MSR_EFER), v ^ EFER_SCE);
     wrmsr(MSR_EFER, v);
@@ -200,21 +210,26 @@ static void msrs(void)
             was = rdmsr(keep[i].msr);
             t = try_wrmsr(keep[i].msr, keep[i].value);
         }
-        reportf(t == VEC_NONE && rdmsr(keep[i].msr) == keep[i].value, "%s keeps what is written", keep[i].name);
+        reportf(t == VEC_NONE && rdmsr(keep[i].msr) == keep[i].value, "%s keeps what is written",
+                keep[i].name);
         if (t == VEC_NONE)
             wrmsr(keep[i].msr, was);
     }
     report_eq("PAT at reset", rdmsr(MSR_PAT), 0x0007040600070406);
     report("PAT: type 2 is #GP(0)", try_wrmsr(MSR_PAT, 0x0007040600070402) == GP && trapped(GP, 0));
     report("PAT: type 8 is #GP(0)", try_wrmsr(MSR_PAT, 0x0807040600070406) == GP && trapped(GP, 0));
-    report("SYSENTER_EIP not canonical", cpu_is_intel() ? try_wrmsr(MSR_SYSENTER_EIP, HOLE) == GP : true);
-    report("an MSR that is not there is #GP(0): read", try_rdmsr(0x12345678) == GP && trapped(GP, 0));
-    report("an MSR that is not there is #GP(0): write", try_wrmsr(0x12345678, 0) == GP && trapped(GP, 0));
+    report("SYSENTER_EIP not canonical",
+           cpu_is_intel() ? try_wrmsr(MSR_SYSENTER_EIP, HOLE) == GP : true);
+    report("an MSR that is not there is #GP(0): read",
+           try_rdmsr(0x12345678) == GP && trapped(GP, 0));
+    report("an MSR that is not there is #GP(0): write",
+           try_wrmsr(0x12345678, 0) == GP && trapped(GP, 0));
     report_eq("the refused read left RAX and RDX", ({
                   u64 a = 0x1111, d = 0x2222;
                   TRY("rdmsr", : "+a"(a), "+d"(d) : "c"(0x12345678));
                   a + d;
-              }), 0x3333);
+              }),
+              0x3333);
     u64 a = ~0ull, d = ~0ull;
     asm volatile("rdmsr" : "+a"(a), "+d"(d) : "c"(MSR_STAR));
     report("rdmsr clears the upper halves", a >> 32 == 0 && d >> 32 == 0);
@@ -240,23 +255,28 @@ static void msrs(void)
     }
     report("the TSC never goes back", ok);
     u64 base = rdmsr(MSR_APICBASE);
-    report("APICBASE: here, BSP, at the usual place", (base & ~0xfffull) == LAPIC_PA && (base & 0x100));
-    report("APICBASE: reserved bits are #GP(0)", try_wrmsr(MSR_APICBASE, base | 1) == GP && trapped(GP, 0));
+    report("APICBASE: here, BSP, at the usual place",
+           (base & ~0xfffull) == LAPIC_PA && (base & 0x100));
+    report("APICBASE: reserved bits are #GP(0)",
+           try_wrmsr(MSR_APICBASE, base | 1) == GP && trapped(GP, 0));
 }
 
 static void cpuids(void)
 {
-    struct cpuid c0 = cpuid(0, 0), c1 = cpuid(1, 0), c7 = cpuid(7, 0), e1 = cpuid(0x80000001, 0), e8 = cpuid(0x80000008, 0);
+    struct cpuid c0 = cpuid(0, 0), c1 = cpuid(1, 0), c7 = cpuid(7, 0), e1 = cpuid(0x80000001, 0),
+                 e8 = cpuid(0x80000008, 0);
     report("leaves 7 and 0xd exist", c0.eax >= 13);
     /* FPU PSE TSC MSR PAE CX8 APIC SEP MTRR PGE CMOV PAT FXSR SSE SSE2; SYSCALL NX LM. */
-    u32 must = 1 | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(8) |
-               BIT(9) | BIT(12) | BIT(13) | BIT(15) | BIT(16) | BIT(24) | BIT(25) | BIT(26);
+    u32 must = 1 | BIT(3) | BIT(4) | BIT(5) | BIT(6) | BIT(8) | BIT(9) | BIT(12) | BIT(13) |
+               BIT(15) | BIT(16) | BIT(24) | BIT(25) | BIT(26);
     report_eq("what every 64-bit kernel needs, leaf 1", c1.edx & must, must);
     must = (u32)(BIT(11) | BIT(20) | BIT(29));
     report_eq("what every 64-bit kernel needs, extended", e1.edx & must, must);
-    report("address widths", (e8.eax & 0xff) >= 36 && (e8.eax & 0xff) <= 52 && ((e8.eax >> 8 & 0xff) == 48 || (e8.eax >> 8 & 0xff) == 57));
+    report("address widths", (e8.eax & 0xff) >= 36 && (e8.eax & 0xff) <= 52 &&
+                                 ((e8.eax >> 8 & 0xff) == 48 || (e8.eax >> 8 & 0xff) == 57));
     report("AVX needs XSAVE; AVX2 and FMA need AVX; AVX512F needs AVX2",
-           (!(c1.ecx & BIT(28)) || (c1.ecx & BIT(26))) && (!(c7.ebx & BIT(5)) || (c1.ecx & BIT(28))) &&
+           (!(c1.ecx & BIT(28)) || (c1.ecx & BIT(26))) &&
+               (!(c7.ebx & BIT(5)) || (c1.ecx & BIT(28))) &&
                (!(c7.ebx & BIT(16)) || (c7.ebx & BIT(5))));
     if (c1.ecx & BIT(28))
         report("AVX in leaf 0xd", cpuid(13, 0).eax & 4);
@@ -264,7 +284,8 @@ static void cpuids(void)
         report("AVX-512 in leaf 0xd", (cpuid(13, 0).eax & 0xe0) == 0xe0);
     report("no VMX, no SVM (or not hidden in part)", !((c1.ecx & BIT(5)) && (e1.ecx & BIT(2))));
     struct cpuid beyond = cpuid(c0.eax + 1, 0), ext = cpuid(0x80000000, 0);
-    print("# vendor %x %x %x, max %x / %x, beyond %x\n", c0.ebx, c0.edx, c0.ecx, c0.eax, ext.eax, beyond.eax);
+    print("# vendor %x %x %x, max %x / %x, beyond %x\n", c0.ebx, c0.edx, c0.ecx, c0.eax, ext.eax,
+          beyond.eax);
     u64 a = ~0ull, b = ~0ull, cc = ~0ull << 32, d = ~0ull;
     a &= ~0xffffffffull;
     asm volatile("cpuid" : "+a"(a), "+b"(b), "+c"(cc), "+d"(d));
@@ -277,7 +298,7 @@ static void cpuids(void)
         unsigned t_ = TRY(code, __VA_ARGS__);                                                      \
         bool ok_ = (has_it) ? t_ != UD : t_ == UD;                                                 \
         if (!ok_)                                                                                  \
-            print("# CPUID says %s\n", (has_it) ? "yes" : "no");                                  \
+            print("# CPUID says %s\n", (has_it) ? "yes" : "no");                                   \
         reportf(ok_, "CPUID and decoder agree: %s", name);                                         \
     } while (0)
     static u8 fx[512] __attribute__((aligned(16)));
@@ -307,7 +328,8 @@ static void cpuids(void)
     DENIED("vmrun without SVME", 0, "vmrun", ::"a"(0));
     DENIED("rdpru", e8.ebx & BIT(4), ".byte 0x0f, 0x01, 0xfd", ::"c"(0) : "rax", "rdx");
     DENIED("serialize", c7.edx & BIT(14), ".byte 0x0f, 0x01, 0xe8", ::);
-    DENIED("cmpxchg16b", c1.ecx & BIT(13), "cmpxchg16b %0", ::"m"(mem) : "rax", "rdx", "cc", "memory");
+    DENIED("cmpxchg16b", c1.ecx & BIT(13), "cmpxchg16b %0", ::"m"(mem)
+           : "rax", "rdx", "cc", "memory");
     DENIED("bmi's tzcnt or bsf", 1, "tzcnt %%eax, %%eax", ::: "rax", "cc");
     DENIED("3DNow femms", e1.edx & BIT(31), ".byte 0x0f, 0x0e", ::);
     DENIED("fxsave", c1.edx & BIT(24), "fxsave64 (%0)", ::"r"(fx) : "memory");

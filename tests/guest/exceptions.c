@@ -22,10 +22,15 @@ static void divide(void)
     report("#DE: divb overflow", TRY("divb %%cl", ::"a"(0x1000), "c"(1)) == DE);
     report("#DE: divw overflow", TRY("divw %%cx", ::"a"(0), "d"(1), "c"(1)) == DE);
     report("#DE: divq overflow", TRY("divq %%rcx", ::"a"(0), "d"(5ull), "c"(5ull)) == DE);
-    report("#DE: idivl INT_MIN / -1", TRY("idivl %%ecx", ::"a"(0x80000000), "d"(-1), "c"(-1)) == DE);
-    report("#DE: idivq INT_MIN / -1", TRY("idivq %%rcx", ::"a"(BIT(63)), "d"(-1ull), "c"(-1ull)) == DE);
+    report("#DE: idivl INT_MIN / -1",
+           TRY("idivl %%ecx", ::"a"(0x80000000), "d"(-1), "c"(-1)) == DE);
+    report("#DE: idivq INT_MIN / -1",
+           TRY("idivq %%rcx", ::"a"(BIT(63)), "d"(-1ull), "c"(-1ull)) == DE);
     u64 q = 100, r = 0;
-    report("div that fits", TRY("divq %2", : "+a"(q), "+d"(r) : "c"(7ull)) == VEC_NONE && q == 14 && r == 2);
+    report("div that fits", TRY("divq %2",
+                                : "+a"(q), "+d"(r)
+                                : "c"(7ull)) == VEC_NONE &&
+                                q == 14 && r == 2);
     static volatile u64 zero;
     report("#DE: from memory", TRY("divq %2", : "+a"(q), "+d"(r) : "m"(zero)) == DE);
     report("#PF before #DE", TRY("divq (%2)", : "+a"(q), "+d"(r) : "r"(PAGE3)) == PF);
@@ -83,11 +88,15 @@ static void undefined(void)
     UD_CASE("0f 24 (mov tr)", "0x0f, 0x24, 0xc0");
     UD_CASE("rsm outside SMM", "0x0f, 0xaa");
     report("15 bytes is an instruction",
-           TRY(".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90", ::) ==
-               VEC_NONE);
-    report("16 bytes is #GP(0)",
-           TRY_AT(at_long, ".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90",
-                  ::) == GP && trapped(GP, 0) && RIP_IS(at_long));
+           TRY(".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90",
+               ::) == VEC_NONE);
+    report(
+        "16 bytes is #GP(0)",
+        TRY_AT(
+            at_long,
+            ".byte 0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x66,0x90",
+            ::) == GP &&
+            trapped(GP, 0) && RIP_IS(at_long));
 }
 
 /* In a function of its own: the trap leaves RBP spoilt, and RSP where it was at the start. */
@@ -97,8 +106,9 @@ void load_by_rbp(u64 p);
 
 static void protection(void)
 {
-    report("#GP: non-canonical load",
-           TRY_AT(at_gp, "mov (%0), %%rax", ::"r"(HOLE) : "rax") == GP && trapped(GP, 0) && RIP_IS(at_gp));
+    report("#GP: non-canonical load", TRY_AT(at_gp, "mov (%0), %%rax", ::"r"(HOLE)
+                                             : "rax") == GP &&
+                                          trapped(GP, 0) && RIP_IS(at_gp));
     report("#GP: non-canonical store", TRY("mov %%rax, (%0)", ::"r"(HOLE)) == GP && trapped(GP, 0));
     trap_clear();
     load_by_rbp(HOLE);
@@ -108,27 +118,33 @@ static void protection(void)
     tss.ist[4] = (u64)pf_stack + sizeof(pf_stack);
     idt_gate(SS, trap_stub(SS), KCS, 0, 14, 4);
     report("#SS: non-canonical by rsp, on IST",
-           TRY("mov %0, %%rsp; mov 8(%%rsp), %%rax", ::"r"(HOLE) : "rax") == SS && trapped(SS, 0));
+           TRY("mov %0, %%rsp; mov 8(%%rsp), %%rax", ::"r"(HOLE)
+               : "rax") == SS &&
+               trapped(SS, 0));
     report("#SS: push", TRY("mov %0, %%rsp; push %%rax", ::"r"(HOLE + 8)) == SS && trapped(SS, 0));
-    report("#SS: pop", TRY("mov %0, %%rsp; pop %%rax", ::"r"(HOLE) : "rax") == SS && trapped(SS, 0));
+    report("#SS: pop", TRY("mov %0, %%rsp; pop %%rax", ::"r"(HOLE)
+                           : "rax") == SS &&
+                           trapped(SS, 0));
     report("#SS: call", TRY("mov %0, %%rsp; call at_ud2", ::"r"(HOLE + 8)) == SS && trapped(SS, 0));
     report("#SS: ret", TRY("mov %0, %%rsp; ret", ::"r"(HOLE)) == SS && trapped(SS, 0));
     idt_reset();
     report("#GP: non-canonical jump", TRY("jmp *%0", ::"r"(HOLE)) == GP && trapped(GP, 0));
     report("#GP: non-canonical call", TRY("call *%0", ::"r"(HOLE)) == GP && trapped(GP, 0));
     report("#GP: non-canonical ret", TRY("push %0; ret", ::"r"(HOLE)) == GP && trapped(GP, 0));
-    report("#GP: non-canonical through FS",
-           TRY("mov %%fs:(%0), %%rax", ::"r"(HOLE) : "rax") == GP);
-    report("#PF: a jump to nowhere", TRY("jmp *%0", ::"r"(PAGE3)) == PF && faulted(PF_I, (void *)PAGE3) &&
-                                         trap.r.rip == PAGE3);
+    report("#GP: non-canonical through FS", TRY("mov %%fs:(%0), %%rax", ::"r"(HOLE) : "rax") == GP);
+    report("#PF: a jump to nowhere", TRY("jmp *%0", ::"r"(PAGE3)) == PF &&
+                                         faulted(PF_I, (void *)PAGE3) && trap.r.rip == PAGE3);
     report("#PF: a call to nowhere has pushed its return address",
            TRY("call *%0", ::"r"(PAGE3)) == PF && trap.r.rsp == try_rsp - 8);
-    report("#PF: a ret to nowhere has popped", TRY("push %0; ret", ::"r"(PAGE3)) == PF && trap.r.rsp == try_rsp);
-    report("#GP: movaps unaligned", TRY("movaps (%0), %%xmm0", ::"r"((u64)gdt + 8)) == GP && trapped(GP, 0));
+    report("#PF: a ret to nowhere has popped",
+           TRY("push %0; ret", ::"r"(PAGE3)) == PF && trap.r.rsp == try_rsp);
+    report("#GP: movaps unaligned",
+           TRY("movaps (%0), %%xmm0", ::"r"((u64)gdt + 8)) == GP && trapped(GP, 0));
     u64 cx[4] __attribute__((aligned(16))) = {0};
     if (has(HAS_CX16))
-        report("#GP: cmpxchg16b unaligned",
-               TRY("cmpxchg16b (%0)", ::"r"((u64)cx + 8) : "rax", "rdx", "memory") == GP && trapped(GP, 0));
+        report("#GP: cmpxchg16b unaligned", TRY("cmpxchg16b (%0)", ::"r"((u64)cx + 8)
+                                                : "rax", "rdx", "memory") == GP &&
+                                                trapped(GP, 0));
 }
 
 /* -- Gates ------------------------------------------------------------------------------------ */
@@ -144,8 +160,8 @@ UTEXT static void user_int51(void)
 USER_ASM("user_int3: int3\nuser_int3_end: ret");
 USER_ASM("user_int80: int $0x80\nuser_int80_end: ret");
 USER_ASM("user_int1: .byte 0xf1\nuser_int1_end: ret");
-extern char user_int3[], user_int3_end[], user_int80[], user_int80_end[], user_int1[], user_int1_end[],
-    user_ud2[];
+extern char user_int3[], user_int3_end[], user_int80[], user_int80_end[], user_int1[],
+    user_int1_end[], user_ud2[];
 USER_ASM("user_ud2: ud2");
 
 static void gates(void)
@@ -169,15 +185,18 @@ static void gates(void)
     report("int n, DPL 0, from ring 3 is #GP(n*8+2)", trapped(GP, 0x50 * 8 + 2));
 
     asm volatile("lidt %0" ::"m"(short_idt));
-    report("int n beyond the limit is #GP(n*8+2)", TRY("int $0x51", ::) == GP && trapped(GP, 0x51 * 8 + 2));
+    report("int n beyond the limit is #GP(n*8+2)",
+           TRY("int $0x51", ::) == GP && trapped(GP, 0x51 * 8 + 2));
     user_call(user_int51, 0, 0, 0);
     report("the same from ring 3", trapped(GP, 0x51 * 8 + 2));
     asm volatile("lidt %0" ::"m"(full_idt));
 
     idt[0x50 * 2] &= ~BIT(47);
-    report("gate not present is #NP(n*8+2)", TRY("int $0x50", ::) == NP && trapped(NP, 0x50 * 8 + 2));
+    report("gate not present is #NP(n*8+2)",
+           TRY("int $0x50", ::) == NP && trapped(NP, 0x50 * 8 + 2));
     idt_gate(0x50, trap_stub(0x50), KCS, 0, 5, 0);
-    report("task gate in long mode is #GP(n*8+2)", TRY("int $0x50", ::) == GP && trapped(GP, 0x50 * 8 + 2));
+    report("task gate in long mode is #GP(n*8+2)",
+           TRY("int $0x50", ::) == GP && trapped(GP, 0x50 * 8 + 2));
     idt_gate(0x50, trap_stub(0x50), 0, 0, 14, 0);
     report("gate with a null selector is #GP(0)", TRY("int $0x50", ::) == GP && trapped(GP, 0));
     idt_gate(0x50, trap_stub(0x50), KDS, 0, 14, 0);
@@ -185,23 +204,29 @@ static void gates(void)
     idt_gate(0x50, trap_stub(0x50), GDT_END, 0, 14, 0);
     report("gate beyond the GDT is #GP(sel)", TRY("int $0x50", ::) == GP && trapped(GP, GDT_END));
     idt_gate(0x50, trap_stub(0x50), KCS32, 0, 14, 0);
-    report("gate to a 32-bit segment is #GP(sel)", TRY("int $0x50", ::) == GP && trapped(GP, KCS32));
+    report("gate to a 32-bit segment is #GP(sel)",
+           TRY("int $0x50", ::) == GP && trapped(GP, KCS32));
     idt_gate(0x50, trap_stub(0x50), UCS64, 0, 14, 0);
-    report("gate to a lower privilege is #GP(sel)", TRY("int $0x50", ::) == GP && trapped(GP, UCS64 & ~3));
+    report("gate to a lower privilege is #GP(sel)",
+           TRY("int $0x50", ::) == GP && trapped(GP, UCS64 & ~3));
     gdt_set(GDT_FREE, seg_desc(0, 0xfffff, 0x1b, 0xa)); /* code, not present */
     idt_gate(0x50, trap_stub(0x50), GDT_FREE, 0, 14, 0);
-    report("gate to an absent segment is #NP(sel)", TRY("int $0x50", ::) == NP && trapped(NP, GDT_FREE));
+    report("gate to an absent segment is #NP(sel)",
+           TRY("int $0x50", ::) == NP && trapped(NP, GDT_FREE));
     idt_gate(0x50, (void *)HOLE, KCS, 0, 14, 0);
-    report("gate to a non-canonical address is #GP(0)", TRY("int $0x50", ::) == GP && trapped(GP, 0));
+    report("gate to a non-canonical address is #GP(0)",
+           TRY("int $0x50", ::) == GP && trapped(GP, 0));
     idt_reset();
 
     /* Faults while delivering an exception carry EXT. */
     idt[UD * 2] &= ~BIT(47);
-    report("#UD through an absent gate is #NP(6*8+3)", TRY("ud2", ::) == NP && trapped(NP, UD * 8 + 3));
+    report("#UD through an absent gate is #NP(6*8+3)",
+           TRY("ud2", ::) == NP && trapped(NP, UD * 8 + 3));
     user_call(user_ud2, 0, 0, 0);
     report("the same from ring 3", trapped(NP, UD * 8 + 3));
     idt_gate(UD, trap_stub(UD), KDS, 0, 14, 0);
-    report("#UD through a data selector is #GP(sel+1)", TRY("ud2", ::) == GP && trapped(GP, KDS | 1));
+    report("#UD through a data selector is #GP(sel+1)",
+           TRY("ud2", ::) == GP && trapped(GP, KDS | 1));
     idt_reset();
     asm volatile("lidt %0" ::"m"(full_idt));
 }
@@ -215,11 +240,16 @@ static void double_fault(void)
     report_eq("with the bad RSP in the frame", trap.r.rsp, PAGE3 + 64);
     report("#UD with no stack is #PF then... #DF or #PF on IST",
            TRY("mov %0, %%rsp; ud2", ::"r"(PAGE3 + 64)) == DF && trapped(DF, 0));
-    report("#SS with no stack is #DF", TRY("mov %0, %%rsp; push %%rax", ::"r"(HOLE)) == DF && trapped(DF, 0));
+    report("#SS with no stack is #DF",
+           TRY("mov %0, %%rsp; push %%rax", ::"r"(HOLE)) == DF && trapped(DF, 0));
     idt[PF * 2] &= ~BIT(47);
-    report("#PF through an absent gate is #DF", TRY("mov (%0), %%rax", ::"r"(PAGE3) : "rax") == DF && trapped(DF, 0));
+    report("#PF through an absent gate is #DF", TRY("mov (%0), %%rax", ::"r"(PAGE3)
+                                                    : "rax") == DF &&
+                                                    trapped(DF, 0));
     idt[GP * 2] &= ~BIT(47);
-    report("#GP through an absent gate is #DF", TRY("mov (%0), %%rax", ::"r"(HOLE) : "rax") == DF && trapped(DF, 0));
+    report("#GP through an absent gate is #DF", TRY("mov (%0), %%rax", ::"r"(HOLE)
+                                                    : "rax") == DF &&
+                                                    trapped(DF, 0));
     idt_reset();
     /* Contributory after benign is delivered one after the other: #UD, absent gate, #NP. */
     idt[DE * 2] &= ~BIT(47);
@@ -349,11 +379,12 @@ static void alignment(void)
     WR(cr0, RD(cr0) & ~CR0_AM);
     user_call(user_ac, (u64)ustack + 1, 0, 0);
     report_eq("without AM: none", trap.vec, VEC_RETURN);
-    report_eq("never in ring 0",
-              TRY("pushf; orl $0x40000, (%%rsp); popf; mov 1(%0), %%eax; pushf; andl $~0x40000, (%%rsp); popf",
-                  ::"r"(ustack)
-                  : "rax"),
-              VEC_NONE);
+    report_eq(
+        "never in ring 0",
+        TRY("pushf; orl $0x40000, (%%rsp); popf; mov 1(%0), %%eax; pushf; andl $~0x40000, (%%rsp); popf",
+            ::"r"(ustack)
+            : "rax"),
+        VEC_NONE);
 }
 
 /* -- Single step ------------------------------------------------------------------------------- */
@@ -398,15 +429,17 @@ KERNEL_ASM("step_plain: " TF_ON "sp_1: nop\nsp_2: add $1, %rax\nsp_3: jmp sp_5\n
            "sp_sub: ret\n");
 extern char step_plain[], sp_2[], sp_3[], sp_5[], sp_sub[], sp_6[], sp_7[], sp_8[];
 KERNEL_ASM("step_shadow: mov %ss, %ecx\n" TF_ON
-           "ss_1: nop\nss_2: mov %ecx, %ss\nss_3: nop\nss_4: nop\nss_5: " TF_OFF "popf\nss_6: ret\n");
+           "ss_1: nop\nss_2: mov %ecx, %ss\nss_3: nop\nss_4: nop\nss_5: " TF_OFF
+           "popf\nss_6: ret\n");
 extern char step_shadow[], ss_2[], ss_4[], ss_5[], ss_6[];
 KERNEL_ASM("step_rep: lea 64(%rdi), %rsi; mov $3, %ecx; cld\n" TF_ON
            "sr_1: rep movsb\nsr_2: nop\nsr_3: " TF_OFF "popf\nsr_4: ret\n");
 extern char step_rep[], sr_1[], sr_2[], sr_3[], sr_4[];
 /* iretq that sets TF: the first instruction after it runs, then the trap. */
-KERNEL_ASM("step_iret: mov %ss, %ecx; mov %rsp, %rax; push %rcx; push %rax; pushf; orl $0x100, (%rsp)\n"
-           "mov %cs, %ecx; push %rcx; push $si_1; iretq\nsi_1: nop\nsi_2: nop\nsi_3: " TF_OFF
-           "popf\nsi_4: ret\n");
+KERNEL_ASM(
+    "step_iret: mov %ss, %ecx; mov %rsp, %rax; push %rcx; push %rax; pushf; orl $0x100, (%rsp)\n"
+    "mov %cs, %ecx; push %rcx; push $si_1; iretq\nsi_1: nop\nsi_2: nop\nsi_3: " TF_OFF
+    "popf\nsi_4: ret\n");
 extern char step_iret[], si_2[], si_3[], si_4[];
 USER_ASM("step_user: nop\nsu_1: nop\nsu_2: int $0x81");
 extern char step_user[], su_1[], su_2[];
@@ -414,7 +447,8 @@ USER_ASM("step_syscall: nop\nsc_1: syscall\nsc_2: nop");
 extern char step_syscall[], sc_1[], sc_2[];
 KERNEL_ASM("step_fault: " TF_ON "sf_1: mov (%rdi), %rax\nsf_2: nop\n" TF_OFF "popf\n ret");
 extern char step_fault[], sf_1[], sf_2[];
-KERNEL_ASM("step_int: " TF_ON "st_1: nop\nst_2: int $0x52\nst_3: nop\nst_4: " TF_OFF "popf\nst_5: ret");
+KERNEL_ASM("step_int: " TF_ON "st_1: nop\nst_2: int $0x52\nst_3: nop\nst_4: " TF_OFF
+           "popf\nst_5: ret");
 extern char step_int[], st_2[], st_3[], st_4[], st_5[];
 
 static volatile unsigned ints_seen;
@@ -479,15 +513,15 @@ static void single_step(void)
     r.rflags |= FL_TF;
     nr_steps = 0;
     v = user_run(&r);
-    report("single-step: syscall with TF masked ends the stepping", v == VEC_SYSCALL && nr_steps == 1 &&
-                                                                         steps[0] == (u64)sc_1);
+    report("single-step: syscall with TF masked ends the stepping",
+           v == VEC_SYSCALL && nr_steps == 1 && steps[0] == (u64)sc_1);
     report("r11 has TF after it", trap.r.r11 & FL_TF);
     trap_handle(DB, NULL);
 }
 
 /* -- Debug registers --------------------------------------------------------------------------- */
 
-#define DR7_L(n)         (1ull << (2 * (n)))
+#define DR7_L(n)              (1ull << (2 * (n)))
 #define DR7_RWLEN(n, rw, len) ((u64)((rw) | ((len)-1) << 2) << (16 + 4 * (n)))
 enum { DR_X = 0, DR_W = 1, DR_IO = 2, DR_RW = 3 };
 
@@ -508,12 +542,16 @@ static void breakpoints(void)
     WR(dr7, 0);
     report_eq("DR7 reads its fixed bit", RD(dr7), 0x400);
     WR(dr6, 0);
-    report_eq("DR6 reads its fixed bits", RD(dr6) & ~BIT(11) & ~BIT(16), 0xffff0ff0 & ~BIT(11) & ~BIT(16));
-    report("DR7 with high bits is #GP(0)", TRY("mov %0, %%dr7", ::"r"(BIT(32))) == GP && trapped(GP, 0));
-    report("DR6 with high bits is #GP(0)", TRY("mov %0, %%dr6", ::"r"(BIT(32))) == GP && trapped(GP, 0));
+    report_eq("DR6 reads its fixed bits", RD(dr6) & ~BIT(11) & ~BIT(16),
+              0xffff0ff0 & ~BIT(11) & ~BIT(16));
+    report("DR7 with high bits is #GP(0)",
+           TRY("mov %0, %%dr7", ::"r"(BIT(32))) == GP && trapped(GP, 0));
+    report("DR6 with high bits is #GP(0)",
+           TRY("mov %0, %%dr6", ::"r"(BIT(32))) == GP && trapped(GP, 0));
     WR(dr0, 0x123456789abc);
     WR(dr3, 0xffff800000000000ull);
-    report("DR0 and DR3 keep their values", RD(dr0) == 0x123456789abc && RD(dr3) == 0xffff800000000000ull);
+    report("DR0 and DR3 keep their values",
+           RD(dr0) == 0x123456789abc && RD(dr3) == 0xffff800000000000ull);
     report_eq("DR4 is DR6 without DE", TRY("mov %%dr4, %%rax", ::: "rax"), VEC_NONE);
     WR(cr4, RD(cr4) | CR4_DE);
     report("DR4 is #UD with DE", TRY("mov %%dr4, %%rax", ::: "rax") == UD);
@@ -531,8 +569,8 @@ static void breakpoints(void)
     WR(dr7, DR7_L(1) | DR7_RWLEN(1, DR_X, 1));
     nr_steps = 0;
     asm volatile("call bp_code" ::: "memory");
-    report("instruction breakpoint: before it, once", nr_steps == 1 && steps[0] == (u64)bp_1 &&
-                                                          (step_dr6[0] & 0xe00f) == 2);
+    report("instruction breakpoint: before it, once",
+           nr_steps == 1 && steps[0] == (u64)bp_1 && (step_dr6[0] & 0xe00f) == 2);
     nr_steps = 0;
     for (int i = 0; i < 100; i++)
         asm volatile("call bp_code" ::: "memory");
@@ -549,8 +587,8 @@ static void breakpoints(void)
     WR(dr7, DR7_L(0) | DR7_RWLEN(0, DR_W, 4));
     nr_steps = 0;
     asm volatile(".globl at_w1\n.globl at_w2\nat_w1: movl $7, %0\nat_w2: nop" : "=m"(watched[1]));
-    report("write watch: after the write", nr_steps == 1 && steps[0] == (u64)at_w2 && watched[1] == 7 &&
-                                               (step_dr6[0] & 0xe00f) == 1);
+    report("write watch: after the write", nr_steps == 1 && steps[0] == (u64)at_w2 &&
+                                               watched[1] == 7 && (step_dr6[0] & 0xe00f) == 1);
     nr_steps = 0;
     asm volatile("movl %0, %%eax" ::"m"(watched[1]) : "rax");
     report_eq("write watch: not on reads", nr_steps, 0);

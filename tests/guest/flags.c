@@ -1,6 +1,6 @@
 /*
- * flags.c - arithmetic flags must survive whatever comes between their making and their use: faults,
- * interrupts, system calls, slow memory accesses, and every kind of control transfer.
+ * flags.c - arithmetic flags must survive whatever comes between their making and their use:
+ * faults, interrupts, system calls, slow memory accesses, and every kind of control transfer.
  *
  * A fault frame may hold stale arithmetic flags where the program overwrites them before reading
  * them (docs: engine); so frames are compared only where the flags are used afterwards.
@@ -32,7 +32,8 @@ static void soft(struct regs *r)
 /* All 64 combinations of the six flags, by popf and by sahf. */
 static u64 combo(unsigned i)
 {
-    return 2 | (i & 1 ? FL_CF : 0) | (i & 2 ? FL_PF : 0) | (i & 4 ? FL_AF : 0) | (i & 8 ? FL_ZF : 0) | (i & 16 ? FL_SF : 0) | (i & 32 ? FL_OF : 0);
+    return 2 | (i & 1 ? FL_CF : 0) | (i & 2 ? FL_PF : 0) | (i & 4 ? FL_AF : 0) |
+           (i & 8 ? FL_ZF : 0) | (i & 16 ? FL_SF : 0) | (i & 32 ? FL_OF : 0);
 }
 
 /* Set flags, do `code`, read them: nothing may change. r8 = the address of an absent page. */
@@ -45,10 +46,12 @@ static u64 combo(unsigned i)
             asm volatile("mov %2, %%r8; push %1; popf; " code "; pushf; pop %0; push $2; popf"     \
                          : "=&r"(out_)                                                             \
                          : "r"(combo(i_)), "r"(absent)                                             \
-                         : "rax", "rbx", "rcx", "rdx", "r8", "r9", "rsi", "rdi", "memory", "cc", ##__VA_ARGS__); \
+                         : "rax", "rbx", "rcx", "rdx", "r8", "r9", "rsi", "rdi", "memory", "cc",   \
+                           ##__VA_ARGS__);                                                         \
             if ((out_ & FL_ARITH) != (combo(i_) & FL_ARITH)) {                                     \
                 if (ok_)                                                                           \
-                    print("# %s: flags %lx, want %lx\n", name, out_ & FL_ARITH, combo(i_) & FL_ARITH); \
+                    print("# %s: flags %lx, want %lx\n", name, out_ &FL_ARITH,                     \
+                          combo(i_) & FL_ARITH);                                                   \
                 ok_ = false;                                                                       \
             }                                                                                      \
         }                                                                                          \
@@ -68,8 +71,10 @@ static void keeps(void)
     KEEPS("mov to memory, faulting", "mov %%r9, (%%r8)", unmap(absent));
     KEEPS("mov from memory, faulting", "mov (%%r8), %%r9", unmap(absent));
     KEEPS("push from memory, faulting", "push (%%r8); pop %%r9", unmap(absent));
-    KEEPS("lea, movzx, bswap, xchg", "lea 5(%%r8), %%r9; movzbl %%r9b, %%eax; bswap %%eax; xchg %%eax, %%ebx", );
-    KEEPS("a page-crossing load and store", "mov $ustack + 4093, %%r9; mov (%%r9), %%rax; mov %%rax, (%%r9)", );
+    KEEPS("lea, movzx, bswap, xchg",
+          "lea 5(%%r8), %%r9; movzbl %%r9b, %%eax; bswap %%eax; xchg %%eax, %%ebx", );
+    KEEPS("a page-crossing load and store",
+          "mov $ustack + 4093, %%r9; mov (%%r9), %%rax; mov %%rax, (%%r9)", );
     KEEPS("a device read", "mov $0xfee00020, %%r9d; mov (%%r9), %%eax", );
     KEEPS("a device write", "mov $0xfee00080, %%r9d; movl $0, (%%r9)", );
     KEEPS("int n and iretq", "int $0x60", );
@@ -93,17 +98,21 @@ static void keeps(void)
     KEEPS("swapgs", "swapgs; swapgs", );
     KEEPS("segment load", "mov %%ds, %%eax; mov %%eax, %%ds", );
     KEEPS("fninit, fxch, movaps", "fninit; fldz; fld1; fxch; movaps %%xmm0, %%xmm1; emms", );
-    KEEPS("not, mov, movsx, cmov, setcc", "mov $5, %%eax; not %%eax; cmovz %%eax, %%ebx; setc %%al; movsbl %%al, %%eax", );
+    KEEPS("not, mov, movsx, cmov, setcc",
+          "mov $5, %%eax; not %%eax; cmovz %%eax, %%ebx; setc %%al; movsbl %%al, %%eax", );
     KEEPS("loop and jrcxz", "mov $5, %%ecx; 1: loop 1b; jrcxz 2f; 2:", );
     KEEPS("enter and leave", "enter $32, $0; leave", );
     KEEPS("lahf and sahf", "lahf; sahf", );
     KEEPS("a syscall from ring 0's point of view: xchg with memory", "xchg %%r9, ustack(%%rip)", );
-    KEEPS("clflush, prefetch, fences", "clflush ustack(%%rip); prefetcht0 (%%r8); mfence; lfence; sfence; pause", );
-    KEEPS("conditional jump not taken then taken", "jc 1f; nop; 1: jz 2f; nop; 2: js 3f; 3: jo 4f; 4: jp 5f; 5:", );
+    KEEPS("clflush, prefetch, fences",
+          "clflush ustack(%%rip); prefetcht0 (%%r8); mfence; lfence; sfence; pause", );
+    KEEPS("conditional jump not taken then taken",
+          "jc 1f; nop; 1: jz 2f; nop; 2: js 3f; 3: jo 4f; 4: jp 5f; 5:", );
     trap_handle(PF, NULL);
 }
 
-/* -- Flags made by one instruction and used by another, with something slow between --------------------- */
+/* -- Flags made by one instruction and used by another, with something slow between
+ * --------------------- */
 
 static void chains(void)
 {
@@ -122,7 +131,8 @@ static void chains(void)
                  "mov 24(%1), %%rax; adc 0x3008(%2), %%rax; mov %%rax, 24(%0)" ::"r"(r),
                  "r"(a), "r"(base)
                  : "rax", "memory", "cc");
-    report("add, adc, adc, adc with faulting operands", r[0] == 0 && r[1] == 0 && r[2] == 0 && r[3] == 6 && faults == 4);
+    report("add, adc, adc, adc with faulting operands",
+           r[0] == 0 && r[1] == 0 && r[2] == 0 && r[3] == 6 && faults == 4);
     for (unsigned i = 0; i < 8; i++)
         unmap((void *)(base + i * PAGE));
     u64 z[4] = {0, 0, 0, 5};
@@ -132,7 +142,8 @@ static void chains(void)
                  "mov 24(%1), %%rax; sbb 0x3008(%2), %%rax; mov %%rax, 24(%0)" ::"r"(r),
                  "r"(z), "r"(base)
                  : "rax", "memory", "cc");
-    report("sub, sbb, sbb, sbb with faulting operands", r[0] == ~0ull && r[1] == ~0ull && r[2] == ~0ull && r[3] == 4);
+    report("sub, sbb, sbb, sbb with faulting operands",
+           r[0] == ~0ull && r[1] == ~0ull && r[2] == ~0ull && r[3] == 4);
 
     /* Read-modify-write that needs the carry it was given, and faults first. */
     unmap(absent);
@@ -166,15 +177,22 @@ static void frames(void)
     for (unsigned i = 0; i < 64; i++) {
         unmap(absent);
         u64 out;
-        asm volatile("push %1; popf; mov (%2), %%rax; pushf; pop %0; push $2; popf" : "=&r"(out) : "r"(combo(i)), "r"(absent) : "rax", "cc", "memory");
-        ok &= (frame_flags & FL_ARITH) == (combo(i) & FL_ARITH) && (out & FL_ARITH) == (combo(i) & FL_ARITH);
+        asm volatile("push %1; popf; mov (%2), %%rax; pushf; pop %0; push $2; popf"
+                     : "=&r"(out)
+                     : "r"(combo(i)), "r"(absent)
+                     : "rax", "cc", "memory");
+        ok &= (frame_flags & FL_ARITH) == (combo(i) & FL_ARITH) &&
+              (out & FL_ARITH) == (combo(i) & FL_ARITH);
     }
     report("a #PF frame has the live flags", ok);
     trap_handle(PF, NULL);
     ok = true;
     for (unsigned i = 0; i < 64; i++) {
         u64 out;
-        asm volatile("push %1; popf; int $0x60; pushf; pop %0; push $2; popf" : "=&r"(out) : "r"(combo(i)) : "cc", "memory");
+        asm volatile("push %1; popf; int $0x60; pushf; pop %0; push $2; popf"
+                     : "=&r"(out)
+                     : "r"(combo(i))
+                     : "cc", "memory");
         ok &= (frame_flags & FL_ARITH) == (combo(i) & FL_ARITH);
     }
     report("an int n frame has them", ok);
@@ -184,14 +202,18 @@ static void frames(void)
         extern char flip_entry[];
         idt_gate(0x61, flip_entry, KCS, 0, 14, 0);
         u64 out;
-        asm volatile("push %1; popf; int $0x61; pushf; pop %0; push $2; popf" : "=&r"(out) : "r"(combo(i)) : "cc", "memory");
+        asm volatile("push %1; popf; int $0x61; pushf; pop %0; push $2; popf"
+                     : "=&r"(out)
+                     : "r"(combo(i))
+                     : "cc", "memory");
         ok &= (out & FL_ARITH) == ((combo(i) ^ (FL_CF | FL_ZF | FL_OF)) & FL_ARITH);
     }
     report("iretq loads what the handler put there", ok);
 }
 KERNEL_ASM("flip_entry: xorq $0x841, 16(%rsp)\n iretq");
 
-/* -- pushf, popf, lahf, sahf ------------------------------------------------------------------------------ */
+/* -- pushf, popf, lahf, sahf
+ * ------------------------------------------------------------------------------ */
 
 static void forms(void)
 {
@@ -199,10 +221,17 @@ static void forms(void)
     for (unsigned i = 0; i < 64; i++) {
         u64 out, c = combo(i), ah;
         asm volatile("push %1; popf; pushf; pop %0" : "=r"(out) : "r"(c) : "cc", "memory");
-        pop &= (out & FL_ARITH) == (c & FL_ARITH) && (out & 2) && !(out & (BIT(3) | BIT(5) | BIT(15)));
-        asm volatile("push %1; popf; mov $0, %%eax; lahf; movzbl %%ah, %%eax; mov %%rax, %0" : "=r"(ah) : "r"(c) : "rax", "cc", "memory");
+        pop &=
+            (out & FL_ARITH) == (c & FL_ARITH) && (out & 2) && !(out & (BIT(3) | BIT(5) | BIT(15)));
+        asm volatile("push %1; popf; mov $0, %%eax; lahf; movzbl %%ah, %%eax; mov %%rax, %0"
+                     : "=r"(ah)
+                     : "r"(c)
+                     : "rax", "cc", "memory");
         lahf &= ah == (c & 0xd7);
-        asm volatile("xor %%eax, %%eax; mov %b1, %%ah; push $0x802; popf; sahf; pushf; pop %0" : "=r"(out) : "Q"(c) : "rax", "cc", "memory");
+        asm volatile("xor %%eax, %%eax; mov %b1, %%ah; push $0x802; popf; sahf; pushf; pop %0"
+                     : "=r"(out)
+                     : "Q"(c)
+                     : "rax", "cc", "memory");
         lahf &= (out & FL_ARITH) == ((c & 0xd5) | FL_OF);
         asm volatile("pushw %w1; popfw; pushfw; popw %w0" : "=r"(out) : "r"(c) : "cc", "memory");
         w &= (out & FL_ARITH) == (c & FL_ARITH);
@@ -211,29 +240,42 @@ static void forms(void)
     report("lahf, sahf", lahf);
     report("popfw, pushfw", w);
     u64 out;
-    asm volatile("push %1; popf; pushf; pop %0; push $2; popf" : "=r"(out) : "r"(BIT(21) | BIT(18) | BIT(14) | 2) : "cc", "memory");
+    asm volatile("push %1; popf; pushf; pop %0; push $2; popf"
+                 : "=r"(out)
+                 : "r"(BIT(21) | BIT(18) | BIT(14) | 2)
+                 : "cc", "memory");
     report_eq("popf in ring 0: ID, AC, NT", out, BIT(21) | BIT(18) | BIT(14) | 2);
-    asm volatile("push %1; popf; pushf; pop %0; push $2; popf" : "=r"(out) : "r"(0x3002ull) : "cc", "memory");
+    asm volatile("push %1; popf; pushf; pop %0; push $2; popf"
+                 : "=r"(out)
+                 : "r"(0x3002ull)
+                 : "cc", "memory");
     report_eq("popf in ring 0: IOPL", out, 0x3002);
-    asm volatile("push %1; popf; pushf; pop %0; push $2; popf" : "=r"(out) : "r"(BIT(16) | BIT(17) | BIT(19) | BIT(20) | 2) : "cc", "memory");
+    asm volatile("push %1; popf; pushf; pop %0; push $2; popf"
+                 : "=r"(out)
+                 : "r"(BIT(16) | BIT(17) | BIT(19) | BIT(20) | 2)
+                 : "cc", "memory");
     report_eq("popf: not RF, VM, VIF, VIP", out, 2);
     asm volatile("std; pushf; pop %0; cld" : "=r"(out)::"memory");
     report_eq("std", out & FL_DF, FL_DF);
     asm volatile("stc; cmc; pushf; pop %0" : "=r"(out)::"memory", "cc");
     report_eq("stc, cmc", out & FL_CF, 0);
-    asm volatile("push $0x8d7; popf; clc; pushf; pop %0; push $2; popf" : "=r"(out)::"memory", "cc");
+    asm volatile("push $0x8d7; popf; clc; pushf; pop %0; push $2; popf"
+                 : "=r"(out)::"memory", "cc");
     report_eq("clc keeps the others", out & FL_ARITH, 0x8d4);
-    asm volatile("push $0x8d7; popf; mov $1, %%ecx; shl $0, %%ecx; mov $0, %%cl; shl %%cl, %%eax; pushf; pop %0; push $2; popf"
-                 : "=r"(out)::"rcx", "rax", "memory", "cc");
+    asm volatile(
+        "push $0x8d7; popf; mov $1, %%ecx; shl $0, %%ecx; mov $0, %%cl; shl %%cl, %%eax; pushf; pop %0; push $2; popf"
+        : "=r"(out)::"rcx", "rax", "memory", "cc");
     report_eq("a shift by 0 keeps all", out & FL_ARITH, 0x8d5);
 }
 
-/* -- Syscalls, ring 3 --------------------------------------------------------------------------------------- */
+/* -- Syscalls, ring 3
+ * --------------------------------------------------------------------------------------- */
 
 USER_ASM("uf_syscall: push %rdi; popf; syscall; pushf; pop %rax; ret");
 USER_ASM("uf_int: push %rdi; popf; int $0x82; pushf; pop %rax; ret");
 USER_ASM("uf_fault: push %rdi; popf; mov (%rsi), %rcx; pushf; pop %rax; ret");
-USER_ASM("uf_branch: push %rdi; popf; mov (%rsi), %rcx; setc %al; seto %ah; jz 1f; or $0x10000, %eax; 1: ret");
+USER_ASM(
+    "uf_branch: push %rdi; popf; mov (%rsi), %rcx; setc %al; seto %ah; jz 1f; or $0x10000, %eax; 1: ret");
 extern char uf_syscall[], uf_int[], uf_fault[], uf_branch[];
 KERNEL_ASM("fl_entry: xor %eax, %eax\n sysretq");
 extern char fl_entry[];
@@ -255,7 +297,8 @@ static void user(void)
         pf &= (user_call(uf_fault, c, (u64)absent, 0) & FL_ARITH) == (c & FL_ARITH);
         unmap(absent);
         u64 v = user_call(uf_branch, c, (u64)absent, 0);
-        br &= (v & 1) == (c & FL_CF ? 1u : 0) && (v >> 8 & 1) == (c & FL_OF ? 1u : 0) && (v >> 16 & 1) == (c & FL_ZF ? 0u : 1);
+        br &= (v & 1) == (c & FL_CF ? 1u : 0) && (v >> 8 & 1) == (c & FL_OF ? 1u : 0) &&
+              (v >> 16 & 1) == (c & FL_ZF ? 0u : 1);
     }
     trap_handle(PF, NULL);
     report("ring 3: across syscall and sysret", sys);
@@ -264,7 +307,8 @@ static void user(void)
     report("ring 3: setcc and jcc after a page fault", br);
 }
 
-/* -- Under a timer: a long dependent chain must come out right --------------------------------------------------- */
+/* -- Under a timer: a long dependent chain must come out right
+ * --------------------------------------------------- */
 
 static void on_tick(struct regs *r)
 {
@@ -287,7 +331,8 @@ static void interrupted(void)
                  : "+r"(lo), "+r"(hi), "+r"(n), "+r"(cnt)::"cc");
     cli();
     lapic_write(LAPIC_LVTT, 0x10000);
-    /* Model: first round 0 + -1 + 0 = -1, no carry; from then on -1 + -1 gives a carry each round. */
+    /* Model: first round 0 + -1 + 0 = -1, no carry; from then on -1 + -1 gives a carry each round.
+     */
     print("# %u interrupts, lo %lx hi %lx\n", faults, lo, hi);
     report("adc chain under a timer", cnt == 20000000 && lo == -20000000ull && hi == 20000000 - 1);
 }

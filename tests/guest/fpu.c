@@ -40,22 +40,27 @@ static void fldcw(u16 v)
     asm volatile("fldcw %0" ::"m"(v));
 }
 
-/* -- Availability ---------------------------------------------------------------------------------- */
+/* -- Availability
+ * ---------------------------------------------------------------------------------- */
 
 static void available(void)
 {
     u64 cr0 = RD(cr0), cr4 = RD(cr4);
     u32 m = 0x1f80;
     WR(cr0, cr0 | CR0_TS);
-    report("TS: x87 is #NM", TRY("fld1", ::) == NM && TRY("fnstcw (%0)", ::"r"(fx) : "memory") == NM);
+    report("TS: x87 is #NM", TRY("fld1", ::) == NM && TRY("fnstcw (%0)", ::"r"(fx)
+                                                          : "memory") == NM);
     report("TS: fninit is #NM", TRY("fninit", ::) == NM);
     report("TS: MMX is #NM", TRY("movq %%mm0, %%mm1", ::) == NM && TRY("emms", ::) == NM);
     report("TS: SSE is #NM", TRY("movaps %%xmm0, %%xmm1", ::) == NM);
     report("TS: ldmxcsr is #NM", TRY("ldmxcsr %0", ::"m"(m)) == NM);
-    report("TS: fxsave, fxrstor are #NM", TRY("fxsave64 (%0)", ::"r"(fx) : "memory") == NM && TRY("fxrstor64 (%0)", ::"r"(fx)) == NM);
+    report("TS: fxsave, fxrstor are #NM", TRY("fxsave64 (%0)", ::"r"(fx)
+                                              : "memory") == NM &&
+                                              TRY("fxrstor64 (%0)", ::"r"(fx)) == NM);
     report("TS and MP: fwait is #NM", TRY("fwait", ::) == NM);
     report("TS: movnti, popcnt, prefetch, fences are not",
-           TRY("movnti %%rax, (%0); prefetcht0 (%0); sfence; clflush (%0)", ::"r"(fx) : "memory") == VEC_NONE);
+           TRY("movnti %%rax, (%0); prefetcht0 (%0); sfence; clflush (%0)", ::"r"(fx)
+               : "memory") == VEC_NONE);
     WR(cr0, (cr0 | CR0_TS) & ~CR0_MP);
     report_eq("TS without MP: fwait is not", TRY("fwait", ::), VEC_NONE);
     WR(cr0, (cr0 | CR0_EM) & ~CR0_MP);
@@ -64,45 +69,56 @@ static void available(void)
     report("EM: MMX is #UD", TRY("movq %%mm0, %%mm1", ::) == UD);
     WR(cr0, cr0);
     WR(cr4, cr4 & ~CR4_OSFXSR);
-    report("no OSFXSR: SSE is #UD", TRY("movaps %%xmm0, %%xmm1", ::) == UD && TRY("ldmxcsr %0", ::"m"(m)) == UD);
+    report("no OSFXSR: SSE is #UD",
+           TRY("movaps %%xmm0, %%xmm1", ::) == UD && TRY("ldmxcsr %0", ::"m"(m)) == UD);
     report_eq("no OSFXSR: x87 and MMX work", TRY("fninit; movq %%mm0, %%mm1; emms", ::), VEC_NONE);
     WR(cr4, cr4);
     if (has(HAS_XSAVE)) {
-        report("no OSXSAVE: xsave, xrstor are #UD", TRY("xsave (%0)", ::"r"(area), "a"(3), "d"(0)) == UD &&
-                                                         TRY("xrstor (%0)", ::"r"(area), "a"(3), "d"(0)) == UD);
+        report("no OSXSAVE: xsave, xrstor are #UD",
+               TRY("xsave (%0)", ::"r"(area), "a"(3), "d"(0)) == UD &&
+                   TRY("xrstor (%0)", ::"r"(area), "a"(3), "d"(0)) == UD);
         WR(cr4, RD(cr4) | CR4_OSXSAVE);
         WR(cr0, cr0 | CR0_TS);
         report("TS: xsave is #NM", TRY("xsave (%0)", ::"r"(area), "a"(3), "d"(0) : "memory") == NM);
         xsetbv(xcr0_all);
         if (xcr0_all & 4)
-            report("TS: AVX is #NM", TRY("vmovaps %%ymm0, %%ymm1", ::) == NM && TRY("vzeroupper", ::) == NM);
+            report("TS: AVX is #NM",
+                   TRY("vmovaps %%ymm0, %%ymm1", ::) == NM && TRY("vzeroupper", ::) == NM);
         if (xcr0_all & 0x20)
-            report("TS: AVX-512 is #NM", TRY("vmovdqu64 %%zmm0, %%zmm1", ::) == NM && TRY("kxorw %%k1, %%k1, %%k1", ::) == NM);
+            report("TS: AVX-512 is #NM", TRY("vmovdqu64 %%zmm0, %%zmm1", ::) == NM &&
+                                             TRY("kxorw %%k1, %%k1, %%k1", ::) == NM);
         WR(cr0, cr0);
         if (xcr0_all & 0x20) {
             xsetbv(7);
-            report("AVX-512 without its XCR0 bits is #UD", TRY("vmovdqu64 %%zmm0, %%zmm1", ::) == UD);
+            report("AVX-512 without its XCR0 bits is #UD",
+                   TRY("vmovdqu64 %%zmm0, %%zmm1", ::) == UD);
             xsetbv(xcr0_all);
             report_eq("with them it runs", TRY("vmovdqu64 %%zmm0, %%zmm1", ::), VEC_NONE);
         }
     }
 }
 
-/* -- x87 exceptions ----------------------------------------------------------------------------------- */
+/* -- x87 exceptions
+ * ----------------------------------------------------------------------------------- */
 
-KERNEL_ASM("mf_run: fninit\n fldcw (%rdi)\n fldz\n fld1\nmf_div: fdiv %st(1), %st\n nop\nmf_wait: fwait\nmf_end: ret");
+KERNEL_ASM(
+    "mf_run: fninit\n fldcw (%rdi)\n fldz\n fld1\nmf_div: fdiv %st(1), %st\n nop\nmf_wait: fwait\nmf_end: ret");
 extern char mf_run[], mf_div[], mf_wait[], mf_end[];
 
 static void x87(void)
 {
     u16 cw = 0x037f & ~4; /* zero divide unmasked */
     unsigned v = TRY("call mf_run", ::"D"(&cw) : "memory");
-    report("#MF comes at the next waiting instruction", v == MF && trap.r.err == 0 && trap.r.rip == (u64)mf_wait);
+    report("#MF comes at the next waiting instruction",
+           v == MF && trap.r.err == 0 && trap.r.rip == (u64)mf_wait);
     u16 sw = fnstsw();
     report("FSW: ZE, ES, B", (sw & 0x80ff) == 0x8084);
     report("#MF again while it is pending", TRY("fld1", ::) == MF && TRY("fwait", ::) == MF);
     report("MMX sees it as well", TRY("movq %%mm0, %%mm1", ::) == MF);
-    report_eq("fnstsw, fnstcw, fnstenv do not wait", TRY("fnstsw %%ax; fnstcw (%0); fnclex; fnop", ::"r"(fx) : "rax", "memory"), VEC_NONE);
+    report_eq("fnstsw, fnstcw, fnstenv do not wait",
+              TRY("fnstsw %%ax; fnstcw (%0); fnclex; fnop", ::"r"(fx)
+                  : "rax", "memory"),
+              VEC_NONE);
     report_eq("fnclex cleared it", fnstsw() & 0x80ff, 0);
     TRY("call mf_run", ::"D"(&cw) : "memory");
     struct {
@@ -121,7 +137,9 @@ static void x87(void)
     v = TRY("fninit; fldcw (%0); fldl (%1); fwait", ::"r"(&cw), "r"(&denormal));
     report("#MF: denormal", v == MF && (fnstsw() & 2));
     cw = 0x037f & ~8;
-    v = TRY("fninit; fldcw (%0); fldl (%1); fmul %%st(0); fstps (%2); fwait", ::"r"(&cw), "r"(&big), "r"(fx) : "memory");
+    v = TRY("fninit; fldcw (%0); fldl (%1); fmul %%st(0); fstps (%2); fwait", ::"r"(&cw), "r"(&big),
+            "r"(fx)
+            : "memory");
     report("#MF: overflow", v == MF && (fnstsw() & 8));
     cw = 0x037f & ~0x20;
     v = TRY("fninit; fldcw (%0); fld1; fldpi; fdivrp; fwait", ::"r"(&cw));
@@ -129,7 +147,8 @@ static void x87(void)
     cw = 0x037f & ~1;
     v = TRY("fninit; fldcw (%0); fstp %%st(0); fwait", ::"r"(&cw));
     report("#MF: stack underflow", v == MF && (fnstsw() & 0x241) == 0x41);
-    v = TRY("fninit; fld1; fld1; fld1; fld1; fld1; fld1; fld1; fld1; fldcw (%0); fld1; fwait", ::"r"(&cw));
+    v = TRY("fninit; fld1; fld1; fld1; fld1; fld1; fld1; fld1; fld1; fldcw (%0); fld1; fwait",
+            ::"r"(&cw));
     report("#MF: stack overflow", v == MF && (fnstsw() & 0x241) == 0x241);
     asm volatile("fninit");
     /* With NE clear the exception would be an interrupt 13; at least it is no #MF. */
@@ -155,7 +174,8 @@ static void x87(void)
     fldcw(0x037f);
 }
 
-/* -- SIMD exceptions ------------------------------------------------------------------------------------- */
+/* -- SIMD exceptions
+ * ------------------------------------------------------------------------------------- */
 
 KERNEL_ASM("xm_run: movss (%rdi), %xmm0\n movss 4(%rdi), %xmm1\nxm_op: divss %xmm1, %xmm0\n ret");
 extern char xm_run[], xm_op[];
@@ -165,7 +185,8 @@ static void simd(void)
     static u32 in[2] = {0x3f800000, 0}; /* 1 / 0 */
     ldmxcsr(0x1f80 & ~0x200);
     unsigned v = TRY("call xm_run", ::"D"(in));
-    report("#XM: division by zero, RIP at it", v == XM && trap.r.err == 0 && trap.r.rip == (u64)xm_op);
+    report("#XM: division by zero, RIP at it",
+           v == XM && trap.r.err == 0 && trap.r.rip == (u64)xm_op);
     u32 x;
     asm volatile("movd %%xmm0, %0" : "=r"(x));
     report_eq("the destination is unchanged", x, in[0]);
@@ -178,8 +199,12 @@ static void simd(void)
         const char *name;
         u32 a, b, flag;
     } row[] = {
-        {"invalid", 0, 0, 1},           {"denormal", 1, 0x3f800000, 2},          {"zero divide", 0x3f800000, 0, 4},
-        {"overflow", 0x7f7fffff, 0x00800000, 8}, {"underflow", 0x00800000, 0x7f7fffff, 16}, {"precision", 0x3f800000, 0x40400000, 32},
+        {"invalid", 0, 0, 1},
+        {"denormal", 1, 0x3f800000, 2},
+        {"zero divide", 0x3f800000, 0, 4},
+        {"overflow", 0x7f7fffff, 0x00800000, 8},
+        {"underflow", 0x00800000, 0x7f7fffff, 16},
+        {"precision", 0x3f800000, 0x40400000, 32},
     };
     for (unsigned i = 0; i < ARRAY_LEN(row); i++) {
         in[0] = row[i].a;
@@ -190,18 +215,27 @@ static void simd(void)
     }
     ldmxcsr(0x1f80 & ~0x80);
     u32 nan[4] __attribute__((aligned(16))) = {0x7fa00000, 0, 0, 0};
-    report("#XM: ucomiss with a signalling NaN", TRY("movss (%0), %%xmm0; ucomiss %%xmm0, %%xmm0", ::"r"(nan) : "cc") == XM);
-    report("#XM: cvttss2si", TRY("movss (%0), %%xmm0; cvttss2si %%xmm0, %%eax", ::"r"(nan) : "rax") == XM);
-    report("#XM: packed, memory operand", TRY("movups (%0), %%xmm0; addps (%0), %%xmm0", ::"r"(nan)) == XM);
+    report("#XM: ucomiss with a signalling NaN",
+           TRY("movss (%0), %%xmm0; ucomiss %%xmm0, %%xmm0", ::"r"(nan)
+               : "cc") == XM);
+    report("#XM: cvttss2si", TRY("movss (%0), %%xmm0; cvttss2si %%xmm0, %%eax", ::"r"(nan)
+                                 : "rax") == XM);
+    report("#XM: packed, memory operand",
+           TRY("movups (%0), %%xmm0; addps (%0), %%xmm0", ::"r"(nan)) == XM);
     if (xcr0_all & 4)
-        report("#XM: VEX form", TRY("vmovups (%0), %%xmm0; vaddps %%xmm0, %%xmm0, %%xmm1", ::"r"(nan)) == XM);
-    report("#PF before #XM", TRY("movups (%0), %%xmm0; addss (%1), %%xmm0", ::"r"(nan), "r"(PAGE3)) == PF);
+        report("#XM: VEX form",
+               TRY("vmovups (%0), %%xmm0; vaddps %%xmm0, %%xmm0, %%xmm1", ::"r"(nan)) == XM);
+    report("#PF before #XM",
+           TRY("movups (%0), %%xmm0; addss (%1), %%xmm0", ::"r"(nan), "r"(PAGE3)) == PF);
     WR(cr4, RD(cr4) & ~CR4_OSXMMEXCPT);
-    report("without OSXMMEXCPT it is #UD", TRY("movss (%0), %%xmm0; ucomiss %%xmm0, %%xmm0", ::"r"(nan) : "cc") == UD);
+    report("without OSXMMEXCPT it is #UD",
+           TRY("movss (%0), %%xmm0; ucomiss %%xmm0, %%xmm0", ::"r"(nan)
+               : "cc") == UD);
     WR(cr4, RD(cr4) | CR4_OSXMMEXCPT);
     ldmxcsr(0x1f80);
     u32 bad = 0x1f80 | BIT(16);
-    report("ldmxcsr with reserved bits is #GP(0)", TRY("ldmxcsr %0", ::"m"(bad)) == GP && trapped(GP, 0));
+    report("ldmxcsr with reserved bits is #GP(0)",
+           TRY("ldmxcsr %0", ::"m"(bad)) == GP && trapped(GP, 0));
     /* Rounding and flushing live in MXCSR. */
     static const u32 rc[] = {0x1f80, 0x3f80, 0x5f80, 0x7f80};
     static const s64 want[] = {2, 2, 3, 2};
@@ -229,7 +263,9 @@ static void simd(void)
     ldmxcsr(0x1f80);
 }
 
-/* -- fxsave ------------------------------------------------------------------------------------------------- */
+/* -- fxsave
+ * -------------------------------------------------------------------------------------------------
+ */
 
 static void fxsave(void)
 {
@@ -237,35 +273,55 @@ static void fxsave(void)
     memset(fx, 0xa5, sizeof(fx));
     u64 xmm[2] = {0x1122334455667788, 0x99aabbccddeeff00};
     ldmxcsr(0x3f80);
-    asm volatile("fninit; fldpi; fld1; movups %1, %%xmm0; movups %1, %%xmm15; fxsave64 (%0)" ::"r"(f), "m"(xmm) : "memory");
-    report("fxsave: FCW, FSW, FTW", *(u16 *)f == 0x37f && (*(u16 *)(f + 2) & 0x3800) == 0x3000 && f[4] == 0xc0 && f[5] == 0);
+    asm volatile(
+        "fninit; fldpi; fld1; movups %1, %%xmm0; movups %1, %%xmm15; fxsave64 (%0)" ::"r"(f),
+        "m"(xmm)
+        : "memory");
+    report("fxsave: FCW, FSW, FTW",
+           *(u16 *)f == 0x37f && (*(u16 *)(f + 2) & 0x3800) == 0x3000 && f[4] == 0xc0 && f[5] == 0);
     report_eq("fxsave: MXCSR", *(u32 *)(f + 24), 0x3f80);
     report("fxsave: MXCSR_MASK", (*(u32 *)(f + 28) & 0xffbf) == 0xffbf);
-    report("fxsave: ST0 is 1.0, ST1 is pi", *(u64 *)(f + 32) == BIT(63) && *(u16 *)(f + 40) == 0x3fff && *(u64 *)(f + 48) == 0xc90fdaa22168c235);
+    report("fxsave: ST0 is 1.0, ST1 is pi", *(u64 *)(f + 32) == BIT(63) &&
+                                                *(u16 *)(f + 40) == 0x3fff &&
+                                                *(u64 *)(f + 48) == 0xc90fdaa22168c235);
     report("fxsave: XMM0 and XMM15", !memcmp(f + 160, xmm, 16) && !memcmp(f + 400, xmm, 16));
     report("fxsave: the last 48 bytes are not touched", f[464] == 0xa5 && f[511] == 0xa5);
     ldmxcsr(0x1f80);
-    asm volatile("fninit; xorps %%xmm0, %%xmm0; xorps %%xmm15, %%xmm15; fxrstor64 (%0); fxsave64 (%1)" ::"r"(f), "r"(g) : "memory");
-    report("fxrstor brings all back", !memcmp(f, g, 8) && !memcmp(f + 24, g + 24, 4) && !memcmp(f + 32, g + 32, 8 * 16) && !memcmp(f + 160, g + 160, 256));
+    asm volatile(
+        "fninit; xorps %%xmm0, %%xmm0; xorps %%xmm15, %%xmm15; fxrstor64 (%0); fxsave64 (%1)" ::"r"(
+            f),
+        "r"(g)
+        : "memory");
+    report("fxrstor brings all back", !memcmp(f, g, 8) && !memcmp(f + 24, g + 24, 4) &&
+                                          !memcmp(f + 32, g + 32, 8 * 16) &&
+                                          !memcmp(f + 160, g + 160, 256));
     report_eq("fxrstor: MXCSR takes effect", stmxcsr(), 0x3f80);
     ldmxcsr(0x1f80);
-    report("fxsave unaligned is #GP(0)", TRY("fxsave64 (%0)", ::"r"(f + 8) : "memory") == GP && trapped(GP, 0));
+    report("fxsave unaligned is #GP(0)", TRY("fxsave64 (%0)", ::"r"(f + 8)
+                                             : "memory") == GP &&
+                                             trapped(GP, 0));
     *(u32 *)(g + 24) = 0x10000;
-    report("fxrstor with reserved MXCSR bits is #GP(0)", TRY("fxrstor64 (%0)", ::"r"(g)) == GP && trapped(GP, 0));
+    report("fxrstor with reserved MXCSR bits is #GP(0)",
+           TRY("fxrstor64 (%0)", ::"r"(g)) == GP && trapped(GP, 0));
     memset(g, 0, 512);
     asm volatile("fxsave (%0)" ::"r"(g) : "memory");
     report("32-bit fxsave", *(u16 *)g == 0x37f && !memcmp(g + 160, xmm, 16));
     asm volatile("fnsave (%0)" ::"r"(g) : "memory");
-    report("fnsave saves and resets", fnstsw() == 0 && *(u16 *)g == 0x37f && *(u64 *)(g + 28) == BIT(63));
+    report("fnsave saves and resets",
+           fnstsw() == 0 && *(u16 *)g == 0x37f && *(u64 *)(g + 28) == BIT(63));
     asm volatile("frstor (%0); fnstsw %%ax" ::"r"(g) : "rax");
     report_eq("frstor", fnstsw() & 0x3800, 0x3000);
     asm volatile("fninit");
 }
 
-/* -- xsave ---------------------------------------------------------------------------------------------------- */
+/* -- xsave
+ * ----------------------------------------------------------------------------------------------------
+ */
 
-#define XS(op, p, mask) asm volatile(op " (%0)" ::"r"(p), "a"((u32)(mask)), "d"((u32)((u64)(mask) >> 32)) : "memory")
-#define TRY_XS(op, p, mask) TRY(op " (%0)", ::"r"(p), "a"((u32)(mask)), "d"((u32)((u64)(mask) >> 32)) : "memory")
+#define XS(op, p, mask)                                                                            \
+    asm volatile(op " (%0)" ::"r"(p), "a"((u32)(mask)), "d"((u32)((u64)(mask) >> 32)) : "memory")
+#define TRY_XS(op, p, mask)                                                                        \
+    TRY(op " (%0)", ::"r"(p), "a"((u32)(mask)), "d"((u32)((u64)(mask) >> 32)) : "memory")
 
 static void set_vectors(u64 seed)
 {
@@ -377,7 +433,8 @@ static void xsave(void)
     u64 v[4] = {0};
     if (all & 4) {
         asm volatile("vmovups %%ymm3, %0" : "=m"(v));
-        report("xrstor of the upper halves only", v[0] == (9 + 3) * 0x9e3779b97f4a7c15ull && v[2] == (7 + 3) * 0x9e3779b97f4a7c15ull + 2);
+        report("xrstor of the upper halves only", v[0] == (9 + 3) * 0x9e3779b97f4a7c15ull &&
+                                                      v[2] == (7 + 3) * 0x9e3779b97f4a7c15ull + 2);
     }
     /* Initial state. */
     memset(q, 0, 4096);
@@ -388,9 +445,9 @@ static void xsave(void)
     asm volatile("movups %%xmm5, %0" : "=m"(v));
     report("xrstor with XSTATE_BV 0: vectors are zero", v[0] == 0 && v[1] == 0);
     report("and the x87 is as after fninit", fnstsw() == 0 && ({
-                                                  asm volatile("fnstcw %0" : "=m"(fx[0]));
-                                                  *(u16 *)fx[0] == 0x37f;
-                                              }));
+                                                 asm volatile("fnstcw %0" : "=m"(fx[0]));
+                                                 *(u16 *)fx[0] == 0x37f;
+                                             }));
     if (all & 4) {
         asm volatile("vmovups %%ymm5, %0" : "=m"(v));
         report("the upper halves as well", v[2] == 0 && v[3] == 0);
@@ -400,17 +457,21 @@ static void xsave(void)
     report_eq("MXCSR comes from memory even then", stmxcsr(), 0x1f80);
 
     /* Refusals. */
-    report("xsave not aligned to 64 is #GP(0)", TRY_XS("xsave", p + 16, all) == GP && trapped(GP, 0));
+    report("xsave not aligned to 64 is #GP(0)",
+           TRY_XS("xsave", p + 16, all) == GP && trapped(GP, 0));
     XS("xsave", q, all);
     *(u64 *)(q + 512) |= BIT(62);
-    report("xrstor: XSTATE_BV bits outside XCR0 are #GP(0)", TRY_XS("xrstor", q, all) == GP && trapped(GP, 0));
+    report("xrstor: XSTATE_BV bits outside XCR0 are #GP(0)",
+           TRY_XS("xrstor", q, all) == GP && trapped(GP, 0));
     XS("xsave", q, all);
     *(u64 *)(q + 512) &= ~BIT(62);
     *(u64 *)(q + 528) = 1;
-    report("xrstor: header bytes 23:16 are #GP(0)", TRY_XS("xrstor", q, all) == GP && trapped(GP, 0));
+    report("xrstor: header bytes 23:16 are #GP(0)",
+           TRY_XS("xrstor", q, all) == GP && trapped(GP, 0));
     *(u64 *)(q + 528) = 0;
     *(u64 *)(q + 520) = 1;
-    report("xrstor: XCOMP_BV without bit 63 is #GP(0)", TRY_XS("xrstor", q, all) == GP && trapped(GP, 0));
+    report("xrstor: XCOMP_BV without bit 63 is #GP(0)",
+           TRY_XS("xrstor", q, all) == GP && trapped(GP, 0));
     *(u64 *)(q + 520) = 0;
     *(u32 *)(q + 24) = 0x10000;
     report("xrstor: bad MXCSR is #GP(0)", TRY_XS("xrstor", q, all) == GP && trapped(GP, 0));
@@ -428,7 +489,8 @@ static void xsave(void)
         memset(q + 512, 0, 3000);
         asm volatile("fninit");
         XS("xsaveopt", q, 1);
-        report("xsaveopt of an initial x87: in the header or in memory", !(*(u64 *)(q + 512) & 1) || *(u16 *)q == 0x37f);
+        report("xsaveopt of an initial x87: in the header or in memory",
+               !(*(u64 *)(q + 512) & 1) || *(u16 *)q == 0x37f);
     } else {
         skip("xsaveopt", "not in CPUID");
     }
@@ -443,10 +505,13 @@ static void xsave(void)
         if (all & 4) {
             memset(q, 0, 4096);
             XS("xsavec", q, 4);
-            report("xsavec of AVX alone puts it at 576", *(u64 *)(q + 520) == (BIT(63) | 4) && *(u64 *)(q + 576) == 13 * 0x9e3779b97f4a7c15ull + 2);
+            report("xsavec of AVX alone puts it at 576",
+                   *(u64 *)(q + 520) == (BIT(63) | 4) &&
+                       *(u64 *)(q + 576) == 13 * 0x9e3779b97f4a7c15ull + 2);
         }
         *(u64 *)(q + 520) |= BIT(62);
-        report("xrstor: XCOMP_BV outside XCR0 is #GP(0)", TRY_XS("xrstor", q, all) == GP && trapped(GP, 0));
+        report("xrstor: XCOMP_BV outside XCR0 is #GP(0)",
+               TRY_XS("xrstor", q, all) == GP && trapped(GP, 0));
     } else {
         skip("xsavec", "not in CPUID");
     }
@@ -459,7 +524,8 @@ static void xsave(void)
         XS("xrstors", q, all);
         report("xsaves, xrstors", check_vectors(15));
         memset(q, 0, 4096);
-        report("xrstors of a standard area is #GP(0)", TRY_XS("xrstors", q, all) == GP && trapped(GP, 0));
+        report("xrstors of a standard area is #GP(0)",
+               TRY_XS("xrstors", q, all) == GP && trapped(GP, 0));
         report("IA32_XSS: bits CPUID does not list are #GP(0)", try_wrmsr(0xda0, BIT(60)) == GP);
     } else {
         skip("xsaves", "not in CPUID");
@@ -495,17 +561,22 @@ static void crossing(void)
     if (!ok)
         print("# trap %x error %lx cr2 %lx\n", v, trap.r.err, trap.cr2);
     report("xsave, second page absent", ok);
-    report("xrstor, second page absent", TRY_XS("xrstor", p, xcr0_all) == PF && trap.r.err == 0 && trap.cr2 >= (u64)va + PAGE);
-    report("fxsave, second page absent", TRY("fxsave64 (%0)", ::"r"(p) : "memory") == PF && trap.cr2 >= (u64)va + PAGE);
+    report("xrstor, second page absent",
+           TRY_XS("xrstor", p, xcr0_all) == PF && trap.r.err == 0 && trap.cr2 >= (u64)va + PAGE);
+    report("fxsave, second page absent", TRY("fxsave64 (%0)", ::"r"(p)
+                                             : "memory") == PF &&
+                                             trap.cr2 >= (u64)va + PAGE);
     map(va + PAGE, a + 2 * PAGE, PTE_P);
-    report("xsave, second page read-only", TRY_XS("xsave", p, xcr0_all) == PF && trap.r.err == (PF_W | PF_P));
+    report("xsave, second page read-only",
+           TRY_XS("xsave", p, xcr0_all) == PF && trap.r.err == (PF_W | PF_P));
     report_eq("xrstor may read it", TRY_XS("xrstor", p, xcr0_all), VEC_NONE);
     report("and has the old state", check_vectors(20));
     unmap(va);
     unmap(va + PAGE);
 }
 
-/* -- The state survives what the guest does not see ---------------------------------------------------------- */
+/* -- The state survives what the guest does not see
+ * ---------------------------------------------------------- */
 
 USER_ASM("u_fault: mov (%rdi), %rax; ret");
 USER_ASM("u_nop: ret");
@@ -553,7 +624,8 @@ static void survives(void)
     report("vectors survive translation", smc);
     u16 cw;
     asm volatile("fnstcw %0; fstpt %1" : "=m"(cw), "=m"(fx[0]));
-    report("so do FCW, MXCSR and the x87 stack", cw == 0x0b7f && stmxcsr() == 0x5f80 && *(u64 *)fx[0] == 0xc90fdaa22168c235);
+    report("so do FCW, MXCSR and the x87 stack",
+           cw == 0x0b7f && stmxcsr() == 0x5f80 && *(u64 *)fx[0] == 0xc90fdaa22168c235);
     trap_handle(PF, NULL);
     ldmxcsr(0x1f80);
     asm volatile("fninit");
@@ -567,7 +639,8 @@ static void survives(void)
     asm volatile("fnstenv %0" : "=m"(env)::"memory");
     tw = (u16)env.tw;
     asm volatile("emms; fnstenv %0" : "=m"(env)::"memory");
-    report("MMX leaves no tag empty, emms empties them", m == demand_pa && !(tw & tw >> 1 & 0x5555) && (u16)env.tw == 0xffff);
+    report("MMX leaves no tag empty, emms empties them",
+           m == demand_pa && !(tw & tw >> 1 & 0x5555) && (u16)env.tw == 0xffff);
     asm volatile("fninit");
     /* Switching between states, as a kernel does between tasks. */
     if (!has(HAS_XSAVE))
@@ -591,7 +664,8 @@ static void survives(void)
         report("vzeroupper", v[0] == 12 * 0x9e3779b97f4a7c15ull && v[2] == 0);
         set_vectors(3);
         asm volatile("movaps %%xmm1, %%xmm9; vmovups %%ymm9, %0" : "=m"(v));
-        report("an SSE write keeps the upper half", v[0] == 4 * 0x9e3779b97f4a7c15ull && v[2] == 12 * 0x9e3779b97f4a7c15ull + 2);
+        report("an SSE write keeps the upper half",
+               v[0] == 4 * 0x9e3779b97f4a7c15ull && v[2] == 12 * 0x9e3779b97f4a7c15ull + 2);
         asm volatile("vmovaps %%xmm1, %%xmm9; vmovups %%ymm9, %0" : "=m"(v));
         report("a VEX write clears it", v[2] == 0 && v[3] == 0);
     }

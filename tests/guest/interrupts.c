@@ -45,18 +45,23 @@ static bool wait_hit(unsigned vec, unsigned n, u64 ms)
 KERNEL_ASM("w_sti: call raise_pending\n sti\nw_sti_1: nop\nw_sti_2: nop\n nop\n cli\n ret");
 KERNEL_ASM("w_sticli: call raise_pending\n sti\n cli\n nop\n ret");
 KERNEL_ASM("w_stisti: call raise_pending\n sti\n sti\nw_stisti_1: nop\n cli\n ret");
-KERNEL_ASM("w_stiss: mov %ss, %ebx\n call raise_pending\n sti\n mov %ebx, %ss\nw_stiss_1: nop\nw_stiss_2: nop\n cli\n ret");
-KERNEL_ASM("w_popf: call raise_pending\n pushf\n orl $0x200, (%rsp)\n popf\nw_popf_1: nop\n cli\n ret");
-KERNEL_ASM("w_iret: call raise_pending\n mov %rsp, %rax\n mov %ss, %ecx\n push %rcx\n push %rax\n pushf\n orl $0x200, (%rsp)\n"
-           "mov %cs, %ecx\n push %rcx\n push $w_iret_1\n iretq\nw_iret_1: nop\n cli\n ret");
+KERNEL_ASM(
+    "w_stiss: mov %ss, %ebx\n call raise_pending\n sti\n mov %ebx, %ss\nw_stiss_1: nop\nw_stiss_2: nop\n cli\n ret");
+KERNEL_ASM(
+    "w_popf: call raise_pending\n pushf\n orl $0x200, (%rsp)\n popf\nw_popf_1: nop\n cli\n ret");
+KERNEL_ASM(
+    "w_iret: call raise_pending\n mov %rsp, %rax\n mov %ss, %ecx\n push %rcx\n push %rax\n pushf\n orl $0x200, (%rsp)\n"
+    "mov %cs, %ecx\n push %rcx\n push $w_iret_1\n iretq\nw_iret_1: nop\n cli\n ret");
 KERNEL_ASM("w_hlt: call raise_pending\n sti\n hlt\nw_hlt_1: cli\n ret");
-KERNEL_ASM("w_movss: call raise_pending\n mov %ss, %ecx\n pushf\n orl $0x200, (%rsp)\n popf\nw_movss_1: mov %ecx, %ss\nw_movss_2: nop\nw_movss_3: cli\n ret");
-KERNEL_ASM("w_stiret: call raise_pending\n call 1f\nw_stiret_1: nop\nw_stiret_2: cli\n ret\n1: sti\n ret");
+KERNEL_ASM(
+    "w_movss: call raise_pending\n mov %ss, %ecx\n pushf\n orl $0x200, (%rsp)\n popf\nw_movss_1: mov %ecx, %ss\nw_movss_2: nop\nw_movss_3: cli\n ret");
+KERNEL_ASM(
+    "w_stiret: call raise_pending\n call 1f\nw_stiret_1: nop\nw_stiret_2: cli\n ret\n1: sti\n ret");
 void raise_pending(void);
-void w_sti(void), w_sticli(void), w_stisti(void), w_stiss(void), w_popf(void), w_iret(void), w_hlt(void), w_movss(void),
-    w_stiret(void);
-extern char w_sti_1[], w_sti_2[], w_stisti_1[], w_stiss_1[], w_stiss_2[], w_popf_1[], w_iret_1[], w_hlt_1[], w_movss_1[],
-    w_movss_2[], w_movss_3[], w_stiret_1[];
+void w_sti(void), w_sticli(void), w_stisti(void), w_stiss(void), w_popf(void), w_iret(void),
+    w_hlt(void), w_movss(void), w_stiret(void);
+extern char w_sti_1[], w_sti_2[], w_stisti_1[], w_stiss_1[], w_stiss_2[], w_popf_1[], w_iret_1[],
+    w_hlt_1[], w_movss_1[], w_movss_2[], w_movss_3[], w_stiret_1[];
 
 void __attribute__((used)) raise_pending(void)
 {
@@ -69,7 +74,9 @@ static bool window(void (*fn)(void), unsigned n, const char *at, const char *or_
 {
     reset();
     /* Callee-saved registers are the snippets' to spoil. */
-    asm volatile("call *%0" ::"r"(fn) : "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "memory", "cc");
+    asm volatile("call *%0" ::"r"(fn)
+                 : "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "r8", "r9", "r10", "r11", "memory",
+                   "cc");
     bool ok = hits[0x40] == n && (!n || last_rip == (u64)at || last_rip == (u64)or_at);
     if (!ok)
         print("# %u hits, rip %lx, want %u at %lx\n", hits[0x40], last_rip, n, (u64)at);
@@ -87,7 +94,8 @@ static void windows(void)
     report("sti, cli: no window", window(w_sticli, 0, NULL, NULL));
     report("and it comes when the window opens", hits[0x40] == 1);
     report("sti, sti: the second has no shadow of its own", window(w_stisti, 1, w_stisti_1, NULL));
-    report("sti, mov ss: the shadow is not prolonged for ever", window(w_stiss, 1, w_stiss_1, w_stiss_2));
+    report("sti, mov ss: the shadow is not prolonged for ever",
+           window(w_stiss, 1, w_stiss_1, w_stiss_2));
     report("popf: at once", window(w_popf, 1, w_popf_1, NULL));
     report("iretq: at once", window(w_iret, 1, w_iret_1, NULL));
     report("sti, hlt: wakes and goes on after hlt", window(w_hlt, 1, w_hlt_1, NULL));
@@ -150,8 +158,9 @@ static void priorities(void)
     for (volatile int i = 0; i < 1000; i++)
         ;
     cli();
-    report("pending ones come by priority, each once",
-           nr_order == 4 && order[0] == 0x65 && order[1] == 0x56 && order[2] == 0x55 && order[3] == 0x45);
+    report("pending ones come by priority, each once", nr_order == 4 && order[0] == 0x65 &&
+                                                           order[1] == 0x56 && order[2] == 0x55 &&
+                                                           order[3] == 0x45);
     trap_handle(0x50, nest);
     trap_handle(0x55, nest);
     trap_handle(0x45, nest);
@@ -162,8 +171,8 @@ static void priorities(void)
     for (volatile int i = 0; i < 1000; i++)
         ;
     cli();
-    report("nesting by class",
-           nr_order == 5 && order[0] == 0x50 && order[1] == 0x65 && order[2] == 1 && order[3] == 0x55 && order[4] == 0x45);
+    report("nesting by class", nr_order == 5 && order[0] == 0x50 && order[1] == 0x65 &&
+                                   order[2] == 1 && order[3] == 0x55 && order[4] == 0x45);
     report_eq("PPR in the handler", nested_ppr, 0x50);
     report_eq("PPR after it", lapic_read(LAPIC_PPR), 0);
     for (unsigned v = 0x45; v <= 0x65; v += 0x10)
@@ -178,7 +187,8 @@ static void priorities(void)
     sti();
     for (volatile int i = 0; i < 1000; i++)
         ;
-    report("CR8 holds its class back and lets the higher through", hits[0x65] == 1 && hits[0x55] == 0);
+    report("CR8 holds its class back and lets the higher through",
+           hits[0x65] == 1 && hits[0x55] == 0);
     WR(cr8, 4);
     asm volatile("nop; nop");
     report_eq("lowering CR8 lets it through", hits[0x55], 1);
@@ -191,11 +201,16 @@ static void priorities(void)
     lapic_write(LAPIC_TPR, 0);
     report("TPR 0 lets it through", wait_hit(0xe0, 1, 100));
     cli();
-    report("CR8 with reserved bits is #GP(0)", TRY("mov %0, %%cr8", ::"r"(16ull)) == GP && trapped(GP, 0));
-    report_eq("no request is left", lapic_read(LAPIC_IRR + 0x20) | lapic_read(LAPIC_IRR + 0x30) | lapic_read(LAPIC_ISR + 0x20), 0);
+    report("CR8 with reserved bits is #GP(0)",
+           TRY("mov %0, %%cr8", ::"r"(16ull)) == GP && trapped(GP, 0));
+    report_eq("no request is left",
+              lapic_read(LAPIC_IRR + 0x20) | lapic_read(LAPIC_IRR + 0x30) |
+                  lapic_read(LAPIC_ISR + 0x20),
+              0);
 }
 
-/* -- NMI ---------------------------------------------------------------------------------------- */
+/* -- NMI ----------------------------------------------------------------------------------------
+ */
 
 static volatile unsigned nmis, nmi_depth, nmi_max;
 static void on_nmi(struct regs *r)
@@ -224,7 +239,8 @@ static void nmi(void)
     trap_handle(NMI, NULL);
 }
 
-/* -- String instructions ------------------------------------------------------------------------ */
+/* -- String instructions ------------------------------------------------------------------------
+ */
 
 KERNEL_ASM("rep_fn: nop\nrep_here: rep movsb\n ret");
 extern char rep_here[];
@@ -254,7 +270,8 @@ static void in_strings(void)
             middle++;
             wrong += last_rsi != (u64)src + BIG - last_rcx || last_rdi != (u64)dst + BIG - last_rcx;
         }
-        bad_data += memcmp(src, dst, BIG) != 0 || c != 0 || s != (u64)src + BIG || d != (u64)dst + BIG;
+        bad_data +=
+            memcmp(src, dst, BIG) != 0 || c != 0 || s != (u64)src + BIG || d != (u64)dst + BIG;
         lapic_write(LAPIC_LVTT, 0x10000);
     }
     print("# %u of 20 interrupts came in the middle of rep movsb\n", middle);
@@ -270,14 +287,19 @@ static void in_strings(void)
     bool ok = true;
     for (int i = 0; i < 32; i++) {
         u64 d = (u64)dst, c = BIG / 8;
-        asm volatile("rep stosq" : "+D"(d), "+c"(c) : "a"(0x0101010101010101ull * (u64)(i + 1)) : "memory");
-        ok &= d == (u64)dst + BIG && !c && dst[0] == i + 1 && dst[BIG - 1] == i + 1 && dst[BIG / 2] == i + 1;
+        asm volatile("rep stosq"
+                     : "+D"(d), "+c"(c)
+                     : "a"(0x0101010101010101ull * (u64)(i + 1))
+                     : "memory");
+        ok &= d == (u64)dst + BIG && !c && dst[0] == i + 1 && dst[BIG - 1] == i + 1 &&
+              dst[BIG / 2] == i + 1;
     }
     cli();
     lapic_write(LAPIC_LVTT, 0x10000);
     report("rep stosq under a periodic timer", ok);
 }
-/* -- Timers ---------------------------------------------------------------------------------------- */
+/* -- Timers
+ * ---------------------------------------------------------------------------------------- */
 
 static void timers(void)
 {
@@ -405,7 +427,8 @@ static void timers(void)
     lapic_write(LAPIC_LVTT, 0x10000);
 }
 
-/* A busy loop, in ring 0 and ring 3, without any event poll of its own making must be interruptible. */
+/* A busy loop, in ring 0 and ring 3, without any event poll of its own making must be
+ * interruptible. */
 USER_ASM("user_spin: mov $0, %eax\n1: inc %rax\n cmpl $0, (%rdi)\n je 1b\n ret");
 USER_ASM("user_spin2: jmp user_spin2");
 extern char user_spin[], user_spin2[];
@@ -431,7 +454,8 @@ static void loops(void)
     r.rdi = (u64)&flag;
     r.rflags |= FL_IF;
     *(u64 *)(r.rsp -= 8) = (u64)user_return;
-    report("a ring 3 loop is interrupted and goes on", user_run(&r) == VEC_RETURN && hits[0x46] == 1);
+    report("a ring 3 loop is interrupted and goes on",
+           user_run(&r) == VEC_RETURN && hits[0x46] == 1);
     trap_handle(0x46, NULL);
     lapic_write(LAPIC_TMICT, 200000);
     user_regs(&r, user_spin2, false);

@@ -40,15 +40,17 @@ int main(void)
 
     /* No IST, same ring: the frame is below RSP, aligned down. */
     for (unsigned off = 0; off < 16; off++) {
-        asm volatile("mov %%rsp, %%rbx; sub $64, %%rsp; and $-16, %%rsp; sub %1, %%rsp; mov %%rsp, %0;"
-                     "pushf; pop %2; int $0x50; mov %%rbx, %%rsp"
-                     : "=&r"(rsp)
-                     : "r"((u64)off), "r"(0ull)
-                     : "rbx", "memory", "cc");
+        asm volatile(
+            "mov %%rsp, %%rbx; sub $64, %%rsp; and $-16, %%rsp; sub %1, %%rsp; mov %%rsp, %0;"
+            "pushf; pop %2; int $0x50; mov %%rbx, %%rsp"
+            : "=&r"(rsp)
+            : "r"((u64)off), "r"(0ull)
+            : "rbx", "memory", "cc");
         if (off == 0)
             report_eq("same ring, aligned: frame right below RSP", seen_frame, rsp - 40);
         else if (off == 8 || off == 1 || off == 15)
-            reportf(seen_frame == (rsp & ~15ull) - 40, "same ring, RSP off by %u: aligned down", off);
+            reportf(seen_frame == (rsp & ~15ull) - 40, "same ring, RSP off by %u: aligned down",
+                    off);
         if (seen.rsp != rsp)
             reportf(false, "the frame has RSP as it was, off by %u", off);
     }
@@ -63,13 +65,19 @@ int main(void)
 
     /* Interrupt gate clears IF, trap gate keeps it; both clear TF, NT, RF. */
     pic_mask_all();
-    asm volatile("pushf; orl $0x4200, (%%rsp); popf; int $0x50; pushf; andl $~0x4200, (%%rsp); popf" ::: "memory", "cc");
-    report_eq("interrupt gate: IF and NT clear in the handler", seen_rflags & (FL_IF | FL_NT | FL_TF), 0);
-    report_eq("interrupt gate: IF and NT in the frame", seen.rflags & (FL_IF | FL_NT), FL_IF | FL_NT);
+    asm volatile(
+        "pushf; orl $0x4200, (%%rsp); popf; int $0x50; pushf; andl $~0x4200, (%%rsp); popf" ::
+            : "memory", "cc");
+    report_eq("interrupt gate: IF and NT clear in the handler",
+              seen_rflags & (FL_IF | FL_NT | FL_TF), 0);
+    report_eq("interrupt gate: IF and NT in the frame", seen.rflags & (FL_IF | FL_NT),
+              FL_IF | FL_NT);
     idt_gate(0x51, trap_stub(0x51), KCS, 3, 15, 0);
     asm volatile("sti; int $0x51; cli" ::: "memory");
     report_eq("trap gate: IF stays", seen_rflags & FL_IF, FL_IF);
-    asm volatile("pushf; orl $0x40000, (%%rsp); popf; int $0x50; pushf; andl $~0x40000, (%%rsp); popf" ::: "memory", "cc");
+    asm volatile(
+        "pushf; orl $0x40000, (%%rsp); popf; int $0x50; pushf; andl $~0x40000, (%%rsp); popf" ::
+            : "memory", "cc");
     report_eq("AC stays in the handler", seen_rflags & FL_AC, FL_AC);
     asm volatile("std; int $0x50; cld" ::: "memory");
     report_eq("DF is in the frame", seen.rflags & FL_DF, FL_DF);
@@ -118,7 +126,8 @@ int main(void)
     report_eq("and CS the gate's", seen_cs, KCS);
     report_eq("then ring 3 goes on", trap.vec, VEC_RETURN);
     user_call32(user32_int50, 0);
-    report_eq("from 32-bit ring 3: RSP is 32 bits wide", trap.r.rsp, (u64)ustack + sizeof(ustack) - 68);
+    report_eq("from 32-bit ring 3: RSP is 32 bits wide", trap.r.rsp,
+              (u64)ustack + sizeof(ustack) - 68);
     report_eq("and CS is its own", trap.r.cs, UCS32);
     idt_gate(0x50, trap_stub(0x50), KCS, 3, 14, 2);
     user_call(user_int50, 0, 0, 0);
@@ -134,7 +143,8 @@ int main(void)
     /* An IST stack that is not there: #PF while delivering. */
     tss.ist[2] = PAGE3 + PAGE;
     v = TRY("int $0x50", ::);
-    report("int n onto an absent IST stack is #PF", v == PF && trap.r.err == PF_W && trap.cr2 >= PAGE3 + PAGE - 48 &&
+    report("int n onto an absent IST stack is #PF", v == PF && trap.r.err == PF_W &&
+                                                        trap.cr2 >= PAGE3 + PAGE - 48 &&
                                                         trap.cr2 < PAGE3 + PAGE);
     report_eq("with RIP at the int", *(u16 *)trap.r.rip, 0x50cd);
     tss.ist[2] = 0x0000900000000000ull;

@@ -44,16 +44,26 @@ int main(void)
             asm volatile("movl (%1), %%r14d; mov %%r14, %0" : "=m"(got) : "r"(reg) : "r14");
             break;
         case 15:
-            asm volatile("mov %1, %%r15; movl (%%r15), %%r15d; mov %%r15, %0" : "=m"(got) : "r"(reg) : "r15");
+            asm volatile("mov %1, %%r15; movl (%%r15), %%r15d; mov %%r15, %0"
+                         : "=m"(got)
+                         : "r"(reg)
+                         : "r15");
             break;
         default:
             got = get();
         }
         reportf(got == (u64)i, "mov to r%d", i);
     }
-    asm volatile("mov %%rsp, %%rbx; mov %1, %%rsp; movl (%%rsp), %%eax; mov %%rbx, %%rsp; mov %%eax, %k0" : "=r"(v) : "r"(reg) : "rax", "rbx");
+    asm volatile(
+        "mov %%rsp, %%rbx; mov %1, %%rsp; movl (%%rsp), %%eax; mov %%rbx, %%rsp; mov %%eax, %k0"
+        : "=r"(v)
+        : "r"(reg)
+        : "rax", "rbx");
     report_eq("by rsp", v, 15);
-    asm volatile("push %%rbp; mov %1, %%rbp; movl (%%rbp), %%eax; pop %%rbp; mov %%eax, %k0" : "=&r"(v) : "r"(reg) : "rax");
+    asm volatile("push %%rbp; mov %1, %%rbp; movl (%%rbp), %%eax; pop %%rbp; mov %%eax, %k0"
+                 : "=&r"(v)
+                 : "r"(reg)
+                 : "rax");
     report_eq("by rbp", v, 15);
     asm volatile("movl (%1,%2,4), %k0" : "=r"(v) : "r"(LAPIC_PA), "r"((u64)LAPIC_TMICT / 4));
     report_eq("by base and index", v, 15);
@@ -129,7 +139,10 @@ int main(void)
     report_eq("cmov, taken", v, 100);
     asm volatile("bsfl %1, %k0" : "=r"(v) : "m"(*reg));
     report_eq("bsf", v, 2);
-    asm volatile("movl $1, %%ecx; jmp 1f; 1: addl %1, %%ecx; mov %%ecx, %k0" : "=r"(v) : "m"(*reg) : "rcx");
+    asm volatile("movl $1, %%ecx; jmp 1f; 1: addl %1, %%ecx; mov %%ecx, %k0"
+                 : "=r"(v)
+                 : "m"(*reg)
+                 : "rcx");
     report_eq("at the start of a block", v, 101);
 
     /* String instructions, register by register. */
@@ -222,7 +235,9 @@ int main(void)
            }));
     map((void *)PAGE3, LAPIC_PA, PTE_P | PTE_PCD);
     report("a read-only mapping of a device refuses stores",
-           TRY("movl $1, (%0)", ::"r"(PAGE3 + LAPIC_TMICT) : "memory") == PF && faulted(PF_P | PF_W, (void *)(PAGE3 + LAPIC_TMICT)) && get() == 0x31);
+           TRY("movl $1, (%0)", ::"r"(PAGE3 + LAPIC_TMICT)
+               : "memory") == PF &&
+               faulted(PF_P | PF_W, (void *)(PAGE3 + LAPIC_TMICT)) && get() == 0x31);
     unmap((void *)PAGE3);
 
     /* Where nothing is: reads are all ones, writes go nowhere. */

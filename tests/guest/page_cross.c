@@ -1,12 +1,12 @@
 /*
- * page_cross.c - accesses and instructions that lie across two pages: right bytes, right fault, and no
- * partial effect. The two pages are neighbours in linear space only.
+ * page_cross.c - accesses and instructions that lie across two pages: right bytes, right fault, and
+ * no partial effect. The two pages are neighbours in linear space only.
  */
 #include "lib/guest.h"
 
-#define LO  ((volatile u8 *)PAGE3)
-#define HI  (LO + PAGE)
-#define RW  (PTE_P | PTE_W | PTE_U)
+#define LO ((volatile u8 *)PAGE3)
+#define HI (LO + PAGE)
+#define RW (PTE_P | PTE_W | PTE_U)
 
 static u64 lo_pa, hi_pa;
 
@@ -37,14 +37,16 @@ static bool only(const volatile u8 *p, unsigned n, const u8 *with)
         u8 got = q >= HI ? ((u8 *)hi_pa)[q - HI] : ((u8 *)lo_pa)[q - LO];
         u8 want = with && q >= p && q < p + n ? with[q - p] : want_byte(q);
         if (got != want) {
-            print("# byte at %p: got %x want %x (access %p + %u)\n", (void *)q, got, want, (void *)p, n);
+            print("# byte at %p: got %x want %x (access %p + %u)\n", (void *)q, got, want,
+                  (void *)p, n);
             return false;
         }
     }
     return true;
 }
 
-/* -- Loads and stores of every size ------------------------------------------------------------- */
+/* -- Loads and stores of every size -------------------------------------------------------------
+ */
 
 static u8 buf[64] __attribute__((aligned(64))), pattern[64] __attribute__((aligned(64)));
 
@@ -62,15 +64,18 @@ ACCESS(2, "movw (%0), %%ax; movw %%ax, (%1)", "movw (%1), %%ax; movw %%ax, (%0)"
 ACCESS(4, "movl (%0), %%eax; movl %%eax, (%1)", "movl (%1), %%eax; movl %%eax, (%0)")
 ACCESS(8, "movq (%0), %%rax; movq %%rax, (%1)", "movq (%1), %%rax; movq %%rax, (%0)")
 ACCESS(16, "movups (%0), %%xmm1; movups %%xmm1, (%1)", "movups (%1), %%xmm1; movups %%xmm1, (%0)")
-ACCESS(32, "vmovups (%0), %%ymm1; vmovups %%ymm1, (%1)", "vmovups (%1), %%ymm1; vmovups %%ymm1, (%0)")
-ACCESS(64, "vmovups (%0), %%zmm1; vmovups %%zmm1, (%1)", "vmovups (%1), %%zmm1; vmovups %%zmm1, (%0)")
+ACCESS(32, "vmovups (%0), %%ymm1; vmovups %%ymm1, (%1)",
+       "vmovups (%1), %%ymm1; vmovups %%ymm1, (%0)")
+ACCESS(64, "vmovups (%0), %%zmm1; vmovups %%zmm1, (%1)",
+       "vmovups (%1), %%zmm1; vmovups %%zmm1, (%0)")
 ACCESS(10, "fldt (%0); fstpt (%1)", "fldt (%1); fstpt (%0)")
 static const struct {
     unsigned size;
     access_t *load, *store;
 } sizes[] = {
-    {2, load_2, store_2},    {4, load_4, store_4},    {8, load_8, store_8},    {16, load_16, store_16},
-    {32, load_32, store_32}, {64, load_64, store_64}, {10, load_10, store_10},
+    {2, load_2, store_2},    {4, load_4, store_4},    {8, load_8, store_8},
+    {16, load_16, store_16}, {32, load_32, store_32}, {64, load_64, store_64},
+    {10, load_10, store_10},
 };
 
 static void enable_vectors(unsigned *max)
@@ -138,7 +143,8 @@ static void loads_stores(void)
     }
 }
 
-/* -- Read-modify-write ----------------------------------------------------------------------------- */
+/* -- Read-modify-write
+ * ----------------------------------------------------------------------------- */
 
 static unsigned rmw_add(volatile u8 *p)
 {
@@ -155,13 +161,15 @@ static unsigned rmw_xchg(volatile u8 *p)
 }
 static unsigned rmw_cmpxchg(volatile u8 *p)
 {
-    return TRY("movl (%0), %%eax; lock cmpxchgl %1, (%0)", ::"r"(p), "r"(0x55667788) : "rax", "memory", "cc");
+    return TRY("movl (%0), %%eax; lock cmpxchgl %1, (%0)", ::"r"(p), "r"(0x55667788)
+               : "rax", "memory", "cc");
 }
 static unsigned rmw_cmpxchg8b(volatile u8 *p)
 {
-    return TRY("movl (%0), %%eax; movl 4(%0), %%edx; mov $0x11111111, %%ebx; mov $0x22222222, %%ecx; lock cmpxchg8b (%0)",
-               ::"r"(p)
-               : "rax", "rbx", "rcx", "rdx", "memory", "cc");
+    return TRY(
+        "movl (%0), %%eax; movl 4(%0), %%edx; mov $0x11111111, %%ebx; mov $0x22222222, %%ecx; lock cmpxchg8b (%0)",
+        ::"r"(p)
+        : "rax", "rbx", "rcx", "rdx", "memory", "cc");
 }
 static unsigned rmw_btsl(volatile u8 *p)
 {
@@ -184,8 +192,14 @@ static void rmw(void)
         unsigned (*fn)(volatile u8 *);
         unsigned size;
     } ops[] = {
-        {"add", rmw_add, 4},       {"lock add", rmw_lock_add, 4},   {"xchg", rmw_xchg, 4}, {"lock cmpxchg", rmw_cmpxchg, 4},
-        {"cmpxchg8b", rmw_cmpxchg8b, 8}, {"lock bts", rmw_btsl, 4}, {"shl", rmw_shl, 4},   {"lock xadd", rmw_xadd, 4},
+        {"add", rmw_add, 4},
+        {"lock add", rmw_lock_add, 4},
+        {"xchg", rmw_xchg, 4},
+        {"lock cmpxchg", rmw_cmpxchg, 4},
+        {"cmpxchg8b", rmw_cmpxchg8b, 8},
+        {"lock bts", rmw_btsl, 4},
+        {"shl", rmw_shl, 4},
+        {"lock xadd", rmw_xadd, 4},
     };
     static u64 flat[4];
     for (unsigned i = 0; i < ARRAY_LEN(ops); i++) {
@@ -208,13 +222,15 @@ static void rmw(void)
         reportf(clean, "%s across pages, second one absent or read-only", ops[i].name);
     }
     both(RW, RW);
-    report("lock cmpxchg16b across pages is #GP(0)",
-           TRY("lock cmpxchg16b (%0)", ::"r"(HI - 8) : "rax", "rdx", "memory") == GP && trapped(GP, 0));
+    report("lock cmpxchg16b across pages is #GP(0)", TRY("lock cmpxchg16b (%0)", ::"r"(HI - 8)
+                                                         : "rax", "rdx", "memory") == GP &&
+                                                         trapped(GP, 0));
     /* bt with a register: the bit is far from the address. */
     fill();
     both(RW, 0);
-    report("bts reaches into the next page",
-           TRY("btsq %1, (%0)", ::"r"(HI - 64), "r"(600ull) : "memory", "cc") == PF && trap.cr2 == (u64)HI + 8);
+    report("bts reaches into the next page", TRY("btsq %1, (%0)", ::"r"(HI - 64), "r"(600ull)
+                                                 : "memory", "cc") == PF &&
+                                                 trap.cr2 == (u64)HI + 8);
     both(RW, RW);
     ((u8 *)hi_pa)[11] = 0;
     TRY("btsq %1, (%0)", ::"r"(HI - 64), "r"(600ull) : "memory", "cc");
@@ -224,13 +240,15 @@ static void rmw(void)
     report_eq("a negative bit number goes to the page before", ((u8 *)lo_pa)[PAGE - 8], 1);
 }
 
-/* -- Stack ------------------------------------------------------------------------------------------ */
+/* -- Stack
+ * ------------------------------------------------------------------------------------------ */
 
 KERNEL_ASM("stack_ret: ret");
 extern char stack_ret[];
 
 #define ON_STACK(rsp_value, code)                                                                  \
-    TRY("movq %%rsp, %%rbx; movq %0, %%rsp; " code "; movq %%rsp, %%rcx; movq %%rbx, %%rsp", ::"r"(rsp_value) \
+    TRY("movq %%rsp, %%rbx; movq %0, %%rsp; " code "; movq %%rsp, %%rcx; movq %%rbx, %%rsp",       \
+        ::"r"(rsp_value)                                                                           \
         : "rax", "rbx", "rcx", "rdx", "memory")
 
 static void stack(void)
@@ -243,29 +261,36 @@ static void stack(void)
     u8 value[8];
     u64 v = 0x1122334455667788;
     memcpy(value, &v, 8);
-    bool push = true, pop = true, push_np = true, pop_np = true, call_np = true, ret_np = true, callret = true;
+    bool push = true, pop = true, push_np = true, pop_np = true, call_np = true, ret_np = true,
+         callret = true;
     for (unsigned before = 1; before < 8; before++) {
         volatile u8 *p = HI - before; /* where the 8 bytes start */
         fill();
         both(RW, RW);
-        push &= ON_STACK(p + 8, "mov $0x1122334455667788, %%rax; push %%rax") == VEC_NONE && only(p, 8, value);
+        push &= ON_STACK(p + 8, "mov $0x1122334455667788, %%rax; push %%rax") == VEC_NONE &&
+                only(p, 8, value);
         u64 got;
-        asm volatile("movq %%rsp, %%rbx; movq %1, %%rsp; pop %%rax; movq %%rbx, %%rsp; movq %%rax, %0"
-                     : "=m"(got)
-                     : "r"(p)
-                     : "rax", "rbx", "memory");
+        asm volatile(
+            "movq %%rsp, %%rbx; movq %1, %%rsp; pop %%rax; movq %%rbx, %%rsp; movq %%rax, %0"
+            : "=m"(got)
+            : "r"(p)
+            : "rax", "rbx", "memory");
         pop &= got == v;
         callret &= ON_STACK(p + 8, "call stack_ret") == VEC_NONE;
         fill();
         both(RW, 0);
-        push_np &= ON_STACK(p + 8, "push $1") == PF && faulted(PF_W, HI) && trap.r.rsp == (u64)p + 8 && only(p, 8, NULL);
+        push_np &= ON_STACK(p + 8, "push $1") == PF && faulted(PF_W, HI) &&
+                   trap.r.rsp == (u64)p + 8 && only(p, 8, NULL);
         pop_np &= ON_STACK(p, "pop %%rax") == PF && faulted(0, HI) && trap.r.rsp == (u64)p;
-        call_np &= ON_STACK(p + 8, "call stack_ret") == PF && faulted(PF_W, HI) && trap.r.rsp == (u64)p + 8 && only(p, 8, NULL);
+        call_np &= ON_STACK(p + 8, "call stack_ret") == PF && faulted(PF_W, HI) &&
+                   trap.r.rsp == (u64)p + 8 && only(p, 8, NULL);
         ret_np &= ON_STACK(p, "ret") == PF && faulted(0, HI) && trap.r.rsp == (u64)p;
         both(0, RW);
-        push_np &= ON_STACK(p + 8, "push $1") == PF && faulted(PF_W, p) && trap.r.rsp == (u64)p + 8 && only(p, 8, NULL);
+        push_np &= ON_STACK(p + 8, "push $1") == PF && faulted(PF_W, p) &&
+                   trap.r.rsp == (u64)p + 8 && only(p, 8, NULL);
         pop_np &= ON_STACK(p, "pop %%rax") == PF && faulted(0, p) && trap.r.rsp == (u64)p;
-        call_np &= ON_STACK(p + 8, "call *%%rdx") != VEC_NONE && trap.r.rsp == (u64)p + 8 && only(p, 8, NULL);
+        call_np &= ON_STACK(p + 8, "call *%%rdx") != VEC_NONE && trap.r.rsp == (u64)p + 8 &&
+                   only(p, 8, NULL);
         ret_np &= ON_STACK(p, "ret $16") == PF && trap.r.rsp == (u64)p;
     }
     report("push", push);
@@ -283,7 +308,8 @@ static void stack(void)
     /* push and pop with a memory operand: read from one place, write to another. */
     fill();
     both(RW, RW);
-    bool ok = ON_STACK(HI + 4, "mov %0, %%rdx; pushq 40(%%rdx)") == VEC_NONE; /* reads HI+44.., writes HI-4.. */
+    bool ok = ON_STACK(HI + 4, "mov %0, %%rdx; pushq 40(%%rdx)") ==
+              VEC_NONE; /* reads HI+44.., writes HI-4.. */
     u8 want[8];
     for (int i = 0; i < 8; i++)
         want[i] = want_byte(HI + 44 + i);
@@ -291,11 +317,13 @@ static void stack(void)
     fill();
     both(RW, 0);
     report("pop to memory: the store faults, RSP stays",
-           ON_STACK(HI - 16, "popq 6(%%rsp)") == PF && faulted(PF_W, HI) && trap.r.rsp == (u64)HI - 16 && only(HI, 1, NULL));
+           ON_STACK(HI - 16, "popq 6(%%rsp)") == PF && faulted(PF_W, HI) &&
+               trap.r.rsp == (u64)HI - 16 && only(HI, 1, NULL));
     idt_reset();
 }
 
-/* -- Instructions ------------------------------------------------------------------------------------- */
+/* -- Instructions
+ * ------------------------------------------------------------------------------------- */
 
 static unsigned pages_mapped;
 static void map_hi(struct regs *r)
@@ -358,7 +386,8 @@ static void code(void)
     last[-3] = 0x31; /* xor %eax, %eax; jnz +0 */
     last[-2] = 0xc0;
     last[-1] = 0x75;
-    report("a branch across pages", run(HI - 3) == PF && faulted(PF_I, HI) && trap.r.rip == (u64)HI - 1);
+    report("a branch across pages",
+           run(HI - 3) == PF && faulted(PF_I, HI) && trap.r.rip == (u64)HI - 1);
     last[-4] = 0x31;
     last[-3] = 0xc0;
     last[-2] = 0x74; /* jz -4: to 0 bytes back... taken to the ret below */
@@ -366,7 +395,8 @@ static void code(void)
     last[-5] = 0xc3;
     report("a taken branch as the last bytes of a page", run(HI - 4) == VEC_NONE);
     last[-1] = 0x0f;
-    report("an escape byte as the last of a page", run(HI - 1) == PF && faulted(PF_I, HI) && trap.r.rip == (u64)HI - 1);
+    report("an escape byte as the last of a page",
+           run(HI - 1) == PF && faulted(PF_I, HI) && trap.r.rip == (u64)HI - 1);
     last[-1] = 0x66;
     report("a prefix as the last of a page", run(HI - 1) == PF && faulted(PF_I, HI));
     /* A fault of data inside an instruction that crosses: mov (%rbx), %eax with disp32. */
@@ -374,16 +404,19 @@ static void code(void)
     both(RW, RW);
     for (unsigned i = 0; i < sizeof(load); i++)
         *(i >= 3 ? (u8 *)hi_pa + i - 3 : last - 3 + i) = load[i];
-    report("a data fault of an instruction across pages",
-           TRY("call *%0", ::"r"(HI - 3), "b"(HI) : "rax", "memory") == PF && faulted(0, HI + PAGE) &&
-               trap.r.rip == (u64)HI - 3);
+    report("a data fault of an instruction across pages", TRY("call *%0", ::"r"(HI - 3), "b"(HI)
+                                                              : "rax", "memory") == PF &&
+                                                              faulted(0, HI + PAGE) &&
+                                                              trap.r.rip == (u64)HI - 3);
     /* 16 bytes of prefixes across the boundary: #GP needs no 16th byte's page... which is there. */
     memset(last - 8, 0x66, 8);
     memset((u8 *)hi_pa, 0x66, 16);
-    report("a too long instruction across pages is #GP(0)", run(HI - 8) == GP && trapped(GP, 0) && trap.r.rip == (u64)HI - 8);
+    report("a too long instruction across pages is #GP(0)",
+           run(HI - 8) == GP && trapped(GP, 0) && trap.r.rip == (u64)HI - 8);
 }
 
-/* -- Other things that cross ------------------------------------------------------------------------------ */
+/* -- Other things that cross
+ * ------------------------------------------------------------------------------ */
 
 static void others(void)
 {
@@ -402,14 +435,19 @@ static void others(void)
     asm volatile("mov %0, %%fs" ::"r"(0));
     fill();
     both(RW, 0);
-    report("sgdt, second page absent", TRY("sgdt (%0)", ::"r"(HI - 5) : "memory") == PF && faulted(PF_W, HI));
-    report("fnstenv, second page absent", TRY("fnstenv (%0)", ::"r"(HI - 6) : "memory") == PF && trap.cr2 == (u64)HI);
+    report("sgdt, second page absent", TRY("sgdt (%0)", ::"r"(HI - 5)
+                                           : "memory") == PF &&
+                                           faulted(PF_W, HI));
+    report("fnstenv, second page absent", TRY("fnstenv (%0)", ::"r"(HI - 6)
+                                              : "memory") == PF &&
+                                              trap.cr2 == (u64)HI);
     fill();
     both(RW, RW);
     u8 *source = (u8 *)hi_pa + 100;
     u64 s = (u64)source, d = (u64)HI - 3, c = 1;
     asm volatile("movsq" : "+S"(s), "+D"(d)::"memory");
-    report("movsq to a page boundary", s == (u64)source + 8 && d == (u64)HI + 5 && only(HI - 3, 8, source));
+    report("movsq to a page boundary",
+           s == (u64)source + 8 && d == (u64)HI + 5 && only(HI - 3, 8, source));
     fill();
     s = (u64)HI - 3;
     d = (u64)buf;
@@ -420,29 +458,40 @@ static void others(void)
     report("rep movsq from a page boundary", ok);
     bool zf;
     s = (u64)HI - 3;
-    asm volatile("mov %2, %%rdi; mov %3, %%rsi; cmpsq" : "=@ccz"(zf), "+m"(s) : "r"(buf), "r"(s) : "rsi", "rdi", "memory");
+    asm volatile("mov %2, %%rdi; mov %3, %%rsi; cmpsq"
+                 : "=@ccz"(zf), "+m"(s)
+                 : "r"(buf), "r"(s)
+                 : "rsi", "rdi", "memory");
     report("cmpsq across pages", zf);
     ok = true;
     for (unsigned i = 0; i < 64; i++)
-        asm volatile("pinsrw $3, (%0), %%xmm0; movhps (%0), %%xmm0; cvtsi2sdl (%0), %%xmm0; ucomiss (%0), %%xmm0" ::"r"(HI - 1)
-                     : "cc");
+        asm volatile(
+            "pinsrw $3, (%0), %%xmm0; movhps (%0), %%xmm0; cvtsi2sdl (%0), %%xmm0; ucomiss (%0), %%xmm0" ::
+                "r"(HI - 1)
+            : "cc");
     report("small vector loads across pages", ok);
     if (has(HAS_XSAVE) && has(HAS_AVX)) {
         /* Masked-off lanes do not fault. */
         u32 mask[4] = {0x80000000, 0, 0, 0};
         both(RW, 0);
-        unsigned v = TRY("vmovups (%1), %%xmm2; vmaskmovps (%0), %%xmm2, %%xmm1", ::"r"(HI - 4), "r"(mask) : "memory");
+        unsigned v =
+            TRY("vmovups (%1), %%xmm2; vmaskmovps (%0), %%xmm2, %%xmm1", ::"r"(HI - 4), "r"(mask)
+                : "memory");
         report_eq("vmaskmovps: a masked lane on an absent page does not fault", v, VEC_NONE);
-        v = TRY("vmovups (%1), %%xmm2; vmaskmovps %%xmm1, %%xmm2, (%0)", ::"r"(HI - 4), "r"(mask) : "memory");
+        v = TRY("vmovups (%1), %%xmm2; vmaskmovps %%xmm1, %%xmm2, (%0)", ::"r"(HI - 4), "r"(mask)
+                : "memory");
         report_eq("vmaskmovps: nor in a store", v, VEC_NONE);
         mask[1] = 0x80000000;
-        v = TRY("vmovups (%1), %%xmm2; vmaskmovps (%0), %%xmm2, %%xmm1", ::"r"(HI - 4), "r"(mask) : "memory");
+        v = TRY("vmovups (%1), %%xmm2; vmaskmovps (%0), %%xmm2, %%xmm1", ::"r"(HI - 4), "r"(mask)
+                : "memory");
         report("vmaskmovps: an enabled lane does", v == PF && trap.cr2 == (u64)HI);
         if (has(HAS_AVX512F)) {
             both(RW, 0);
-            v = TRY("kmovw %1, %%k1; vmovups (%0), %%zmm1%{%%k1%}%{z%}", ::"r"(HI - 8), "r"(3) : "memory");
+            v = TRY("kmovw %1, %%k1; vmovups (%0), %%zmm1%{%%k1%}%{z%}", ::"r"(HI - 8), "r"(3)
+                    : "memory");
             report_eq("AVX-512: masked lanes on an absent page do not fault", v, VEC_NONE);
-            v = TRY("kmovw %1, %%k1; vmovups (%0), %%zmm1%{%%k1%}%{z%}", ::"r"(HI - 8), "r"(7) : "memory");
+            v = TRY("kmovw %1, %%k1; vmovups (%0), %%zmm1%{%%k1%}%{z%}", ::"r"(HI - 8), "r"(7)
+                    : "memory");
             report("AVX-512: an enabled lane does", v == PF && trap.cr2 == (u64)HI);
         }
         if (cpuid(7, 0).ebx & BIT(5)) {
@@ -450,16 +499,18 @@ static void others(void)
             u32 ones[4] = {~0u, ~0u, ~0u, ~0u};
             both(RW, 0);
             u32 left[4];
-            v = TRY("vmovups (%1), %%xmm2; vmovups (%2), %%xmm3; vpgatherdd %%xmm2, (%0,%%xmm3,4), %%xmm1", ::"r"(HI - 8),
-                    "r"(ones), "r"(idx)
-                    : "memory");
+            v = TRY(
+                "vmovups (%1), %%xmm2; vmovups (%2), %%xmm3; vpgatherdd %%xmm2, (%0,%%xmm3,4), %%xmm1",
+                ::"r"(HI - 8), "r"(ones), "r"(idx)
+                : "memory");
             asm volatile("vmovups %%xmm2, %0" : "=m"(left));
             report("vpgatherdd: faults on the absent lane", v == PF && faulted(0, HI));
             fill();
             both(RW, RW);
-            v = TRY("vmovups (%1), %%xmm2; vmovups (%2), %%xmm3; vpgatherdd %%xmm2, (%0,%%xmm3,4), %%xmm1; vmovups %%xmm1, (%3)",
-                    ::"r"(HI - 8), "r"(ones), "r"(idx), "r"(buf)
-                    : "memory");
+            v = TRY(
+                "vmovups (%1), %%xmm2; vmovups (%2), %%xmm3; vpgatherdd %%xmm2, (%0,%%xmm3,4), %%xmm1; vmovups %%xmm1, (%3)",
+                ::"r"(HI - 8), "r"(ones), "r"(idx), "r"(buf)
+                : "memory");
             ok = v == VEC_NONE;
             for (unsigned i = 0; i < 16; i++)
                 ok &= buf[i] == want_byte(HI - 8 + i);

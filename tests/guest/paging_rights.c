@@ -2,9 +2,9 @@
  * paging_rights.c - who may do what to which page, with exact #PF codes, and the A and D bits.
  * Intel SDM vol. 3 §4.6 (rights), §4.7 (error code), §4.8 (A/D).
  *
- * Every combination is tried of: present, W, U, NX at the leaf; the same taken away one level above;
- * CR0.WP, CR4.SMEP, CR4.SMAP, EFLAGS.AC; read, write, execute, read-modify-write; kernel and user;
- * 4 KiB, 2 MiB and 1 GiB pages. One report per page size and control-register setting.
+ * Every combination is tried of: present, W, U, NX at the leaf; the same taken away one level
+ * above; CR0.WP, CR4.SMEP, CR4.SMAP, EFLAGS.AC; read, write, execute, read-modify-write; kernel and
+ * user; 4 KiB, 2 MiB and 1 GiB pages. One report per page size and control-register setting.
  */
 #include "lib/guest.h"
 
@@ -164,8 +164,7 @@ static bool rsvd_faults(struct place *p, volatile u64 *entry, u64 value, const c
     u64 was = *entry;
     *entry = value;
     flush_tlb();
-    bool ok = TRY("movb (%0), %%al", ::"r"(p->va) : "rax") == PF &&
-              rsvd_fault(0, p->va);
+    bool ok = TRY("movb (%0), %%al", ::"r"(p->va) : "rax") == PF && rsvd_fault(0, p->va);
     user_call(user_write, (u64)p->va, 0, 0);
     ok = ok && rsvd_fault(PF_W | PF_U, p->va);
     *entry = value & ~PTE_P;
@@ -193,7 +192,8 @@ static void reserved(struct place *p)
         reportf(ok, "address bits above MAXPHYADDR are reserved, level %d", p->level);
     }
     volatile u64 *top = pt_entry(p->va, 4);
-    reportf(rsvd_faults(p, top, *top | PTE_PS, "PML4E.PS"), "PML4E.PS is reserved, level %d", p->level);
+    reportf(rsvd_faults(p, top, *top | PTE_PS, "PML4E.PS"), "PML4E.PS is reserved, level %d",
+            p->level);
     if (p->level > 1) {
         bool ok = rsvd_faults(p, leaf, *leaf | BIT(13), "bit 13");
         ok &= rsvd_faults(p, leaf, *leaf | BIT(p->level == 3 ? 29 : 20), "the last one");
@@ -311,13 +311,15 @@ static void implicit(void)
         WR(cr4, RD(cr4) | CR4_SMAP);
         map(second, pa + PAGE, PTE_P | PTE_W | PTE_U);
         v = TRY("mov %0, %%fs", ::"r"(SEL));
-        report("SMAP: an implicit access to a user page is refused", v == PF && faulted(PF_P, second));
+        report("SMAP: an implicit access to a user page is refused",
+               v == PF && faulted(PF_P, second));
         asm volatile("stac");
         v = TRY("mov %0, %%fs", ::"r"(SEL));
         asm volatile("clac");
         report("SMAP: even with AC", v == PF && faulted(PF_P, second));
         user_call(user_load_fs, SEL | 3, 0, 0);
-        report("SMAP: and for a load in ring 3, without the U bit in the code", faulted(PF_P, second));
+        report("SMAP: and for a load in ring 3, without the U bit in the code",
+               faulted(PF_P, second));
         WR(cr4, RD(cr4) & ~CR4_SMAP);
     }
     unmap(second);

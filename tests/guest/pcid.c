@@ -120,7 +120,8 @@ static void pcids(void)
     report_eq("PCIDE can be set", TRY("mov %0, %%cr4", ::"r"(RD(cr4) | CR4_PCIDE)), VEC_NONE);
     WR(cr3, sp[0].cr3 | NOFLUSH);
     report_eq("CR3 reads without bit 63 and with the PCID", RD(cr3), sp[0].cr3);
-    report("CR3 bits above MAXPHYADDR are #GP", TRY("mov %0, %%cr3", ::"r"(sp[0].cr3 | BIT(62))) == GP);
+    report("CR3 bits above MAXPHYADDR are #GP",
+           TRY("mov %0, %%cr3", ::"r"(sp[0].cr3 | BIT(62))) == GP);
     report("clearing PG under PCIDE is #GP", TRY("mov %0, %%cr0", ::"r"(RD(cr0) & ~CR0_PG)) == GP);
 
     bool ok = true;
@@ -159,7 +160,8 @@ static void pcids(void)
     report("invlpg after the switch shows the change", seen_after(by_invlpg_after, 0));
     WR(cr4, RD(cr4) | CR4_PGE);
     report("global: toggling PGE shows the change", seen_after(by_pge, PTE_G));
-    report("global: invlpg in another PCID shows the change", seen_after(by_invlpg_other_space, PTE_G));
+    report("global: invlpg in another PCID shows the change",
+           seen_after(by_invlpg_other_space, PTE_G));
     if (has(HAS_INVPCID)) {
         report("invpcid 0, individual address", seen_after(by_address, 0));
         report("invpcid 1, single context", seen_after(by_context, 0));
@@ -189,13 +191,14 @@ static void invpcid_rules(void)
     report("invpcid type 1 << 32 is #GP", invpcid(BIT(32), 0, 0) == GP);
     report("invpcid with reserved descriptor bits is #GP", invpcid(1, BIT(12), 0) == GP);
     report("invpcid 0 of a non-canonical address is #GP", invpcid(0, 0, BIT(47)) == GP);
-    report("invpcid 0/1 of a PCID without PCIDE is #GP", invpcid(1, 1, 0) == GP && invpcid(0, 1, 0) == GP);
+    report("invpcid 0/1 of a PCID without PCIDE is #GP",
+           invpcid(1, 1, 0) == GP && invpcid(0, 1, 0) == GP);
     report_eq("invpcid 1 of PCID 0", invpcid(1, 0, 0), VEC_NONE);
     static struct invpcid_desc d UDATA = {0, 0};
     user_call(user_invpcid, (u64)&d, 0, 0);
     report("invpcid in ring 3 is #GP", trapped(GP, 0));
-    report("invpcid reads its descriptor", TRY("invpcid (%1), %0", ::"r"(2ull), "r"(PAGE3)) == PF &&
-                                               faulted(0, (void *)PAGE3));
+    report("invpcid reads its descriptor",
+           TRY("invpcid (%1), %0", ::"r"(2ull), "r"(PAGE3)) == PF && faulted(0, (void *)PAGE3));
 }
 
 static void global_pages(void)

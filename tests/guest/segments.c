@@ -12,12 +12,13 @@ static u64 ldt[8] __attribute__((aligned(16)));
 
 static void loads(void)
 {
-    report("null in DS, ES, FS, GS", LOAD(ds, 0) == VEC_NONE && LOAD(es, 1) == VEC_NONE && LOAD(fs, 2) == VEC_NONE &&
-                                         LOAD(gs, 3) == VEC_NONE);
+    report("null in DS, ES, FS, GS", LOAD(ds, 0) == VEC_NONE && LOAD(es, 1) == VEC_NONE &&
+                                         LOAD(fs, 2) == VEC_NONE && LOAD(gs, 3) == VEC_NONE);
     report("a null selector keeps its RPL", RDSEG(es) == 1 && RDSEG(fs) == 2 && RDSEG(gs) == 3);
     report_eq("null SS in ring 0, 64-bit", LOAD(ss, 0), VEC_NONE);
-    report("memory works with null DS and SS", TRY("push %%rax; mov (%%rsp), %%rax; mov %%rax, %0; pop %%rax", ::"m"(ldt[0])
-                                                   : "rax", "memory") == VEC_NONE);
+    report("memory works with null DS and SS",
+           TRY("push %%rax; mov (%%rsp), %%rax; mov %%rax, %0; pop %%rax", ::"m"(ldt[0])
+               : "rax", "memory") == VEC_NONE);
     report("null SS with RPL 3 in ring 0: #GP(0)", LOAD(ss, 3) == GP && trapped(GP, 0));
     LOAD(ss, KDS);
     report("beyond the GDT: #GP(sel)", LOAD(ds, GDT_END) == GP && trapped(GP, GDT_END));
@@ -41,14 +42,17 @@ static void loads(void)
                LOAD(ds, GDT_FREE);
                (*(volatile u64 *)&gdt[GDT_FREE / 8] >> 40 & 0xff) == 0x93;
            }));
-    report("a refused load keeps the old selector", LOAD(ds, GDT_END) == GP && RDSEG(ds) == GDT_FREE);
+    report("a refused load keeps the old selector",
+           LOAD(ds, GDT_END) == GP && RDSEG(ds) == GDT_FREE);
     LOAD(ds, KDS);
     LOAD(es, KDS);
 
     u16 mem = UDS;
     report("mov from memory", TRY("mov %0, %%fs", ::"m"(mem)) == VEC_NONE && RDSEG(fs) == UDS);
-    report("push and pop FS", TRY("push %%fs; mov %0, %%fs; pop %%fs", ::"r"(0)) == VEC_NONE && RDSEG(fs) == UDS);
-    report("pop of a bad selector keeps RSP", TRY("push %0; pop %%gs", ::"r"((u64)GDT_END)) == GP && trap.r.rsp == try_rsp - 8);
+    report("push and pop FS",
+           TRY("push %%fs; mov %0, %%fs; pop %%fs", ::"r"(0)) == VEC_NONE && RDSEG(fs) == UDS);
+    report("pop of a bad selector keeps RSP",
+           TRY("push %0; pop %%gs", ::"r"((u64)GDT_END)) == GP && trap.r.rsp == try_rsp - 8);
     u64 v = ~0ull;
     asm volatile("mov %%fs, %0" : "+r"(v));
     report_eq("mov of a segment to a 64-bit register clears the rest", v, UDS);
@@ -67,7 +71,10 @@ static void loads(void)
     } __attribute__((packed)) far = {0x1122334455667788, UDS};
     v = 0;
     if (cpu_is_intel()) {
-        report("lfs with REX.W", TRY(".byte 0x48, 0x0f, 0xb4, 0x01", : "+a"(v) : "c"(&far), "m"(far)) == VEC_NONE && v == far.off);
+        report("lfs with REX.W", TRY(".byte 0x48, 0x0f, 0xb4, 0x01",
+                                     : "+a"(v)
+                                     : "c"(&far), "m"(far)) == VEC_NONE &&
+                                     v == far.off);
     } else {
         struct {
             u32 off;
@@ -79,10 +86,16 @@ static void loads(void)
         u32 off;
         u16 sel;
     } __attribute__((packed)) far_ss = {1234, KDS};
-    report("lss", TRY("lss %1, %k0", : "+r"(v) : "m"(far_ss)) == VEC_NONE && (u32)v == 1234 && RDSEG(ss) == KDS);
+    report("lss", TRY("lss %1, %k0",
+                      : "+r"(v)
+                      : "m"(far_ss)) == VEC_NONE &&
+                      (u32)v == 1234 && RDSEG(ss) == KDS);
     far_ss.sel = GDT_END;
     v = 99;
-    report("lss of a bad selector changes nothing", TRY("lss %1, %k0", : "+r"(v) : "m"(far_ss)) == GP && v == 99);
+    report("lss of a bad selector changes nothing", TRY("lss %1, %k0",
+                                                        : "+r"(v)
+                                                        : "m"(far_ss)) == GP &&
+                                                        v == 99);
 }
 
 static void local_table(void)
@@ -99,13 +112,15 @@ static void local_table(void)
     report("entry 0 of the LDT is not null", LOAD(fs, 4) == GP && trapped(GP, 4));
     LOAD(gs, 2 << 3 | 7);
     report_eq("GS base from an LDT descriptor", rdmsr(MSR_GS_BASE), 0x11223344);
-    report("lldt of a data segment: #GP(sel)", TRY("lldt %w0", ::"r"(KDS)) == GP && trapped(GP, KDS));
+    report("lldt of a data segment: #GP(sel)",
+           TRY("lldt %w0", ::"r"(KDS)) == GP && trapped(GP, KDS));
     report("lldt from the LDT: #GP(sel)", TRY("lldt %w0", ::"r"(12)) == GP && trapped(GP, 12));
     gdt_set(LDT_SEL, gdt[LDT_SEL / 8] & ~BIT(47));
     report("lldt absent: #NP(sel)", TRY("lldt %w0", ::"r"(LDT_SEL)) == NP && trapped(NP, LDT_SEL));
     report_eq("lldt null", TRY("lldt %w0", ::"r"(0)), VEC_NONE);
     report("then the LDT is empty", LOAD(fs, 1 << 3 | 4) == GP && trapped(GP, 1 << 3 | 4));
-    report("ltr of a busy TSS: #GP(sel)", TRY("ltr %w0", ::"r"(TSS_SEL)) == GP && trapped(GP, TSS_SEL));
+    report("ltr of a busy TSS: #GP(sel)",
+           TRY("ltr %w0", ::"r"(TSS_SEL)) == GP && trapped(GP, TSS_SEL));
     report_eq("ltr marked it busy", gdt[TSS_SEL / 8] >> 40 & 15, 11);
     asm volatile("str %0" : "=r"(sel));
     report_eq("str", sel, TSS_SEL);
@@ -123,7 +138,8 @@ USER_ASM("user_wrgs: wrgsbase %rdi; rdgsbase %rax; mov %gs:0, %rdx; ret");
 USER_ASM("user_load_fs: mov %edi, %fs; ret");
 USER_ASM("user_load_ds: mov %edi, %ds; ret");
 USER_ASM("user_load_ss: mov %edi, %ss; ret");
-extern char user_gs_read[], user_fs_read[], user_wrfs[], user_wrgs[], user_load_fs[], user_load_ds[], user_load_ss[];
+extern char user_gs_read[], user_fs_read[], user_wrfs[], user_wrgs[], user_load_fs[],
+    user_load_ds[], user_load_ss[];
 
 static UDATA u64 cell[4] = {0x1001, 0x1002, 0x1003, 0x1004};
 
@@ -151,7 +167,8 @@ static void bases(void)
     report_eq("FS in ring 3", trap.r.rax, 0x1002);
     report("FS_BASE not canonical: #GP(0)", try_wrmsr(MSR_FS_BASE, HOLE) == GP && trapped(GP, 0));
     report("GS_BASE not canonical: #GP(0)", try_wrmsr(MSR_GS_BASE, HOLE) == GP && trapped(GP, 0));
-    report("KERNEL_GS_BASE not canonical: #GP(0)", try_wrmsr(MSR_KERNEL_GS_BASE, HOLE) == GP && trapped(GP, 0));
+    report("KERNEL_GS_BASE not canonical: #GP(0)",
+           try_wrmsr(MSR_KERNEL_GS_BASE, HOLE) == GP && trapped(GP, 0));
 
     LOAD(fs, KDS);
     report_eq("loading FS loads its base from the descriptor", rdmsr(MSR_FS_BASE), 0);
@@ -164,13 +181,16 @@ static void bases(void)
     wrmsr(MSR_KERNEL_GS_BASE, (u64)&cell[1]);
     asm volatile("swapgs; mov %%gs:0, %0" : "=r"(v));
     report_eq("swapgs", v, 0x1002);
-    report("swapgs exchanges the MSRs", rdmsr(MSR_GS_BASE) == (u64)&cell[1] && rdmsr(MSR_KERNEL_GS_BASE) == (u64)&cell[0]);
+    report("swapgs exchanges the MSRs",
+           rdmsr(MSR_GS_BASE) == (u64)&cell[1] && rdmsr(MSR_KERNEL_GS_BASE) == (u64)&cell[0]);
     user_call(user_gs_read, 0, 0, 0);
     report_eq("ring 3 sees the current one", trap.r.rax, 0x1002);
     asm volatile("swapgs");
     user_call(user_gs_read, 0, 0, 0);
     report_eq("and the other after swapgs", trap.r.rax, 0x1001);
-    asm volatile("swapgs; mov %%gs:0, %%rbx; swapgs; mov %%gs:0, %%rcx; sub %%rcx, %%rbx; mov %%rbx, %0" : "=r"(v)::"rbx", "rcx");
+    asm volatile(
+        "swapgs; mov %%gs:0, %%rbx; swapgs; mov %%gs:0, %%rcx; sub %%rcx, %%rbx; mov %%rbx, %0"
+        : "=r"(v)::"rbx", "rcx");
     report_eq("swapgs twice in one block", v, 1);
 
     if (has(HAS_FSGSBASE)) {
@@ -180,11 +200,14 @@ static void bases(void)
         report("wrfsbase, rdfsbase", v == (u64)cell && rdmsr(MSR_FS_BASE) == (u64)cell);
         asm volatile("wrfsbase %k1; rdfsbase %0" : "=r"(v) : "r"(0xffffffff12345678ull));
         report_eq("32-bit wrfsbase zero-extends", v, 0x12345678);
-        report("wrfsbase not canonical: #GP(0)", TRY("wrfsbase %0", ::"r"(HOLE)) == GP && trapped(GP, 0));
+        report("wrfsbase not canonical: #GP(0)",
+               TRY("wrfsbase %0", ::"r"(HOLE)) == GP && trapped(GP, 0));
         user_call(user_wrfs, (u64)&cell[2], 0, 0);
-        report("wrfsbase in ring 3", trap.vec == VEC_RETURN && trap.r.rax == (u64)&cell[2] && trap.r.rdx == 0x1003);
+        report("wrfsbase in ring 3",
+               trap.vec == VEC_RETURN && trap.r.rax == (u64)&cell[2] && trap.r.rdx == 0x1003);
         user_call(user_wrgs, (u64)&cell[1], 0, 0);
-        report("wrgsbase in ring 3", trap.vec == VEC_RETURN && trap.r.rax == (u64)&cell[1] && trap.r.rdx == 0x1002);
+        report("wrgsbase in ring 3",
+               trap.vec == VEC_RETURN && trap.r.rax == (u64)&cell[1] && trap.r.rdx == 0x1002);
         WR(cr4, RD(cr4) & ~CR4_FSGSBASE);
         user_call(user_wrfs, 0, 0, 0);
         report("without the bit #UD in ring 3", trapped(UD, 0));
@@ -258,7 +281,8 @@ static void queries(void)
     report("lsl, bytes", lsl(TSS_SEL, &v) && v == sizeof(tss) - 1);
     gdt_set(GDT_FREE, seg_desc(0, 0x12345, 0x93, 4));
     report("lsl of a byte limit", lsl(GDT_FREE, &v) && v == 0x12345);
-    report("verr", verr(KCS) && verr(KDS) && verr(UDS) && !verr(0) && !verr(TSS_SEL) && !verr(GDT_END));
+    report("verr",
+           verr(KCS) && verr(KDS) && verr(UDS) && !verr(0) && !verr(TSS_SEL) && !verr(GDT_END));
     report("verw", !verw(KCS) && verw(KDS) && !verw(0));
     gdt_set(GDT_FREE, seg_desc(0, 0xfffff, 0x99, 0xa));
     report("verr of execute-only code", !verr(GDT_FREE));
@@ -275,7 +299,8 @@ static void queries(void)
     report("verw from an absent page is #PF", TRY("verw (%0)", ::"r"(PAGE3 + page)) == PF);
 }
 
-/* -- UMIP ---------------------------------------------------------------------------------------- */
+/* -- UMIP ----------------------------------------------------------------------------------------
+ */
 
 USER_ASM("user_sgdt: sub $16, %rsp; sgdt (%rsp); mov 2(%rsp), %rax; add $16, %rsp; ret");
 USER_ASM("user_sidt: sub $16, %rsp; sidt (%rsp); mov 2(%rsp), %rax; add $16, %rsp; ret");
@@ -302,13 +327,19 @@ static void umip(void)
     static const struct {
         const char *name;
         char *fn;
-    } f[] = {{"sgdt", user_sgdt}, {"sidt", user_sidt}, {"sldt", user_sldt}, {"str", user_str}, {"smsw", user_smsw}};
+    } f[] = {{"sgdt", user_sgdt},
+             {"sidt", user_sidt},
+             {"sldt", user_sldt},
+             {"str", user_str},
+             {"smsw", user_smsw}};
     for (unsigned i = 0; i < ARRAY_LEN(f); i++) {
         user_call(f[i].fn, 0, 0, 0);
         reportf(trapped(GP, 0), "UMIP: %s in ring 3 is #GP(0)", f[i].name);
     }
     u16 sel;
-    report("UMIP does not concern ring 0", TRY("str %0", : "=r"(sel)) == VEC_NONE && sel == TSS_SEL);
+    report("UMIP does not concern ring 0", TRY("str %0",
+                                               : "=r"(sel)) == VEC_NONE &&
+                                               sel == TSS_SEL);
     WR(cr4, RD(cr4) & ~CR4_UMIP);
 }
 

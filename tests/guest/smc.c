@@ -1,8 +1,8 @@
 /*
- * smc.c - self-modifying and cross-modifying code, in every shape a JIT, a kernel patching itself or
- * an old program may use. Intel SDM vol. 3 §8.1.3 asks for a branch or a serializing instruction;
- * x86 processors in fact show a store to the very next instruction (when the linear address is the
- * same), and old software relies on it.
+ * smc.c - self-modifying and cross-modifying code, in every shape a JIT, a kernel patching itself
+ * or an old program may use. Intel SDM vol. 3 §8.1.3 asks for a branch or a serializing
+ * instruction; x86 processors in fact show a store to the very next instruction (when the linear
+ * address is the same), and old software relies on it.
  */
 #include "lib/guest.h"
 
@@ -28,16 +28,22 @@ static u32 call(const volatile void *p)
 
 KERNEL_ASM("next_insn: movb $2, 1f+1(%rip)\n1: mov $1, %eax\n ret");
 KERNEL_ASM("later_insn: movb $2, 1f+1(%rip)\n nop\n nop\n nop\n1: mov $1, %eax\n ret");
-KERNEL_ASM("self_rep: mov $0x90, %al\n lea 1f(%rip), %rdi\n mov $7, %ecx\n cld\n rep stosb\n1: mov $9, %eax\n inc %eax\n movzbl %al, %eax\n ret");
-KERNEL_ASM("patch_loop: xor %eax, %eax\n mov $100, %ecx\n1: incb 2f+2(%rip)\n2: add $0, %eax\n dec %ecx\n jnz 1b\n ret");
-KERNEL_ASM("push_code: mov %rsp, %rcx\n xor %eax, %eax\n lea 1f+8(%rip), %rsp\n mov $0x5b8909090, %rdx\n push %rdx\n"
-           "1: .quad 0x9090909090909090\n mov %rcx, %rsp\n ret");
+KERNEL_ASM(
+    "self_rep: mov $0x90, %al\n lea 1f(%rip), %rdi\n mov $7, %ecx\n cld\n rep stosb\n1: mov $9, %eax\n inc %eax\n movzbl %al, %eax\n ret");
+KERNEL_ASM(
+    "patch_loop: xor %eax, %eax\n mov $100, %ecx\n1: incb 2f+2(%rip)\n2: add $0, %eax\n dec %ecx\n jnz 1b\n ret");
+KERNEL_ASM(
+    "push_code: mov %rsp, %rcx\n xor %eax, %eax\n lea 1f+8(%rip), %rsp\n mov $0x5b8909090, %rdx\n push %rdx\n"
+    "1: .quad 0x9090909090909090\n mov %rcx, %rsp\n ret");
 KERNEL_ASM("xadd_code: mov $1, %eax\n lock xadd %al, 1f+1(%rip)\n1: mov $4, %eax\n ret");
-KERNEL_ASM("cmpxchg_code: mov $4, %eax\n mov $9, %ecx\n lock cmpxchg %cl, 1f+1(%rip)\n1: mov $4, %eax\n ret");
+KERNEL_ASM(
+    "cmpxchg_code: mov $4, %eax\n mov $9, %ecx\n lock cmpxchg %cl, 1f+1(%rip)\n1: mov $4, %eax\n ret");
 KERNEL_ASM("sse_code: movups 2f(%rip), %xmm0\n movups %xmm0, 1f(%rip)\n1: .fill 16, 1, 0xcc\n"
            "2: mov $0x77, %eax\n ret\n .fill 10, 1, 0x90");
-KERNEL_ASM("jmp_patch: movb $(3f - 2f), 1f+1(%rip)\n1: jmp 2f\n2: mov $1, %eax\n ret\n3: mov $2, %eax\n ret");
-fn_t next_insn, later_insn, self_rep, patch_loop, push_code, xadd_code, cmpxchg_code, sse_code, jmp_patch;
+KERNEL_ASM(
+    "jmp_patch: movb $(3f - 2f), 1f+1(%rip)\n1: jmp 2f\n2: mov $1, %eax\n ret\n3: mov $2, %eax\n ret");
+fn_t next_insn, later_insn, self_rep, patch_loop, push_code, xadd_code, cmpxchg_code, sse_code,
+    jmp_patch;
 
 static void nearby(void)
 {
@@ -113,13 +119,14 @@ static void functions(void)
     report("data right behind the code, 20000 stores", ok);
     /* Loads see what was stored, whole and in part. */
     *(volatile u64 *)page = 0x1122334455667788;
-    report("reading back a code page", *(volatile u32 *)(page + 4) == 0x11223344 && *(volatile u8 *)page == 0x88);
+    report("reading back a code page",
+           *(volatile u32 *)(page + 4) == 0x11223344 && *(volatile u8 *)page == 0x88);
     /* A function that changes what follows the call of it. */
     static const u8 caller[] = {
-        0xe8, 0x0b, 0, 0, 0,          /* call patch */
-        0xb8, 1, 0, 0, 0,             /* mov $1, %eax (patched) */
-        0xc3, 0x90, 0x90, 0x90, 0x90, 0x90,
-        0xc6, 0x05, 0xef, 0xff, 0xff, 0xff, 0x05, /* patch: movb $5, -17(%rip) -> the operand of mov */
+        0xe8, 0x0b, 0,    0,    0, /* call patch */
+        0xb8, 1,    0,    0,    0, /* mov $1, %eax (patched) */
+        0xc3, 0x90, 0x90, 0x90, 0x90, 0x90, 0xc6,
+        0x05, 0xef, 0xff, 0xff, 0xff, 0x05, /* patch: movb $5, -17(%rip) -> the operand of mov */
         0xc3,
     };
     memcpy(page, caller, sizeof(caller));
@@ -189,7 +196,8 @@ static void aliases(void)
     /* Two code mappings of one page; position-independent code, and code that depends on RIP. */
     u8 *y = (u8 *)0xffff900000000000ull;
     map(y, pa, PTE_P | PTE_U);
-    static const u8 lea_ret[] = {0x48, 0x8d, 0x05, 0, 0, 0, 0, 0x48, 0xc1, 0xe8, 0x10, 0xc3}; /* lea (%rip), %rax; shr $16 */
+    static const u8 lea_ret[] = {0x48, 0x8d, 0x05, 0,    0,   0, 0,
+                                 0x48, 0xc1, 0xe8, 0x10, 0xc3}; /* lea (%rip), %rax; shr $16 */
     memcpy(w, lea_ret, sizeof(lea_ret));
     ok = true;
     for (int i = 0; i < 100; i++)
@@ -226,10 +234,13 @@ static void aliases(void)
     }
     report("remapped with a CR3 load, reached by a direct call", ok);
     unmap(x);
-    report("unmapped: the jump faults at its target", TRY("call *%0", ::"r"(jumper) : "rax", "memory") == PF &&
+    report("unmapped: the jump faults at its target", TRY("call *%0", ::"r"(jumper)
+                                                          : "rax", "memory") == PF &&
                                                           faulted(PF_I, x) && trap.r.rip == (u64)x);
     map(x, pa, PTE_P | PTE_U | PTE_NX);
-    report("no-execute: the same with P", TRY("call *%0", ::"r"(jumper) : "rax", "memory") == PF && faulted(PF_I | PF_P, x));
+    report("no-execute: the same with P", TRY("call *%0", ::"r"(jumper)
+                                              : "rax", "memory") == PF &&
+                                              faulted(PF_I | PF_P, x));
     unmap(x);
 }
 
@@ -260,7 +271,8 @@ static void reuse(void)
     }
     report("ring 3 code written by the kernel, 500 times", ok);
     /* Ring 3 patches its own code: the function at +64 stores into the one at 0. */
-    static const u8 patch[] = {0x89, 0x3d, 0xbb, 0xff, 0xff, 0xff, 0xeb, 0xb8}; /* mov %edi, -69(%rip); jmp -72 */
+    static const u8 patch[] = {0x89, 0x3d, 0xbb, 0xff,
+                               0xff, 0xff, 0xeb, 0xb8}; /* mov %edi, -69(%rip); jmp -72 */
     memcpy(p + 64, patch, sizeof(patch));
     emit_mov_ret(p, 0);
     for (u32 i = 0; i < 500; i++)

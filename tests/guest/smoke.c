@@ -1,4 +1,5 @@
-/* smoke.c - the harness itself: traps, recovery, ring 3 in both widths. Everything else needs these. */
+/* smoke.c - the harness itself: traps, recovery, ring 3 in both widths. Everything else needs
+ * these. */
 #include "lib/guest.h"
 
 static UTEXT u64 add(u64 a, u64 b, u64 c)

@@ -1,6 +1,6 @@
 /*
- * strings.c - movs, stos, lods, scas, cmps with every prefix and width: results, registers, flags, and
- * exact state when a fault stops them in the middle. Intel SDM vol. 2 REP.
+ * strings.c - movs, stos, lods, scas, cmps with every prefix and width: results, registers, flags,
+ * and exact state when a fault stops them in the middle. Intel SDM vol. 2 REP.
  */
 #include "lib/guest.h"
 
@@ -25,7 +25,9 @@ struct str {
 #define OP(name, insn)                                                                             \
     static unsigned name(struct str *r)                                                            \
     {                                                                                              \
-        unsigned v = TRY(insn, : "+S"(r->si), "+D"(r->di), "+c"(r->cx), "+a"(r->ax), "=@ccz"(r->zf), "=@ccc"(r->cf)::"memory"); \
+        unsigned v = TRY(insn,                                                                     \
+                         : "+S"(r->si), "+D"(r->di), "+c"(r->cx), "+a"(r->ax), "=@ccz"(r->zf),     \
+                           "=@ccc"(r->cf)::"memory");                                              \
         return v;                                                                                  \
     }
 OP(movsb_, "movsb")
@@ -71,7 +73,8 @@ static bool is(const char *what, struct str *r, u64 si, u64 di, u64 cx)
 {
     bool ok = r->si == si && r->di == di && r->cx == cx;
     if (!ok)
-        print("# %s: rsi %lx rdi %lx rcx %lx, want %lx %lx %lx\n", what, r->si, r->di, r->cx, si, di, cx);
+        print("# %s: rsi %lx rdi %lx rcx %lx, want %lx %lx %lx\n", what, r->si, r->di, r->cx, si,
+              di, cx);
     return ok;
 }
 
@@ -83,7 +86,10 @@ static void plain(void)
         const char *name;
         unsigned (*movs)(struct str *), (*stos)(struct str *);
         unsigned size;
-    } w[] = {{"b", rep_movsb, rep_stosb, 1}, {"w", rep_movsw, rep_stosw, 2}, {"d", rep_movsl, rep_stosl, 4}, {"q", rep_movsq, rep_stosq, 8}};
+    } w[] = {{"b", rep_movsb, rep_stosb, 1},
+             {"w", rep_movsw, rep_stosw, 2},
+             {"d", rep_movsl, rep_stosl, 4},
+             {"q", rep_movsq, rep_stosq, 8}};
     for (unsigned i = 0; i < 4; i++) {
         unsigned size = w[i].size;
         bool ok = true;
@@ -94,7 +100,8 @@ static void plain(void)
                 fill();
                 r = st(A + off, B + 5, n, 0);
                 w[i].movs(&r);
-                ok &= is("movs", &r, A + off + bytes, B + 5 + bytes, 0) && !memcmp(a + off, b + 5, bytes) && b[4] == 0xee && b[5 + bytes] == 0xee;
+                ok &= is("movs", &r, A + off + bytes, B + 5 + bytes, 0) &&
+                      !memcmp(a + off, b + 5, bytes) && b[4] == 0xee && b[5 + bytes] == 0xee;
             }
         reportf(ok, "rep movs%s", w[i].name);
         ok = true;
@@ -112,13 +119,15 @@ static void plain(void)
     fill();
     r = st(A, B, 100, 0);
     movsb_(&r);
-    report("movsb alone leaves RCX", is("movsb", &r, A + 1, B + 1, 100) && b[0] == a[0] && b[1] == 0xee);
+    report("movsb alone leaves RCX",
+           is("movsb", &r, A + 1, B + 1, 100) && b[0] == a[0] && b[1] == 0xee);
     r = st(A, B, 5, 0);
     repne_movsb(&r);
     report("repne movs is rep movs", is("repne", &r, A + 5, B + 5, 0));
     r = st(A, B, 10, 0xff00);
     rep_lodsb(&r);
-    report("rep lodsb ends with the last", is("lodsb", &r, A + 10, B, 0) && r.ax == (0xff00u | a[9]));
+    report("rep lodsb ends with the last",
+           is("lodsb", &r, A + 10, B, 0) && r.ax == (0xff00u | a[9]));
     r = st(A, B, 3, 0);
     rep_lodsq(&r);
     report("rep lodsq", is("lodsq", &r, A + 24, B, 0) && r.ax == *(u64 *)(a + 16));
@@ -126,11 +135,13 @@ static void plain(void)
     /* Zero count: nothing moves, not even a fault. */
     r = st(PAGE3, PAGE3, 0, 0x55);
     bool ok = rep_movsb(&r) == VEC_NONE && is("zero", &r, PAGE3, PAGE3, 0);
-    ok &= rep_stosq(&r) == VEC_NONE && rep_lodsb(&r) == VEC_NONE && is("zero", &r, PAGE3, PAGE3, 0) && r.ax == 0x55;
+    ok &= rep_stosq(&r) == VEC_NONE && rep_lodsb(&r) == VEC_NONE &&
+          is("zero", &r, PAGE3, PAGE3, 0) && r.ax == 0x55;
     report("zero count touches nothing", ok);
     bool zf, cf;
     u64 c = 0, s = PAGE3, d = PAGE3;
-    asm volatile("xor %%eax, %%eax; stc; repe cmpsb" : "+S"(s), "+D"(d), "+c"(c), "=@ccz"(zf), "=@ccc"(cf)::"rax");
+    asm volatile("xor %%eax, %%eax; stc; repe cmpsb"
+                 : "+S"(s), "+D"(d), "+c"(c), "=@ccz"(zf), "=@ccc"(cf)::"rax");
     report("zero count keeps the flags", zf && cf);
 
     /* Overlap: byte order matters. */
@@ -175,7 +186,8 @@ static void plain(void)
     fill();
     r = st(0, B + 20, 5, 0x1234);
     std_stosw(&r);
-    report("DF: rep stosw", r.di == B + 10 && *(u16 *)(b + 12) == 0x1234 && *(u16 *)(b + 20) == 0x1234 && b[11] == 0xee && b[22] == 0xee);
+    report("DF: rep stosw", r.di == B + 10 && *(u16 *)(b + 12) == 0x1234 &&
+                                *(u16 *)(b + 20) == 0x1234 && b[11] == 0xee && b[22] == 0xee);
     memcpy(b, a, 256);
     r = st(B, B + 100, 101, b[50]);
     std_scasb(&r);
@@ -198,11 +210,13 @@ static void searching(void)
         b[p] ^= 0x80;
         r = st(A, B, N, 0);
         repe_cmpsb(&r);
-        reportf(is("cmpsb", &r, A + p + 1, B + p + 1, N - p - 1) && !r.zf && r.cf == (a[p] < b[p]), "repe cmpsb: difference at %u", p);
+        reportf(is("cmpsb", &r, A + p + 1, B + p + 1, N - p - 1) && !r.zf && r.cf == (a[p] < b[p]),
+                "repe cmpsb: difference at %u", p);
         r = st(A, B, N / 8, 0);
         repe_cmpsq(&r);
         u64 q = p / 8;
-        reportf(is("cmpsq", &r, A + 8 * q + 8, B + 8 * q + 8, N / 8 - q - 1) && !r.zf && r.cf == (((u64 *)a)[q] < ((u64 *)b)[q]),
+        reportf(is("cmpsq", &r, A + 8 * q + 8, B + 8 * q + 8, N / 8 - q - 1) && !r.zf &&
+                    r.cf == (((u64 *)a)[q] < ((u64 *)b)[q]),
                 "repe cmpsq: difference at %u", p);
         b[p] ^= 0x80;
     }
@@ -250,7 +264,8 @@ static void searching(void)
     report("an ignored segment prefix", r.zf && r.cx == 0);
 }
 
-/* -- Faults in the middle ------------------------------------------------------------------------------ */
+/* -- Faults in the middle
+ * ------------------------------------------------------------------------------ */
 
 static u64 pa[4];
 #define VA (PAGE3)
@@ -258,7 +273,10 @@ static u64 pa[4];
 static void map_pages(u64 base, unsigned n, int missing, int readonly)
 {
     for (unsigned i = 0; i < n; i++)
-        map((void *)(base + i * PAGE), pa[i], (int)i == missing ? 0 : (int)i == readonly ? PTE_P | PTE_U : RW);
+        map((void *)(base + i * PAGE), pa[i],
+            (int)i == missing    ? 0
+            : (int)i == readonly ? PTE_P | PTE_U
+                                 : RW);
 }
 
 static unsigned fixed;
@@ -280,40 +298,52 @@ static void faults(void)
     map_pages(VA, 3, 1, -1);
     r = st(A, VA + PAGE - 100, 300, 0);
     unsigned v = rep_movsb(&r);
-    report("rep movsb, destination absent after 100", v == PF && faulted(PF_W, (void *)(VA + PAGE)) &&
-                                                          is("movsb", &r, A + 100, VA + PAGE, 200) && !memcmp((u8 *)pa[0] + PAGE - 100, a, 100));
+    report("rep movsb, destination absent after 100",
+           v == PF && faulted(PF_W, (void *)(VA + PAGE)) &&
+               is("movsb", &r, A + 100, VA + PAGE, 200) &&
+               !memcmp((u8 *)pa[0] + PAGE - 100, a, 100));
     r = st(VA + PAGE - 100, (u64)b, 300, 0);
     v = rep_movsb(&r);
-    report("rep movsb, source absent after 100", v == PF && faulted(0, (void *)(VA + PAGE)) && is("movsb", &r, VA + PAGE, (u64)b + 100, 200));
+    report("rep movsb, source absent after 100", v == PF && faulted(0, (void *)(VA + PAGE)) &&
+                                                     is("movsb", &r, VA + PAGE, (u64)b + 100, 200));
     map_pages(VA, 3, -1, 1);
     r = st(A, VA + PAGE - 100, 300, 0);
     v = rep_movsb(&r);
-    report("rep movsb, destination read-only after 100", v == PF && faulted(PF_W | PF_P, (void *)(VA + PAGE)) && is("movsb", &r, A + 100, VA + PAGE, 200));
+    report("rep movsb, destination read-only after 100",
+           v == PF && faulted(PF_W | PF_P, (void *)(VA + PAGE)) &&
+               is("movsb", &r, A + 100, VA + PAGE, 200));
     map_pages(VA, 3, 1, -1);
-    /* Elements that straddle the boundary: 12 whole ones before it, the 13th crosses and faults whole. */
+    /* Elements that straddle the boundary: 12 whole ones before it, the 13th crosses and faults
+     * whole. */
     memset((u8 *)pa[0] + PAGE - 100, 0xdd, 100);
     r = st(A, VA + PAGE - 100, 50, 0);
     v = rep_movsq(&r);
     report("rep movsq, an element across the boundary",
-           v == PF && faulted(PF_W, (void *)(VA + PAGE)) && is("movsq", &r, A + 96, VA + PAGE - 4, 38) &&
-               !memcmp((u8 *)pa[0] + PAGE - 100, a, 96) && *(u32 *)(pa[0] + PAGE - 4) == 0xdddddddd);
+           v == PF && faulted(PF_W, (void *)(VA + PAGE)) &&
+               is("movsq", &r, A + 96, VA + PAGE - 4, 38) &&
+               !memcmp((u8 *)pa[0] + PAGE - 100, a, 96) &&
+               *(u32 *)(pa[0] + PAGE - 4) == 0xdddddddd);
     r = st(0, VA + PAGE - 10, 20, 0x1111);
     v = rep_stosw(&r);
-    report("rep stosw, absent after 5", v == PF && faulted(PF_W, (void *)(VA + PAGE)) && is("stosw", &r, 0, VA + PAGE, 15));
+    report("rep stosw, absent after 5",
+           v == PF && faulted(PF_W, (void *)(VA + PAGE)) && is("stosw", &r, 0, VA + PAGE, 15));
     r = st(0, VA + PAGE - 30, 20, 0x2222);
     v = rep_stosq(&r);
     report("rep stosq, an element across", v == PF && is("stosq", &r, 0, VA + PAGE - 6, 17));
     r = st(VA + PAGE - 3, 0, 20, 0);
     v = rep_lodsb(&r);
-    report("rep lodsb", v == PF && faulted(0, (void *)(VA + PAGE)) && is("lodsb", &r, VA + PAGE, 0, 17));
+    report("rep lodsb",
+           v == PF && faulted(0, (void *)(VA + PAGE)) && is("lodsb", &r, VA + PAGE, 0, 17));
     memset((u8 *)pa[0], 7, PAGE);
     r = st(0, VA + PAGE - 50, 100, 9);
     v = repne_scasb(&r);
-    report("repne scasb", v == PF && faulted(0, (void *)(VA + PAGE)) && is("scasb", &r, 0, VA + PAGE, 50));
+    report("repne scasb",
+           v == PF && faulted(0, (void *)(VA + PAGE)) && is("scasb", &r, 0, VA + PAGE, 50));
     memset(b, 7, PAGE);
     r = st((u64)b, VA + PAGE - 50, 100, 0);
     v = repe_cmpsb(&r);
-    report("repe cmpsb, second operand", v == PF && faulted(0, (void *)(VA + PAGE)) && is("cmpsb", &r, (u64)b + 50, VA + PAGE, 50));
+    report("repe cmpsb, second operand", v == PF && faulted(0, (void *)(VA + PAGE)) &&
+                                             is("cmpsb", &r, (u64)b + 50, VA + PAGE, 50));
     r = st(VA + PAGE - 60, (u64)b, 100, 0);
     v = repe_cmpsb(&r);
     report("repe cmpsb, first operand", v == PF && is("cmpsb", &r, VA + PAGE, (u64)b + 60, 40));
@@ -322,12 +352,14 @@ static void faults(void)
     r = st(A + 1000, VA + PAGE + 49, 100, 0);
     v = std_movsb(&r);
     asm volatile("cld");
-    report("DF: rep movsb, absent below", v == PF && faulted(PF_W, (void *)(VA + PAGE - 1)) && is("movsb", &r, A + 950, VA + PAGE - 1, 50));
+    report("DF: rep movsb, absent below", v == PF && faulted(PF_W, (void *)(VA + PAGE - 1)) &&
+                                              is("movsb", &r, A + 950, VA + PAGE - 1, 50));
     report("DF is still set in the frame", trap.r.rflags & FL_DF);
     r = st(A + 1000, VA + PAGE + 40, 100, 0);
     v = std_movsq(&r);
     asm volatile("cld");
-    report("DF: rep movsq, absent below", v == PF && faulted(PF_W, (void *)(VA + PAGE - 8)) && is("movsq", &r, A + 1000 - 48, VA + PAGE - 8, 94));
+    report("DF: rep movsq, absent below", v == PF && faulted(PF_W, (void *)(VA + PAGE - 8)) &&
+                                              is("movsq", &r, A + 1000 - 48, VA + PAGE - 8, 94));
 
     /* Both absent: the source's fault comes first. */
     r = st(VA + 2 * PAGE3 + 4 * PAGE, VA, 10, 0);
@@ -361,11 +393,13 @@ static void faults(void)
     for (unsigned i = 0; i < 4; i++)
         unmap((void *)(VA + i * PAGE));
     r = st(0x0000800000000000ull, (u64)b, 10, 0);
-    report("non-canonical source: #GP(0), nothing moved", rep_movsb(&r) == GP && trapped(GP, 0) && r.cx == 10);
+    report("non-canonical source: #GP(0), nothing moved",
+           rep_movsb(&r) == GP && trapped(GP, 0) && r.cx == 10);
     map((void *)0x00007ffffffff000ull, pa[0], RW);
     r = st(A, 0x00007ffffffffff0ull, 100, 0);
     v = rep_movsb(&r);
-    report("running into the hole: #GP(0) after 16", v == GP && is("hole", &r, A + 16, 0x0000800000000000ull, 84));
+    report("running into the hole: #GP(0) after 16",
+           v == GP && is("hole", &r, A + 16, 0x0000800000000000ull, 84));
     unmap((void *)0x00007ffffffff000ull);
 }
 
@@ -380,17 +414,21 @@ static void sizes(void)
     /* 32-bit addresses: the upper halves are ignored, then cleared. */
     r = st(A | BIT(40), B | BIT(41), 10 | BIT(32), 0);
     unsigned v = a32_movsb(&r);
-    report("addr32 rep movsb: ESI, EDI, ECX", v == VEC_NONE && is("addr32", &r, A + 10, B + 10, 0) && !memcmp(a, b, 10) && b[10] == 0xee);
+    report("addr32 rep movsb: ESI, EDI, ECX", v == VEC_NONE &&
+                                                  is("addr32", &r, A + 10, B + 10, 0) &&
+                                                  !memcmp(a, b, 10) && b[10] == 0xee);
     r = st(0, B, 4, 0x3333333333333333);
     a32_stosq(&r);
-    report("addr32 rep stosq", r.di == B + 32 && *(u64 *)(b + 24) == 0x3333333333333333 && b[32] == 0xee);
+    report("addr32 rep stosq",
+           r.di == B + 32 && *(u64 *)(b + 24) == 0x3333333333333333 && b[32] == 0xee);
     r = st(A | BIT(50), 0, 77, 0);
     a32_lodsb(&r);
     report("addr32 lodsb", r.si == A + 1 && (u8)r.ax == a[0] && r.cx == 77);
     wrmsr(MSR_FS_BASE, A);
     r = st(100, B, 50, 0);
     fs_movsb(&r);
-    report("FS applies to the source only", is("fs", &r, 150, B + 50, 0) && !memcmp(b, a + 100, 50));
+    report("FS applies to the source only",
+           is("fs", &r, 150, B + 50, 0) && !memcmp(b, a + 100, 50));
     r = st(8, 0, 0, 0);
     fs_lodsq(&r);
     report_eq("FS with lods", r.ax, *(u64 *)(a + 8));

@@ -13,22 +13,25 @@ USER_ASM_32("user_sysenter32: mov $user_after32, %edx; mov %esp, %ecx; sysenter;
 USER_ASM("user_sysenter: sysenter; int $0x81");
 USER_ASM("user_sysexit: sysexitl");
 USER_ASM("user_state: mov %cs, %ebx; mov %ss, %edx; mov %rsp, %rdi; pushf; pop %rax; int $0x81");
-USER_ASM_32("user_state32: mov %cs, %ebx; mov %ss, %edx; mov %esp, %edi; pushf; pop %eax; int $0x81");
+USER_ASM_32(
+    "user_state32: mov %cs, %ebx; mov %ss, %edx; mov %esp, %edi; pushf; pop %eax; int $0x81");
 /* syscall in a loop until RCX's copy in RBX is 0; the kernel side returns at once with sysret. */
 USER_ASM("user_loop: syscall; add %rax, %r12; dec %rbx; jnz user_loop; int $0x81");
-extern char user_syscall[], user_after[], user_syscall32[], user_after32[], user_sysenter32[], user_sysenter[],
-    user_sysexit[], user_state[], user_state32[], user_loop[];
+extern char user_syscall[], user_after[], user_syscall32[], user_after32[], user_sysenter32[],
+    user_sysenter[], user_sysexit[], user_state[], user_state32[], user_loop[];
 
 KERNEL_ASM("fast_entry: mov $1, %eax; sysretq");
 extern char fast_entry[];
 
 /* sysret as the way out of the kernel: like user_enter(), comes back through user_leave(). */
-KERNEL_ASM("sysret_enter: pushfq; push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15; sub $8, %rsp\n"
-           "cli; mov %rsp, user_krsp; mov %rsp, tss + 4\n"
-           "mov %rdi, %rcx; mov %rsi, %r11; test %r8, %r8; mov %rdx, %rsp; jnz 2f; sysretq\n2: sysretl\n");
-KERNEL_ASM("sysexit_enter: pushfq; push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15; sub $8, %rsp\n"
-           "cli; mov %rsp, user_krsp; mov %rsp, tss + 4\n"
-           "test %rdx, %rdx; mov %rdi, %rdx; mov %rsi, %rcx; jnz 2f; sysexitq\n2: sysexitl\n");
+KERNEL_ASM(
+    "sysret_enter: pushfq; push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15; sub $8, %rsp\n"
+    "cli; mov %rsp, user_krsp; mov %rsp, tss + 4\n"
+    "mov %rdi, %rcx; mov %rsi, %r11; test %r8, %r8; mov %rdx, %rsp; jnz 2f; sysretq\n2: sysretl\n");
+KERNEL_ASM(
+    "sysexit_enter: pushfq; push %rbx; push %rbp; push %r12; push %r13; push %r14; push %r15; sub $8, %rsp\n"
+    "cli; mov %rsp, user_krsp; mov %rsp, tss + 4\n"
+    "test %rdx, %rdx; mov %rdi, %rdx; mov %rsi, %rcx; jnz 2f; sysexitq\n2: sysexitl\n");
 void sysret_enter(u64 rip, u64 rflags, u64 rsp, u64 unused, u64 compat);
 void sysexit_enter(u64 rip, u64 rsp, u64 compat);
 
@@ -84,7 +87,8 @@ static void in_long_mode(void)
     report("without SCE syscall is #UD", user_run(&r) == UD && trap.r.rip == (u64)user_syscall);
     report("without SCE sysret is #UD", TRY("sysretq", ::) == UD);
     wrmsr(MSR_EFER, rdmsr(MSR_EFER) | EFER_SCE);
-    report_eq("sysretq arrives", sysret((u64)user_state, 2 | FL_ARITH | FL_AC | FL_ID, usp(), false), VEC_RETURN);
+    report_eq("sysretq arrives",
+              sysret((u64)user_state, 2 | FL_ARITH | FL_AC | FL_ID, usp(), false), VEC_RETURN);
     report("sysretq: CS and SS with RPL 3", trap.r.rbx == UCS64 && (u16)trap.r.rdx == UDS);
     report_eq("sysretq: RFLAGS from R11", trap.r.rax, 2 | FL_ARITH | FL_AC | FL_ID);
     report_eq("sysretq: RSP is not touched", trap.r.rdi, usp());
@@ -92,8 +96,10 @@ static void in_long_mode(void)
     report_eq("sysretq: RF and VM do not come through", trap.r.rax, 2);
     sysret((u64)user_state, FL_IOPL | FL_NT | 2, usp(), false);
     report_eq("sysretq: IOPL and NT do", trap.r.rax, FL_IOPL | FL_NT | 2);
-    report_eq("sysretl arrives in compatibility mode", sysret((u64)user_state32, 2 | FL_CF, usp(), true), VEC_RETURN);
-    report("sysretl: CS, SS, flags", trap.r.rbx == UCS32 && (u16)trap.r.rdx == UDS && (u32)trap.r.rax == (2 | FL_CF));
+    report_eq("sysretl arrives in compatibility mode",
+              sysret((u64)user_state32, 2 | FL_CF, usp(), true), VEC_RETURN);
+    report("sysretl: CS, SS, flags",
+           trap.r.rbx == UCS32 && (u16)trap.r.rdx == UDS && (u32)trap.r.rax == (2 | FL_CF));
     sysret(BIT(32) | (u64)user_state32, 2, usp(), true);
     report_eq("sysretl: RIP is ECX", trap.vec, VEC_RETURN);
 
@@ -101,7 +107,8 @@ static void in_long_mode(void)
     idt_gate(GP, trap_stub(GP), KCS, 0, 14, 1);
     trap_handle(GP, leave);
     u64 cs = cpu_is_intel() ? KCS : UCS64;
-    report("sysretq to a non-canonical address is #GP(0)", sysret(HOLE, 2, usp(), false) == GP && trap.r.err == 0);
+    report("sysretq to a non-canonical address is #GP(0)",
+           sysret(HOLE, 2, usp(), false) == GP && trap.r.err == 0);
     report_eq("in the ring the vendor does it in", trap.r.cs, cs);
     trap_handle(GP, NULL);
     idt_reset();
@@ -140,7 +147,8 @@ static void in_compat_mode(void)
     wrmsr(MSR_SYSENTER_CS, KCS);
     wrmsr(MSR_SYSENTER_ESP, (u64)stack + sizeof(stack));
     wrmsr(MSR_SYSENTER_EIP, (u64)syscall_leave);
-    report("sysenter MSRs read back", rdmsr(MSR_SYSENTER_CS) == KCS && rdmsr(MSR_SYSENTER_EIP) == (u64)syscall_leave &&
+    report("sysenter MSRs read back", rdmsr(MSR_SYSENTER_CS) == KCS &&
+                                          rdmsr(MSR_SYSENTER_EIP) == (u64)syscall_leave &&
                                           rdmsr(MSR_SYSENTER_ESP) == (u64)stack + sizeof(stack));
     user_regs(&r, user_sysenter32, true);
     r.rflags = 2 | FL_CF | FL_DF;
@@ -154,13 +162,15 @@ static void in_compat_mode(void)
     }
     report_eq("sysenter from compatibility mode arrives", v, VEC_SYSCALL);
     report_eq("RSP is SYSENTER_ESP", trap.r.rsp, (u64)stack + sizeof(stack));
-    report_eq("IF and VM cleared, the rest kept", trap.r.rflags & (FL_CF | FL_DF | FL_IF), FL_CF | FL_DF);
+    report_eq("IF and VM cleared, the rest kept", trap.r.rflags & (FL_CF | FL_DF | FL_IF),
+              FL_CF | FL_DF);
     user_regs(&r, user_sysenter, false);
     report_eq("sysenter from 64-bit mode arrives", user_run(&r), VEC_SYSCALL);
     trap_clear();
     sysexit_enter((u64)user_state, usp(), 0);
     reload_segments();
-    report("sysexit to 64-bit", trap.vec == VEC_RETURN && trap.r.rbx == UCS64 && trap.r.rdx == UDS2 && trap.r.rdi == usp());
+    report("sysexit to 64-bit", trap.vec == VEC_RETURN && trap.r.rbx == UCS64 &&
+                                    trap.r.rdx == UDS2 && trap.r.rdi == usp());
     trap_clear();
     sysexit_enter((u64)user_state32, usp(), 1);
     reload_segments();

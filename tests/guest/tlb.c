@@ -95,7 +95,8 @@ static void rights(void)
     WR(cr0, RD(cr0) & ~CR0_WP);
     report("WP=0: the kernel writes to a read-only page", try_store(VA) == VEC_NONE);
     WR(cr0, RD(cr0) | CR0_WP);
-    report("WP=1 again: not any more, without invlpg", try_store(VA) == PF && faulted(PF_P | PF_W, VA));
+    report("WP=1 again: not any more, without invlpg",
+           try_store(VA) == PF && faulted(PF_P | PF_W, VA));
 
     if (has(HAS_SMAP)) {
         image_user(false);
@@ -216,7 +217,9 @@ static void many(void)
     map((void *)0x00007ffffffff000ull, pool + 9 * PAGE, RW);
     report_eq("highest page of the lower half", *(volatile u64 *)0x00007ffffffff000ull, 9);
     u64 x = 0;
-    report("crossing the hole is #GP", TRY("mov (%1), %0", : "+r"(x) : "r"(0x00007ffffffffffcull)) == GP);
+    report("crossing the hole is #GP", TRY("mov (%1), %0",
+                                           : "+r"(x)
+                                           : "r"(0x00007ffffffffffcull)) == GP);
     unmap((void *)PAGE3);
 }
 

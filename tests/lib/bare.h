@@ -42,6 +42,7 @@ extern u32 bare_mxcsr_mask;
 
 /* bare_init - map everything and make the guest; @debug: VITRO_DEBUG_*. Exits on failure. */
 void bare_init(unsigned debug);
+void bare_fini(void);
 /* bare_guest_reset - a fresh guest (after a crash); memory stays. */
 void bare_guest_reset(void);
 
@@ -78,6 +79,7 @@ struct bare_case {
     bool misaligned;     /* a page fault in the guest may stand for the host's #GP: both are due */
     unsigned loose_cr2;  /* which byte faults first is the CPU's business: 1 within a page, 2 within two pages */
     u32 loose_vec;       /* on a fault, vector registers and masks need not match */
+    bool loose_fault;    /* the host may fault where the guest sees that nothing is accessed */
     bool dead_flags;     /* at a fault, flags that the code overwrites before it reads them are not compared */
     u64 undefined_flags; /* bits of rflags that are not compared */
     u8 snap[BARE_SNAP_SIZE]; /* memory before it (bare_run fills it) */

@@ -130,6 +130,8 @@ void tlb_switch(struct vcpu *c, bool noflush)
     (void)c, nr_switch++;
     last_noflush = noflush;
 }
+bool engine_guest_pc(struct vcpu *c, u64 host, u64 *rip) { return (void)c, (void)host, (void)rip, false; }
+bool tlb_guest_address(struct vcpu *c, u64 host, gla_t *la) { return (void)c, (void)host, (void)la, false; }
 bool mmu_pdptes_valid(struct vcpu *c, u64 cr3)
 {
     (void)c;

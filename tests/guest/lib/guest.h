@@ -41,7 +41,8 @@ void *memset(void *d, int c, size_t n);
 void *memcpy(void *d, const void *s, size_t n);
 int memcmp(const void *a, const void *b, size_t n);
 
-/* -- Selectors: what Vitro's loader gives (CS 0x10, DS 0x18), and the STAR layouts -------------- */
+/* -- Selectors: what Vitro's loader gives (CS 0x10, DS 0x18), and the STAR layouts --------------
+ */
 enum {
     KCS = 0x10,
     KDS = 0x18,
@@ -184,30 +185,30 @@ enum {
     FL_ID = 1 << 21,
     FL_ARITH = FL_CF | FL_PF | FL_AF | FL_ZF | FL_SF | FL_OF,
 };
-#define CR0_PE BIT(0)
-#define CR0_MP BIT(1)
-#define CR0_EM BIT(2)
-#define CR0_TS BIT(3)
-#define CR0_NE BIT(5)
-#define CR0_WP BIT(16)
-#define CR0_AM BIT(18)
-#define CR0_NW BIT(29)
-#define CR0_CD BIT(30)
-#define CR0_PG BIT(31)
-#define CR4_TSD BIT(2)
-#define CR4_DE BIT(3)
-#define CR4_PAE BIT(5)
-#define CR4_PGE BIT(7)
-#define CR4_OSFXSR BIT(9)
+#define CR0_PE         BIT(0)
+#define CR0_MP         BIT(1)
+#define CR0_EM         BIT(2)
+#define CR0_TS         BIT(3)
+#define CR0_NE         BIT(5)
+#define CR0_WP         BIT(16)
+#define CR0_AM         BIT(18)
+#define CR0_NW         BIT(29)
+#define CR0_CD         BIT(30)
+#define CR0_PG         BIT(31)
+#define CR4_TSD        BIT(2)
+#define CR4_DE         BIT(3)
+#define CR4_PAE        BIT(5)
+#define CR4_PGE        BIT(7)
+#define CR4_OSFXSR     BIT(9)
 #define CR4_OSXMMEXCPT BIT(10)
-#define CR4_UMIP BIT(11)
-#define CR4_LA57 BIT(12)
-#define CR4_VMXE BIT(13)
-#define CR4_FSGSBASE BIT(16)
-#define CR4_PCIDE BIT(17)
-#define CR4_OSXSAVE BIT(18)
-#define CR4_SMEP BIT(20)
-#define CR4_SMAP BIT(21)
+#define CR4_UMIP       BIT(11)
+#define CR4_LA57       BIT(12)
+#define CR4_VMXE       BIT(13)
+#define CR4_FSGSBASE   BIT(16)
+#define CR4_PCIDE      BIT(17)
+#define CR4_OSXSAVE    BIT(18)
+#define CR4_SMEP       BIT(20)
+#define CR4_SMAP       BIT(21)
 enum {
     MSR_APICBASE = 0x1b,
     MSR_TSC = 0x10,
@@ -254,40 +255,43 @@ struct cpuid {
 static inline struct cpuid cpuid(u32 leaf, u32 sub)
 {
     struct cpuid c;
-    asm volatile("cpuid" : "=a"(c.eax), "=b"(c.ebx), "=c"(c.ecx), "=d"(c.edx) : "a"(leaf), "c"(sub));
+    asm volatile("cpuid"
+                 : "=a"(c.eax), "=b"(c.ebx), "=c"(c.ecx), "=d"(c.edx)
+                 : "a"(leaf), "c"(sub));
     return c;
 }
 enum feature { /* leaf index * 128 + register * 32 + bit, see has() */
-#define F_(leaf, reg, bit) ((leaf) * 128 + (reg) * 32 + (bit))
-    HAS_PCID = F_(0, 2, 17),
-    HAS_X2APIC = F_(0, 2, 21),
-    HAS_TSC_DEADLINE = F_(0, 2, 24),
-    HAS_XSAVE = F_(0, 2, 26),
-    HAS_AVX = F_(0, 2, 28),
-    HAS_SEP = F_(0, 3, 11),
-    HAS_PAT = F_(0, 3, 16),
-    HAS_CX16 = F_(0, 2, 13),
-    HAS_FSGSBASE = F_(1, 1, 0),
-    HAS_SMEP = F_(1, 1, 7),
-    HAS_ERMS = F_(1, 1, 9),
-    HAS_INVPCID = F_(1, 1, 10),
-    HAS_AVX512F = F_(1, 1, 16),
-    HAS_SMAP = F_(1, 1, 20),
-    HAS_UMIP = F_(1, 2, 2),
-    HAS_PKU = F_(1, 2, 3),
-    HAS_LA57 = F_(1, 2, 16),
-    HAS_SYSCALL = F_(2, 3, 11),
-    HAS_NX = F_(2, 3, 20),
-    HAS_PDPE1GB = F_(2, 3, 26),
-    HAS_RDTSCP = F_(2, 3, 27),
-    HAS_XSAVEOPT = F_(3, 0, 0),
-    HAS_XSAVEC = F_(3, 0, 1),
-    HAS_XGETBV1 = F_(3, 0, 2),
-    HAS_XSAVES = F_(3, 0, 3),
+#define F_(leaf, reg, bit) ((leaf)*128 + (reg)*32 + (bit))
+               HAS_PCID = F_(0, 2, 17),
+               HAS_X2APIC = F_(0, 2, 21),
+               HAS_TSC_DEADLINE = F_(0, 2, 24),
+               HAS_XSAVE = F_(0, 2, 26),
+               HAS_AVX = F_(0, 2, 28),
+               HAS_SEP = F_(0, 3, 11),
+               HAS_PAT = F_(0, 3, 16),
+               HAS_CX16 = F_(0, 2, 13),
+               HAS_FSGSBASE = F_(1, 1, 0),
+               HAS_SMEP = F_(1, 1, 7),
+               HAS_ERMS = F_(1, 1, 9),
+               HAS_INVPCID = F_(1, 1, 10),
+               HAS_AVX512F = F_(1, 1, 16),
+               HAS_SMAP = F_(1, 1, 20),
+               HAS_UMIP = F_(1, 2, 2),
+               HAS_PKU = F_(1, 2, 3),
+               HAS_LA57 = F_(1, 2, 16),
+               HAS_SYSCALL = F_(2, 3, 11),
+               HAS_NX = F_(2, 3, 20),
+               HAS_PDPE1GB = F_(2, 3, 26),
+               HAS_RDTSCP = F_(2, 3, 27),
+               HAS_XSAVEOPT = F_(3, 0, 0),
+               HAS_XSAVEC = F_(3, 0, 1),
+               HAS_XGETBV1 = F_(3, 0, 2),
+               HAS_XSAVES = F_(3, 0, 3),
 #undef F_
 };
 bool has(enum feature f);
-bool on_tcg(void);       /* for what QEMU's TCG would not survive; its mere errors are listed in unittests.cfg */
+bool on_tcg(
+    void); /* for what QEMU's TCG would not survive; its mere errors are listed in unittests.cfg */
 bool cpu_is_intel(void); /* else AMD's rules where the two differ */
 
 static inline void outb(u16 p, u8 v)
@@ -323,17 +327,17 @@ static inline void barrier(void)
 #define PTE_ADDR  0x000ffffffffff000ull
 #define PTE_TABLE (PTE_P | PTE_W | PTE_U)
 enum { /* #PF error code */
-    PF_P = 1,
-    PF_W = 2,
-    PF_U = 4,
-    PF_RSVD = 8,
-    PF_I = 16,
+       PF_P = 1,
+       PF_W = 2,
+       PF_U = 4,
+       PF_RSVD = 8,
+       PF_I = 16,
 };
 #define PAGE  4096ull
 #define PAGE2 0x200000ull
 #define PAGE3 0x40000000ull
-u64 page_alloc(void);                    /* a zeroed page below 1 GiB; its address is its frame */
-u64 pages_alloc(size_t n, u64 align);    /* contiguous, zeroed */
+u64 page_alloc(void);                 /* a zeroed page below 1 GiB; its address is its frame */
+u64 pages_alloc(size_t n, u64 align); /* contiguous, zeroed */
 u64 *pt_entry(const volatile void *va, int level); /* level 1 = PTE .. 4 = PML4E; makes the path */
 void map(const volatile void *va, u64 pa, u64 flags); /* 4 KiB, invalidates */
 void map_level(const volatile void *va, u64 pa, u64 flags, int level);

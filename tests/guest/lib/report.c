@@ -1,4 +1,5 @@
-/* report.c - COM1 output, report lines, and the way out. Polled 16550; no set-up, as firmware left it. */
+/* report.c - COM1 output, report lines, and the way out. Polled 16550; no set-up, as firmware left
+ * it. */
 #include "lib/guest.h"
 
 #define COM1       0x3f8
@@ -56,7 +57,7 @@ static int put_number(char *out, u64 v, unsigned base, int width, char pad, bool
 static int vformat(char *buf, size_t size, const char *fmt, va_list ap)
 {
     size_t n = 0;
-    for (; *fmt && n + 32 < size; fmt++) {
+    for (; *fmt && n + 1 < size; fmt++) {
         if (*fmt != '%') {
             buf[n++] = *fmt;
             continue;
@@ -70,10 +71,12 @@ static int vformat(char *buf, size_t size, const char *fmt, va_list ap)
         while (*fmt == 'l' || *fmt == 'z')
             longs++, fmt++;
         if (*fmt == 's') {
-            for (const char *s = va_arg(ap, const char *); *s && n + 32 < size; s++)
+            for (const char *s = va_arg(ap, const char *); *s && n + 1 < size; s++)
                 buf[n++] = *s;
         } else if (*fmt == 'c') {
             buf[n++] = (char)va_arg(ap, int);
+        } else if (n + 32 >= size) {
+            break; /* no room for any number */
         } else if (*fmt == 'd') {
             s64 v = longs ? va_arg(ap, s64) : va_arg(ap, int);
             n += put_number(buf + n, v < 0 ? -(u64)v : (u64)v, 10, width, pad, v < 0);

@@ -237,10 +237,10 @@ void guest_setup(void)
     struct dtr g = {sizeof(gdt) - 1, (u64)gdt}, i = {sizeof(idt) - 1, (u64)idt};
     asm volatile("lgdt %0" ::"m"(g));
     reload_cs(KCS);
-    asm volatile("mov %0, %%ss; mov %0, %%ds; mov %0, %%es; mov %1, %%fs; mov %1, %%gs" ::"r"(
-                     (u32)KDS),
-                 "r"(0)
-                 : "memory");
+    asm volatile(
+        "mov %0, %%ss; mov %0, %%ds; mov %0, %%es; mov %1, %%fs; mov %1, %%gs" ::"r"((u32)KDS),
+        "r"(0)
+        : "memory");
     asm volatile("lidt %0" ::"m"(i));
     asm volatile("lldt %w0" ::"r"(0));
     asm volatile("ltr %w0" ::"r"(TSS_SEL) : "memory");
