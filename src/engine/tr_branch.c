@@ -185,8 +185,11 @@ static void call_direct(struct xl *x, const struct insn *in, s32 next)
 {
     s32 t = next + (s32)in->imm;
     push_return(x, in, next);
-    xl_need_saved(x);
     bool in_page = t >= 0 && t < 4096;
+    u16 look[2] = { 4096, 0 };
+    if (in_page && !x->nochain && xl_flags_at(x, t, look) == 0)
+        xl_clobber(x); /* the callee overwrites them first */
+    xl_need_saved(x);
     if (!predicts_returns(x)) {
         tr_edge(x, t, -1, t <= x->off[x->cur]);
         return;

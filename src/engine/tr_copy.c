@@ -60,7 +60,7 @@ static void ext_bits(const struct insn *in, const struct regs *r, unsigned *R, u
 /* The instruction with new register numbers into b. */
 static void reencode(struct xl *x, struct buf *b, const struct insn *in, const struct regs *r)
 {
-    const u8 *raw = x->page + x->off[x->cur];
+    const u8 *raw = x->raw + x->off[x->cur];
     unsigned R, X, B, p = 0;
     ext_bits(in, r, &R, &X, &B);
     /* Skip the original's prefixes. */
@@ -195,9 +195,46 @@ struct loan { /* a guest register that lives in memory, brought into a host regi
     bool read, write, borrowed;
 };
 
+/*
+ * May a register operand that lives in memory be the ModRM memory operand itself? Where the form exists, and unless
+ * 32 bits are written: that clears the upper half of a register, but not of memory.
+ */
+static bool slot_as_memory(const struct insn *in)
+{
+    if (in->enc != ENC_LEGACY || ((in->rm_acc & OPA_W) && in->rm_size == 4))
+        return false;
+    unsigned op = in->opcode;
+    if (in->map == MAP_0F)
+        return (op >= 0x40 && op < 0x50) || (op >= 0x90 && op < 0xa0) || op == 0xaf || op == 0xb6 || op == 0xb7 ||
+               op == 0xbe || op == 0xbf;
+    return in->map == MAP_ONE &&
+           ((op < 0x40 && (op & 7) < 4) || op == 0x63 || op == 0x69 || op == 0x6b || op == 0x80 || op == 0x81 ||
+            op == 0x83 || op == 0x84 || op == 0x85 || (op >= 0x88 && op <= 0x8b) || op == 0xc0 || op == 0xc1 ||
+            op == 0xc6 || op == 0xc7 || (op >= 0xd0 && op <= 0xd3) || op == 0xf6 || op == 0xf7 || op >= 0xfe);
+}
+
+/* op rm, reg with reg in memory and rm not: the same as op reg, rm with the operands exchanged, where both exist. */
+static bool exchangeable(const struct insn *in)
+{
+    unsigned op = in->opcode;
+    return in->enc == ENC_LEGACY && in->map == MAP_ONE && in->has_modrm && !in->has_mem && in->rm_kind == RK_GPR &&
+           in->reg_kind == RK_GPR && gpr_in_slot(in->reg) && !gpr_in_slot(in->rm) &&
+           ((op < 0x40 && (op & 7) < 2) || op == 0x88 || op == 0x89);
+}
+
 void tr_copy(struct xl *x, const struct insn *in)
 {
     struct buf *b = &x->hot;
+    struct insn turned;
+    if (exchangeable(in)) {
+        turned = *in;
+        turned.opcode ^= 2;
+        turned.reg = in->rm;
+        turned.rm = in->reg;
+        turned.reg_acc = in->rm_acc;
+        turned.rm_acc = in->reg_acc;
+        in = &turned;
+    }
     if (in->id == I_LEA) {
         copy_lea(x, in);
         return;
@@ -213,9 +250,15 @@ void tr_copy(struct xl *x, const struct insn *in)
     unsigned nops = 0;
     if (in->moffs)
         r.reg = 0;
+    struct hostmem slot;
+    bool in_place = !in->has_mem && in->has_modrm && in->rm_kind == RK_GPR && gpr_in_slot(in->rm) && slot_as_memory(in);
+    if (in_place) {
+        slot = (struct hostmem){ H_VCPU, REG_NONE, REG_OFF(in->rm) };
+        r.mem = &slot;
+    }
     if (in->reg_kind == RK_GPR && in->has_modrm)
         ops[nops++] = (struct operand){ &r.reg, in->reg, in->reg_acc, in->reg_size };
-    if (!in->has_mem && in->rm_kind == RK_GPR && in->has_modrm)
+    if (!in->has_mem && in->rm_kind == RK_GPR && in->has_modrm && !in_place)
         ops[nops++] = (struct operand){ &r.rm, in->rm, in->rm_acc, in->rm_size };
     if (in->vvvv_kind == RK_GPR)
         ops[nops++] = (struct operand){ &r.vvvv, in->vvvv, in->vvvv_acc, in->vvvv_size };
@@ -226,7 +269,7 @@ void tr_copy(struct xl *x, const struct insn *in)
 
     /* High bytes stay as they are unless something beside them needs REX. */
     unsigned high = 0; /* bit per register whose bytes are swapped */
-    bool has_high = false, needs_rex = mem;
+    bool has_high = false, needs_rex = mem || in_place;
     for (unsigned i = 0; i < nops; i++) {
         if (is_high_byte(in, ops[i].guest, ops[i].size))
             has_high = true;

@@ -518,9 +518,7 @@ again:
     flags_liveness(x);
     prologue(x, &proto);
     /* The bytes of a crossing instruction are not contiguous in x->page. */
-    const u8 *save_page = x->page;
-    if (f.page2 != ~0ull)
-        x->page = f.bytes - x->start;
+    x->raw = f.page2 != ~0ull ? f.bytes - x->start : x->page;
     for (x->cur = 0; x->cur < x->nr && !x->ended; x->cur++) {
         x->map[x->cur] = hot_at(x) << 12 | (u32)(x->off[x->cur] - x->start);
         x->cold_map[x->cur] = cold_at(x);
@@ -528,7 +526,6 @@ again:
         if (x->grp.active && x->cur >= x->grp.last)
             x->grp.active = false;
     }
-    x->page = save_page;
     x->cur = x->nr - 1;
     if (!x->ended)
         tr_edge(x, x->off[x->nr], -1, false);

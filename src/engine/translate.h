@@ -71,6 +71,7 @@ struct xl {
     gla_t page_la;
     gpa_t page_pa;
     const u8 *page;      /* host view of the code page */
+    const u8 *raw;       /* the instructions' bytes, by page offset: page, or a copy of one that crosses */
     u16 start;
     struct buf hot, cold;
     struct reloc reloc[XL_MAX_RELOCS];

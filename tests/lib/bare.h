@@ -24,6 +24,9 @@
 
 #define BARE_FPU_SIZE 4096u
 
+/* Cases run as 64-bit code, or as 32-bit code of a 64-bit process (CS 23h: compatibility mode). */
+extern bool bare_m32;
+
 struct bare_state {
     u64 gpr[16], rip, rflags, fs, gs;
     /* results */

@@ -51,8 +51,12 @@ const char *gen_row_name(const struct gen_row *r, char *buf, size_t len)
 
 const char *gen_excluded(const struct gen_row *r)
 {
-    if (r->attr & I64)
+    if (r->attr & I64 && !bare_m32)
         return "not in 64-bit mode";
+    if (r->attr & O64 && bare_m32)
+        return "only in 64-bit mode";
+    if (bare_m32 && (r->id == I_PUSH_SEG || r->id == I_SYSRET || r->id == I_SYSEXIT))
+        return "segments: tests/guest";
     switch (r->id) {
     case I_CPUID: case I_RDTSC: case I_RDTSCP: case I_RDPMC: case I_RDPID: case I_RDRAND: case I_RDSEED:
         return "its result differs by design";
@@ -191,7 +195,7 @@ void gen_state(struct rng *r, struct bare_state *s)
             gen_bytes(r, s->fpu + bare_xoff[i], len[i]);
     }
     memcpy(s->fpu + 512, &bv, 8);
-    if (bare_fsgs) {
+    if (bare_fsgs && !bare_m32) {
         s->fs = one_in(r, 2) ? rnd(r) & 0xfffffff : 0;
         s->gs = one_in(r, 2) ? rnd(r) & 0xfffffff : 0;
     }
@@ -201,6 +205,8 @@ void gen_state(struct rng *r, struct bare_state *s)
 
 static unsigned pick_gpr(struct rng *r, enum palette pal)
 {
+    if (bare_m32)
+        return below(r, 8);
     static const u8 low[] = { 0, 1, 2, 3, 6, 7, 8, 9 }, slot[] = { 10, 11, 14, 15 }, odd[] = { 4, 5, 12, 13 };
     if (pal != PAL_ANY && one_in(r, 5))
         pal = PAL_ANY;
@@ -286,7 +292,7 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
                 reg = g & 7;
                 R = g >> 3;
             } else if (operand(ops, 'V', 0)) {
-                unsigned g = below(r, row->enc == EVEX ? 32 : 16);
+                unsigned g = below(r, bare_m32 ? 8 : row->enc == EVEX ? 32 : 16);
                 reg = g & 7;
                 R = g >> 3 & 1;
                 R2 = g >> 4;
@@ -299,7 +305,7 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
                 rm = g & 7;
                 B = g >> 3;
             } else if (operand(ops, 'W', 0) || operand(ops, 'U', 0)) {
-                unsigned g = below(r, row->enc == EVEX ? 32 : 16);
+                unsigned g = below(r, bare_m32 ? 8 : row->enc == EVEX ? 32 : 16);
                 rm = g & 7;
                 B = g >> 3 & 1;
                 Xb = row->enc == EVEX ? g >> 4 : 0;
@@ -328,12 +334,12 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
                 has_sib = true;
                 rm = 4;
                 if (vsib) {
-                    i = below(r, row->enc == EVEX ? 32 : 16);
+                    i = below(r, bare_m32 ? 8 : row->enc == EVEX ? 32 : 16);
                     V = i >> 4;
                     i &= 15;
                 } else {
                     do
-                        i = !want->bases && one_in(r, 3) ? below(r, 16) : !want->bases ? pick_base(r, want) : below(r, 16);
+                        i = want->bases ? below(r, bare_m32 ? 8 : 16) : one_in(r, 3) ? below(r, bare_m32 ? 8 : 16) : pick_base(r, want);
                     while (want->bases && !((want->indexes | 0x10u) >> i & 1)); /* 4: no index */
                 }
                 Xb = i >> 3;
@@ -344,7 +350,7 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
             } else { /* RIP-relative, absolute */
                 mod = 0;
                 rm = 5;
-                if (below(r, 2)) {
+                if (below(r, bare_m32 ? 4 : 2) == 0) {
                     rm = 4;
                     has_sib = true;
                     sib = 0x25;
@@ -358,6 +364,8 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
             B = one_in(r, 4);
         if (want->pal == PAL_SLOT)
             B = !one_in(r, 8);
+        if (bare_m32)
+            B = 0;
     }
 
     /* prefixes */
@@ -387,12 +395,13 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
         if ((row->attr & LOCK) && mem && one_in(r, 3))
             pfx[np++] = 0xf0;
         if (want->prefixes) {
-            if (one_in(r, 8))
+            if (one_in(r, 8) && !(bare_m32 && (mem || row->how == HOW_STRING || row->how == HOW_STACK || row->id == I_XLAT ||
+                                               row->id == I_MASKMOVQ || row->id == I_MASKMOVDQU || operand(ops, 'O', 0))))
                 pfx[np++] = 0x67;
-            if (bare_fsgs && one_in(r, 8))
+            if (bare_fsgs && !bare_m32 && one_in(r, 8))
                 pfx[np++] = (u8)(0x64 + below(r, 2));
-            else if (one_in(r, 16))
-                pfx[np++] = (u8)(0x26 + 8 * below(r, 4));
+            else if (one_in(r, 16) && !(bare_m32 && row->how == HOW_BRANCH))
+                pfx[np++] = (u8)(bare_m32 ? 0x36 + 8 * below(r, 2) : 0x26 + 8 * below(r, 4));
         }
         /* any order */
         for (unsigned i = np; i > 1; i--) {
@@ -404,7 +413,7 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
         memcpy(b, pfx, np);
         n = np;
         unsigned rex = W << 3 | R << 2 | Xb << 1 | B;
-        if (rex || one_in(r, 6))
+        if (!bare_m32 && (rex || one_in(r, 6)))
             b[n++] = (u8)(0x40 | rex);
         if (row->map != M_ONE)
             b[n++] = 0x0f;
@@ -414,13 +423,13 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
         unsigned pp = row->pp == P66 ? 1 : row->pp == PF3 ? 2 : row->pp == PF2 ? 3 : 0;
         if (row->pp == ANY)
             pp = below(r, 4);
-        if (want->prefixes && one_in(r, 8))
+        if (want->prefixes && !bare_m32 && one_in(r, 8))
             b[n++] = 0x67;
-        if (want->prefixes && bare_fsgs && one_in(r, 8))
+        if (want->prefixes && bare_fsgs && !bare_m32 && one_in(r, 8))
             b[n++] = (u8)(0x64 + below(r, 2));
         unsigned vvvv = 0;
         if (operand(ops, 'H', 0)) {
-            vvvv = below(r, row->enc == EVEX ? 32 : 16);
+            vvvv = below(r, bare_m32 ? 8 : row->enc == EVEX ? 32 : 16);
             if (!vsib)
                 V = vvvv >> 4;
             vvvv &= 15;
@@ -429,6 +438,8 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
         } else if (operand(ops, 'K', 'H')) {
             vvvv = below(r, 8);
         }
+        if (bare_m32)
+            vvvv &= 7;
         unsigned l;
         do
             l = below(r, row->enc == EVEX ? 3 : 2);
@@ -480,7 +491,7 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
     out->imm_off = (u8)n;
     u64 imm = gen_value(r);
     memcpy(b + n, &imm, 8);
-    if (insn_decode(DMODE_64, b, sizeof(out->b), &out->in) != DECODE_OK)
+    if (insn_decode(bare_m32 ? DMODE_32 : DMODE_64, b, sizeof(out->b), &out->in) != DECODE_OK)
         return false;
     if (out->in.id != row->id || out->in.how != row->how)
         return false;
@@ -528,6 +539,12 @@ static bool put_disp(struct gen_insn *g, u64 d)
     memcpy(g->b + g->disp_off, &d, 4);
     g->in.disp = (s32)d;
     return true;
+}
+
+void gen_narrow(struct bare_state *s)
+{
+    for (unsigned i = 0; bare_m32 && i < 16; i++)
+        s->gpr[i] = (u32)s->gpr[i];
 }
 
 bool gen_solve(struct rng *r, struct gen_insn *g, struct bare_state *s, u64 rip, u64 ea)
@@ -634,7 +651,7 @@ void gen_disasm(const u8 *b, unsigned len, u64 rip, char *buf, size_t size)
     const char *text = "";
 #ifdef HAVE_ZYDIS
     static ZydisDisassembledInstruction d;
-    if (ZYAN_SUCCESS(ZydisDisassembleIntel(ZYDIS_MACHINE_MODE_LONG_64, rip, b, len, &d)))
+    if (ZYAN_SUCCESS(ZydisDisassembleIntel(bare_m32 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64, rip, b, len, &d)))
         text = d.text;
 #endif
     snprintf(buf, size, "%llx: %-46s %s", (unsigned long long)rip, hex, text);

@@ -65,6 +65,8 @@ unsigned gen_align(const struct gen_insn *g);
 /* gen_solve - make the operand's linear address `ea`, by registers in s (and the displacement); `rip`: where the
  * instruction will stand. False: not possible with this encoding. */
 bool gen_solve(struct rng *r, struct gen_insn *g, struct bare_state *s, u64 rip, u64 ea);
+/* gen_narrow - a state for 32-bit code. */
+void gen_narrow(struct bare_state *s);
 /* gen_ea - the operand's linear address with these registers. */
 u64 gen_ea(const struct gen_insn *g, const struct bare_state *s, u64 rip);
 /* gen_fit - the same without changing registers: true if there was a displacement to do it with. */
