@@ -127,7 +127,7 @@ struct engine_vcpu {
     u64 space_clock;
     bool k_nonglobal;      /* the shared kernel table holds a non-global page */
     struct tlb_large k_large; /* of the shared kernel table and its jump caches */
-    u64 code_seen[64];     /* filter: pages entered as code */
+    u64 code_seen[1024];   /* filter: pages entered as code */
     u32 jc_mode[NR_SLOTS]; /* full mode the jump caches were filled for */
     struct commit commit;
     u8 *alt_stack;         /* for signals */
@@ -161,7 +161,7 @@ struct engine_vcpu {
 
 static inline unsigned code_seen_hash(gla_t page)
 {
-    return (unsigned)((page >> PAGE_SHIFT) ^ (page >> 24)) & 4095;
+    return (unsigned)((page >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 48);
 }
 
 #define HSTACK_GUARD (64u << 10)

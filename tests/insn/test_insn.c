@@ -3,7 +3,7 @@
  * encodings, registers, flags and memory operands; the translated result must be the bare one.
  *
  *   test_insn [--count N] [--seed N] [--debug one-insn|slow-path|no-chain] [--id NAME] [--row N] [--case N]
- *             [--ac] [--strict] [--list] [--all] [--verbose]
+ *             [--mode 32|64] [--ac] [--strict] [--list] [--all] [--verbose]
  *   --ac: also with EFLAGS.AC set; --strict: flags the manuals leave undefined must match too
  */
 #include <getopt.h>
@@ -307,6 +307,7 @@ static bool make(const struct gen_row *row, u64 seed, struct gen_insn *g)
     }
     if (!prepare(&r, g, ea))
         return false;
+    gen_narrow(s);
     if (alignment_check && one_in(&r, 8))
         s->rflags |= EFL_AC;
     tc.undefined_flags = strict ? 0 : gen_undefined_flags(&g->in);
@@ -420,60 +421,31 @@ static void report(const struct gen_row *row, unsigned nr, unsigned long long va
 {
     char text[200], name[100];
     gen_disasm(tc.code, tc.len, tc.in.rip, text, sizeof(text));
-    printf("FAIL row %u case %llu: %s%s\n  %s\n", nr, variant, gen_row_name(row, name, sizeof(name)),
+    printf("FAIL %srow %u case %llu: %s%s\n  %s\n", bare_m32 ? "--mode 32 " : "", nr, variant, gen_row_name(row, name, sizeof(name)),
            again ? "" : " (not repeated)", text);
     bare_print_input(&tc, "    ");
     bare_print_diff(&tc, "    ");
     (void)g;
 }
 
-int main(int argc, char **argv)
+static struct {
+    unsigned long long count, seed, one_case;
+    unsigned one_row, max_shown, shown;
+    const char *id;
+    bool list;
+} opt = { .count = 150, .seed = 1, .one_case = ~0ull, .one_row = ~0u, .max_shown = 30 };
+
+static void all_rows(void)
 {
-    static const struct option options[] = {
-        { "count", required_argument, NULL, 'c' }, { "seed", required_argument, NULL, 's' },
-        { "debug", required_argument, NULL, 'd' }, { "id", required_argument, NULL, 'i' },
-        { "row", required_argument, NULL, 'r' },   { "case", required_argument, NULL, 'v' },
-        { "list", no_argument, NULL, 'l' },        { "all", no_argument, NULL, 'a' },
-        { "ac", no_argument, NULL, 'A' },          { "strict", no_argument, NULL, 'S' },
-        { "verbose", no_argument, NULL, 'V' },     { NULL, 0, NULL, 0 },
-    };
-    unsigned long long count = 150, seed = 1, one_case = ~0ull;
-    unsigned debug = 0, one_row = ~0u, shown = 0, max_shown = 30;
-    const char *id = NULL;
-    bool list = false;
-    int c;
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        switch (c) {
-        case 'c': count = strtoull(optarg, NULL, 0); break;
-        case 's': seed = strtoull(optarg, NULL, 0); break;
-        case 'd':
-            debug |= strcmp(optarg, "one-insn") == 0 ? VITRO_DEBUG_ONE_INSN :
-                     strcmp(optarg, "slow-path") == 0 ? VITRO_DEBUG_SLOW_PATH :
-                     strcmp(optarg, "no-chain") == 0 ? VITRO_DEBUG_NO_CHAIN : 0;
-            break;
-        case 'i': id = optarg; break;
-        case 'r': one_row = (unsigned)strtoul(optarg, NULL, 0); break;
-        case 'v': one_case = strtoull(optarg, NULL, 0); break;
-        case 'l': list = true; break;
-        case 'a': max_shown = ~0u; break;
-        case 'A': alignment_check = true; break;
-        case 'S': strict = true; break;
-        case 'V': verbose = true; break;
-        default: return 2;
-        }
-    }
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    insn_init();
-    bare_init(debug);
     unsigned covered = 0, rows_failed = 0, nr_reasons = 0;
     struct { const char *why; unsigned rows; } reason[24];
     unsigned long long faults = 0;
     for (unsigned i = 0; i < gen_nr_rows; i++) {
         const struct gen_row *row = &gen_rows[i];
         char name[100];
-        if (one_row != ~0u && one_row != i)
+        if (opt.one_row != ~0u && opt.one_row != i)
             continue;
-        if (id && strcmp(id, row->id_name) != 0)
+        if (opt.id && strcmp(opt.id, row->id_name) != 0)
             continue;
         const char *why = gen_excluded(row);
         if (why) {
@@ -486,16 +458,16 @@ int main(int argc, char **argv)
             }
             if (k < nr_reasons)
                 reason[k].rows++;
-            if (list)
+            if (opt.list)
                 printf("not covered: row %u %s: %s\n", i, gen_row_name(row, name, sizeof(name)), why);
             continue;
         }
         unsigned long long bad = 0, good = 0;
-        for (unsigned long long v = 0; v < count; v++) {
+        for (unsigned long long v = 0; v < opt.count; v++) {
             struct gen_insn g;
-            if (one_case != ~0ull && one_case != v)
+            if (opt.one_case != ~0ull && opt.one_case != v)
                 continue;
-            if (!make(row, seed * 0x9e3779b97f4a7c15ull + ((u64)i << 32 | v), &g))
+            if (!make(row, opt.seed * 0x9e3779b97f4a7c15ull + ((u64)i << 32 | v), &g))
                 continue;
             if ((v & 15) == 7)
                 bare_guest_flush();
@@ -510,8 +482,8 @@ int main(int argc, char **argv)
                 continue;
             }
             bad++;
-            if (bad == 1 && shown < max_shown) {
-                shown++;
+            if (bad == 1 && opt.shown < opt.max_shown) {
+                opt.shown++;
                 bool again = !bare_again(&tc);
                 flaky += !again;
                 if (!again)
@@ -528,11 +500,58 @@ int main(int argc, char **argv)
         if (good + bad == 0)
             printf("not covered: row %u %s: this CPU lacks it\n", i, gen_row_name(row, name, sizeof(name)));
     }
-    if (!id && one_row == ~0u)
-        invalid(seed * 0xd1342543de82ef95ull, count * 400, max_shown);
     for (unsigned k = 0; k < nr_reasons; k++)
         printf("not covered: %u rows: %s\n", reason[k].rows, reason[k].why);
-    printf("%u of %u rows covered, %u with failures; %llu cases ended in a fault\n", covered, gen_nr_rows, rows_failed, faults);
+    printf("%s: %u of %u rows covered, %u with failures; %llu cases ended in a fault\n", bare_m32 ? "32-bit" : "64-bit", covered, gen_nr_rows, rows_failed, faults);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {
+        { "count", required_argument, NULL, 'c' }, { "seed", required_argument, NULL, 's' },
+        { "debug", required_argument, NULL, 'd' }, { "id", required_argument, NULL, 'i' },
+        { "row", required_argument, NULL, 'r' },   { "case", required_argument, NULL, 'v' },
+        { "list", no_argument, NULL, 'l' },        { "all", no_argument, NULL, 'a' },
+        { "mode", required_argument, NULL, 'm' },
+        { "ac", no_argument, NULL, 'A' },          { "strict", no_argument, NULL, 'S' },
+        { "verbose", no_argument, NULL, 'V' },     { NULL, 0, NULL, 0 },
+    };
+    unsigned debug = 0;
+    int mode = 0; /* 32, 64, or both */
+    int c;
+    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        switch (c) {
+        case 'c': opt.count = strtoull(optarg, NULL, 0); break;
+        case 's': opt.seed = strtoull(optarg, NULL, 0); break;
+        case 'd':
+            debug |= strcmp(optarg, "one-insn") == 0 ? VITRO_DEBUG_ONE_INSN :
+                     strcmp(optarg, "slow-path") == 0 ? VITRO_DEBUG_SLOW_PATH :
+                     strcmp(optarg, "no-chain") == 0 ? VITRO_DEBUG_NO_CHAIN : 0;
+            break;
+        case 'i': opt.id = optarg; break;
+        case 'r': opt.one_row = (unsigned)strtoul(optarg, NULL, 0); break;
+        case 'v': opt.one_case = strtoull(optarg, NULL, 0); break;
+        case 'l': opt.list = true; break;
+        case 'a': opt.max_shown = ~0u; break;
+        case 'm': mode = atoi(optarg); break;
+        case 'A': alignment_check = true; break;
+        case 'S': strict = true; break;
+        case 'V': verbose = true; break;
+        default: return 2;
+        }
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    insn_init();
+    bare_init(debug);
+    if (mode != 32) {
+        all_rows();
+        if (!opt.id && opt.one_row == ~0u)
+            invalid(opt.seed * 0xd1342543de82ef95ull, opt.count * 400, opt.max_shown);
+    }
+    if (mode != 64) {
+        bare_m32 = true;
+        all_rows();
+    }
     printf("insn: %llu passed, %llu failed\n", passed, failed);
     bare_fini();
     return failed != 0 || passed == 0;
