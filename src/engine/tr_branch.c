@@ -80,9 +80,20 @@ void tr_leave(struct xl *x, s32 off)
     x->ended = true;
 }
 
+/* In this page, and not an instruction that runs on into the next one (such blocks depend on both mappings and are
+ * entered by look-up only). */
+static bool linkable(struct xl *x, s32 t)
+{
+    struct insn in;
+    if (t < 0 || t >= 4096 || x->nochain)
+        return false;
+    enum dmode dm = x->m64 ? DMODE_64 : x->mode & MODE_32 ? DMODE_32 : DMODE_16;
+    return t <= 4096 - INSN_MAX || insn_decode(dm, x->page + t, (size_t)(4096 - t), &in) != DECODE_SHORT;
+}
+
 void tr_edge(struct xl *x, s32 t, int cc, bool backward)
 {
-    bool in_page = t >= 0 && t < 4096 && !x->nochain;
+    bool in_page = linkable(x, t);
     u16 look[2] = { 4096, 0 };
     u16 live = in_page ? xl_flags_at(x, t, look) : EFL_ARITH;
     if (cc >= 0) {
@@ -131,7 +142,7 @@ void tr_edge(struct xl *x, s32 t, int cc, bool backward)
 void tr_mode_edge(struct xl *x, s32 t, unsigned slot)
 {
     x->ended = true;
-    if (t >= 4096) {
+    if (!linkable(x, t)) {
         rip_to_s1(x, SEC_HOT, t);
         xl_jmp_stub(x, SEC_HOT, probe_stub[slot]);
         return;
@@ -185,7 +196,7 @@ static void call_direct(struct xl *x, const struct insn *in, s32 next)
 {
     s32 t = next + (s32)in->imm;
     push_return(x, in, next);
-    bool in_page = t >= 0 && t < 4096;
+    bool in_page = linkable(x, t);
     u16 look[2] = { 4096, 0 };
     if (in_page && !x->nochain && xl_flags_at(x, t, look) == 0)
         xl_clobber(x); /* the callee overwrites them first */
@@ -347,7 +358,7 @@ static void loop(struct xl *x, const struct insn *in, s32 next)
     if (has_nt)
         xl_bind(x, not_taken, SEC_HOT, hot_at(x));
     xl_bind(x, edge, SEC_COLD, cold_at(x));
-    bool in_page = t >= 0 && t < 4096 && !x->nochain;
+    bool in_page = linkable(x, t);
     if (st == FLAGS_HOST)
         xl_flags_save(x, SEC_COLD);
     if (in_page) {

@@ -30,7 +30,7 @@ def test_512m():
 
 
 def test_small_memory():
-    # The least the stock cloud kernel boots in; see README, Limits.
+    # A little above the least the stock cloud kernel boots in; see README, Limits.
     boots_to_shell("--mem", "80M")
 
 

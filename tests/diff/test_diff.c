@@ -4,7 +4,7 @@
  * instructions. A sequence that differs is cut down to what is needed and printed.
  *
  *   test_diff [--count INSTRUCTIONS] [--seed N] [--first N] [--one N] [--debug one-insn|slow-path|no-chain]
- *             [--max-fail N] [--strict] [--verbose]
+ *             [--mode 32|64] [--max-fail N] [--strict] [--verbose]
  */
 #include <getopt.h>
 #include <stdio.h>
@@ -75,6 +75,10 @@ static bool usable(const struct gen_row *row)
 {
     if (gen_excluded(row))
         return false;
+    switch (row->id) {
+    case I_AAA: case I_AAS: case I_AAD: case I_DAA: case I_DAS: case I_SALC: return bare_m32;
+    default: break;
+    }
     if (row->how != HOW_COPY && row->id != I_MOV_FROM_SEG && row->id != I_RDFSBASE && row->id != I_RDGSBASE)
         return false;
     if (strchr(row->ops, 'X') && row->how != HOW_STRING)
@@ -90,6 +94,7 @@ static bool usable(const struct gen_row *row)
 
 static void sort_rows(void)
 {
+    memset(nr_by_group, 0, sizeof(nr_by_group));
     for (unsigned i = 0; i < gen_nr_rows; i++) {
         const struct gen_row *row = &gen_rows[i];
         if (!usable(row))
@@ -189,7 +194,7 @@ static bool string_unit(void)
         put1(u, one_in(&R, 2) ? 0xf2 : 0xf3);
     if (one_in(&R, 4))
         put1(u, 0x66);
-    if (one_in(&R, 3))
+    if (one_in(&R, 3) && !bare_m32)
         put1(u, 0x48);
     put1(u, op[below(&R, sizeof(op))]);
     u->insns++;
@@ -209,7 +214,7 @@ static void modrm_stack(struct unit *u, unsigned reg_push, bool pop)
 static unsigned free_reg(void)
 {
     for (;;) {
-        unsigned g = below(&R, 16);
+        unsigned g = below(&R, bare_m32 ? 8 : 16);
         if (!(fixed_regs >> g & 1))
             return g;
     }
@@ -225,7 +230,7 @@ static void push_unit(void)
     case 2: /* push [abs] */
         put1(u, 0xff); put1(u, 0x34); put1(u, 0x25); put4(u, (u32)pick_ea(8, 8, false, false)); u->insns++; break;
     case 3: put1(u, 0x9c); u->insns++; break;
-    default: modrm_stack(u, below(&R, 16), false);
+    default: modrm_stack(u, below(&R, bare_m32 ? 8 : 16), false);
     }
 }
 static void pop_unit(void)
@@ -341,7 +346,8 @@ static void generate_some(bool nested)
         if (mem) {
             put1(u, 0xff); put1(u, 0x0c); put1(u, 0x25); put4(u, (u32)(BARE_DATA + slot * 8));
         } else {
-            put1(u, 0x40 | reg >> 3);
+            if (!bare_m32)
+                put1(u, 0x40 | reg >> 3);
             put1(u, 0xff); put1(u, 0xc8 | (reg & 7));
         }
         u->insns++;
@@ -354,7 +360,7 @@ static void generate_some(bool nested)
         unsigned at = nr_units, k = 1 + below(&R, 3);
         static const u8 call = 0xe8, jmp = 0xe9;
         struct unit *u = new_unit();
-        if (one_in(&R, 3)) { /* lea reg, [rip + f]; call reg */
+        if (one_in(&R, 3) && !bare_m32) { /* lea reg, [rip + f]; call reg */
             unsigned reg = free_reg();
             put1(u, 0x48 | (reg >> 3) << 2); put1(u, 0x8d); put1(u, 5 | (reg & 7) << 3);
             u->rel_at = u->len;
@@ -382,6 +388,8 @@ static void generate_some(bool nested)
         break;
     }
     case 29: { /* lea reg, [rip + there]; jmp reg */
+        if (bare_m32)
+            break;
         unsigned reg = free_reg(), at = nr_units;
         struct unit *u = new_unit();
         put1(u, 0x48 | (reg >> 3) << 2); put1(u, 0x8d); put1(u, 5 | (reg & 7) << 3);
@@ -416,7 +424,7 @@ static void generate(u64 seed)
     }
     ptr_regs = idx_regs = 0;
     for (unsigned i = 0, n = 1 + below(&R, 3); i < n; i++) {
-        unsigned g = below(&R, 16);
+        unsigned g = below(&R, bare_m32 ? 8 : 16);
         if (g == RSP)
             continue;
         ptr_regs |= (u16)(1u << g);
@@ -425,13 +433,14 @@ static void generate(u64 seed)
             s->gpr[g] &= ~63ull;
     }
     for (unsigned i = 0, n = below(&R, 3); i < n; i++) {
-        unsigned g = below(&R, 16);
+        unsigned g = below(&R, bare_m32 ? 8 : 16);
         if (g == RSP || (ptr_regs >> g & 1))
             continue;
         idx_regs |= (u16)(1u << g);
         s->gpr[g] = one_in(&R, 4) ? (u64)-(s64)below(&R, 16) * 8 : below(&R, 32) * (one_in(&R, 3) ? 1 : 8);
     }
     s->gpr[RSP] = BARE_STACK + 0x1000 - 64 + below(&R, 16) * 8;
+    gen_narrow(s);
     fixed_regs = ptr_regs | idx_regs | 1u << RSP;
     s->rip = BARE_CODE + below(&R, BARE_CODE_SIZE - 0x500);
     if (one_in(&R, 2))
@@ -509,49 +518,24 @@ static void print_code(void)
     while (at < tc.len) {
         struct insn in;
         char text[200];
-        unsigned n = insn_decode(DMODE_64, tc.code + at, sizeof(tc.code) - at, &in) == DECODE_OK ? in.len : 1;
+        unsigned n = insn_decode(bare_m32 ? DMODE_32 : DMODE_64, tc.code + at, sizeof(tc.code) - at, &in) == DECODE_OK ? in.len : 1;
         gen_disasm(tc.code + at, n, tc.in.rip + at, text, sizeof(text));
         printf("    %s\n", text);
         at += n;
     }
 }
 
-int main(int argc, char **argv)
+static struct {
+    unsigned long long seed, first, one, max_fail;
+} opt = { .seed = 1, .one = ~0ull, .max_fail = 5 };
+static unsigned long long passed, failed;
+
+static void sequences(unsigned long long count)
 {
-    static const struct option options[] = {
-        { "count", required_argument, NULL, 'c' }, { "seed", required_argument, NULL, 's' },
-        { "debug", required_argument, NULL, 'd' }, { "first", required_argument, NULL, 'f' },
-        { "one", required_argument, NULL, 'o' },   { "max-fail", required_argument, NULL, 'm' },
-        { "strict", no_argument, NULL, 'S' },      { "verbose", no_argument, NULL, 'V' },
-        { NULL, 0, NULL, 0 },
-    };
-    unsigned long long count = 1000000, seed = 1, first = 0, one = ~0ull, done = 0, passed = 0, failed = 0, max_fail = 5;
-    unsigned long long ends[32] = { 0 };
-    unsigned debug = 0;
-    int c;
-    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-        switch (c) {
-        case 'c': count = strtoull(optarg, NULL, 0); break;
-        case 's': seed = strtoull(optarg, NULL, 0); break;
-        case 'd':
-            debug |= strcmp(optarg, "one-insn") == 0 ? VITRO_DEBUG_ONE_INSN :
-                     strcmp(optarg, "slow-path") == 0 ? VITRO_DEBUG_SLOW_PATH :
-                     strcmp(optarg, "no-chain") == 0 ? VITRO_DEBUG_NO_CHAIN : 0;
-            break;
-        case 'f': first = strtoull(optarg, NULL, 0); break;
-        case 'o': one = strtoull(optarg, NULL, 0); break;
-        case 'm': max_fail = strtoull(optarg, NULL, 0); break;
-        case 'S': strict = true; break;
-        case 'V': verbose = true; break;
-        default: return 2;
-        }
-    }
-    setvbuf(stdout, NULL, _IOLBF, 0);
-    insn_init();
+    unsigned long long done = 0, before = passed + failed, ends[32] = { 0 };
     sort_rows();
-    bare_init(debug);
-    for (unsigned long long n = one != ~0ull ? one : first; done < count && failed < max_fail; n++) {
-        generate(seed * 0x9e3779b97f4a7c15ull + n);
+    for (unsigned long long n = opt.one != ~0ull ? opt.one : opt.first; done < count && failed < opt.max_fail; n++) {
+        generate(opt.seed * 0x9e3779b97f4a7c15ull + n);
         unsigned insns = assemble();
         if (insns) {
             if ((n & 31) == 5)
@@ -569,7 +553,7 @@ int main(int argc, char **argv)
             } else {
                 failed++;
                 bool again = !bare_again(&tc);
-                printf("FAIL sequence %llu (seed %llu), %u instructions%s\n", n, seed, insns,
+                printf("FAIL %ssequence %llu (seed %llu), %u instructions%s\n", bare_m32 ? "--mode 32 " : "", n, opt.seed, insns,
                        again ? "" : ": did not fail the second time");
                 if (again)
                     shrink();
@@ -585,14 +569,59 @@ int main(int argc, char **argv)
                 bare_print_diff(&tc, "    ");
             }
         }
-        if (one != ~0ull)
+        if (opt.one != ~0ull)
             break;
     }
-    printf("%llu instructions in %llu sequences; ended with", done, passed + failed);
+    printf("%s: %llu instructions in %llu sequences; ended with", bare_m32 ? "32-bit" : "64-bit", done,
+           passed + failed - before);
     for (unsigned i = 0; i < 32; i++)
         if (ends[i])
             printf(" %u: %llu", i, ends[i]);
-    printf("\ndiff: %llu passed, %llu failed\n", passed, failed);
+    printf("\n");
+}
+
+int main(int argc, char **argv)
+{
+    static const struct option options[] = {
+        { "count", required_argument, NULL, 'c' }, { "seed", required_argument, NULL, 's' },
+        { "debug", required_argument, NULL, 'd' }, { "first", required_argument, NULL, 'f' },
+        { "one", required_argument, NULL, 'o' },   { "max-fail", required_argument, NULL, 'm' },
+        { "mode", required_argument, NULL, 'M' },
+        { "strict", no_argument, NULL, 'S' },      { "verbose", no_argument, NULL, 'V' },
+        { NULL, 0, NULL, 0 },
+    };
+    unsigned long long count = 1000000;
+    unsigned debug = 0;
+    int mode = 0; /* 32, 64, or both */
+    int c;
+    while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+        switch (c) {
+        case 'c': count = strtoull(optarg, NULL, 0); break;
+        case 's': opt.seed = strtoull(optarg, NULL, 0); break;
+        case 'd':
+            debug |= strcmp(optarg, "one-insn") == 0 ? VITRO_DEBUG_ONE_INSN :
+                     strcmp(optarg, "slow-path") == 0 ? VITRO_DEBUG_SLOW_PATH :
+                     strcmp(optarg, "no-chain") == 0 ? VITRO_DEBUG_NO_CHAIN : 0;
+            break;
+        case 'f': opt.first = strtoull(optarg, NULL, 0); break;
+        case 'o': opt.one = strtoull(optarg, NULL, 0); break;
+        case 'm': opt.max_fail = strtoull(optarg, NULL, 0); break;
+        case 'M': mode = atoi(optarg); break;
+        case 'S': strict = true; break;
+        case 'V': verbose = true; break;
+        default: return 2;
+        }
+    }
+    setvbuf(stdout, NULL, _IOLBF, 0);
+    insn_init();
+    bare_init(debug);
+    if (mode != 32)
+        sequences(count);
+    if (mode != 64) {
+        bare_m32 = true;
+        sequences(mode ? count : count / 4);
+    }
+    printf("diff: %llu passed, %llu failed\n", passed, failed);
     bare_fini();
     return failed != 0 || passed == 0;
 }

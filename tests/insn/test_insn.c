@@ -256,6 +256,7 @@ static bool make(const struct gen_row *row, u64 seed, struct gen_insn *g)
     gen_state(&r, s);
     tc.nr_ignore = 0;
     tc.loose_vec = false;
+    tc.loose_gpr = g->in.id == I_POPA; /* some are loaded already */
     tc.dead_flags = !strict;
     tc.loose_fault = g->in.id == I_MASKMOVQ || g->in.id == I_MASKMOVDQU;
     tc.loose_cr2 = g->in.enc == ENC_EVEX && g->in.mask ? 1 : 0;
@@ -382,7 +383,7 @@ static bool make_invalid(u64 seed)
         return false;
     memset(&tc.ignore, 0, sizeof(tc.ignore));
     tc.nr_ignore = 0;
-    tc.loose_vec = tc.loose_fault = tc.misaligned = false;
+    tc.loose_vec = tc.loose_gpr = tc.loose_fault = tc.misaligned = false;
     tc.loose_cr2 = 0;
     tc.undefined_flags = 0;
     gen_state(&r, &tc.in);

@@ -721,6 +721,8 @@ static bool same_state(struct bare_case *c)
         }
         if (c->loose_vec)
             memcpy(g->fpu, h->fpu, bare_xsize);
+        if (c->loose_gpr)
+            memcpy(g->gpr, h->gpr, sizeof(g->gpr));
     }
     if (bare_m32) /* the rest is not the program's */
         for (unsigned i = 0; i < 16; i++) {

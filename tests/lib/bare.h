@@ -81,7 +81,8 @@ struct bare_case {
     unsigned nr_ignore;
     bool misaligned;     /* a page fault in the guest may stand for the host's #GP: both are due */
     unsigned loose_cr2;  /* which byte faults first is the CPU's business: 1 within a page, 2 within two pages */
-    u32 loose_vec;       /* on a fault, vector registers and masks need not match */
+    bool loose_vec;      /* on a fault, vector registers and masks need not match; */
+    bool loose_gpr;      /* general registers neither */
     bool loose_fault;    /* the host may fault where the guest sees that nothing is accessed */
     bool dead_flags;     /* at a fault, flags that the code overwrites before it reads them are not compared */
     u64 undefined_flags; /* bits of rflags that are not compared */

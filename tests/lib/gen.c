@@ -638,6 +638,9 @@ u64 gen_undefined_flags(const struct insn *in)
     switch (in->id) {
     case I_MUL: case I_IMUL: return EFL_SF | EFL_ZF | EFL_AF | EFL_PF;
     case I_DIV: case I_IDIV: return EFL_ARITH;
+    case I_AAA: case I_AAS: return EFL_OF | EFL_SF | EFL_ZF | EFL_PF;
+    case I_DAA: case I_DAS: return EFL_OF;
+    case I_AAM: case I_AAD: return EFL_OF | EFL_AF | EFL_CF;
     case I_BT: case I_BTS: case I_BTR: case I_BTC: case I_TZCNT: case I_LZCNT: return EFL_OF | EFL_SF | EFL_AF | EFL_PF;
     default: return 0;
     }
