@@ -4,7 +4,8 @@
 #   make run        install what is missing, build, fetch the guest, boot it
 #   make check      the same set-up, then every test        (check-fast: without boots)
 #   make bench      benchmarks against native and QEMU      (bench/run)
-#   make asan       ASan+UBSan build in build-asan/         make torture: build-torture/
+#   make asan       ASan+UBSan build in build-asan/         (check-asan: and its fast tests)
+#   make torture    -DTORTURE build in build-torture/       (check-torture: and its fast tests)
 #   make install    PREFIX=/usr/local DESTDIR=
 #
 # V=1 shows the commands; CI=true makes warnings errors.
@@ -37,7 +38,8 @@ endif
 # -- Configuration: what the compiler and the host have ------------------------
 
 # Goals that need no compiler. setup installs it, so nothing may be probed before that.
-no_config := clean format setup run check check-fast bench asan torture guest guests install
+no_config := clean format setup run check check-fast check-asan check-torture bench asan torture \
+	guest guests install
 ifneq ($(filter-out $(no_config),$(or $(MAKECMDGOALS),all)),)
 -include $(BUILD)/config.mk
 endif
@@ -192,7 +194,7 @@ $(GUEST)/initrd.img: tools/mk-initrd
 # -- Running, testing ---------------------------------------------------------------
 
 # The sub-make starts after setup, so that it sees the compiler setup installed.
-.PHONY: run check check-fast bench asan torture
+.PHONY: run check check-fast check-asan check-torture bench asan torture
 run: setup
 	@$(MAKE) all guest
 	@$(BUILD)/vitro run $(ARGS)
@@ -214,6 +216,14 @@ asan:
 
 torture:
 	@$(MAKE) BUILD=build-torture TORTURE=1 all tests
+
+check-asan: setup
+	@$(MAKE) asan
+	@tests/run-all --build build-asan --fast
+
+check-torture: setup
+	@$(MAKE) torture
+	@tests/run-all --build build-torture --fast
 
 # -- The rest -------------------------------------------------------------------------
 

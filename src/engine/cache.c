@@ -29,6 +29,7 @@
 #define HASH_BITS 16
 #define PAGE_HASH_BITS 14
 #define MAX_CODE_PAGES (1u << 20)
+#define MAX_FAR (1u << 18)
 
 /* A direct jump linked to a block; kept with the block's bookkeeping. */
 struct inbound {
@@ -64,6 +65,8 @@ struct code_cache {
     struct code_page *page_pool;
     u32 nr_pages;
     struct code_page *page_free;
+    struct inbound *far;   /* links between pages, by address only */
+    u32 nr_far;
     u64 hashed[256];       /* filter by block hash */
     u64 nr_made, nr_killed, nr_reclaimed, nr_links, bytes_guest;
 };
@@ -127,7 +130,8 @@ struct code_cache *cache_create(struct vm *vm, size_t bytes)
             goto fail_fd;
     }
     c->page_pool = reserve(MAX_CODE_PAGES * sizeof(*c->page_pool));
-    if (!c->page_pool)
+    c->far = reserve(MAX_FAR * sizeof(*c->far));
+    if (!c->page_pool || !c->far)
         goto fail_fd;
     return c;
 fail_fd:
@@ -147,6 +151,7 @@ void cache_destroy(struct code_cache *c)
         munmap(c->seg[i].meta, META_SIZE(c));
         munmap(c->seg[i].blocks, c->seg_size / 32 * sizeof(struct block *));
     }
+    munmap(c->far, MAX_FAR * sizeof(*c->far));
     munmap(c->page_pool, MAX_CODE_PAGES * sizeof(struct code_page));
     munmap(c, sizeof(*c));
 }
@@ -157,10 +162,10 @@ static unsigned block_hash(gpa_t gpa, u32 mode)
 {
     return (unsigned)((gpa * 0x9e3779b97f4a7c15ull + mode * 0x85ebca6bull) >> 40) & ((1u << HASH_BITS) - 1);
 }
-struct block *cache_find(struct code_cache *c, gpa_t gpa, u32 mode)
+struct block *cache_find(struct code_cache *c, gpa_t gpa, u32 mode, gla_t fixed)
 {
     for (struct block *b = c->hash[block_hash(gpa, mode)]; b; b = b->hash_next)
-        if (b->page + b->off == gpa && b->mode == mode)
+        if (b->page + b->off == gpa && b->mode == mode && b->fixed == fixed)
             return b;
     return NULL;
 }
@@ -294,8 +299,18 @@ static struct segment *segment_of(struct code_cache *c, const u8 *pc)
     return &c->seg[(size_t)(pc - c->rx - STUB_AREA) / c->seg_size];
 }
 
-void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry)
+void cache_cut_far(struct code_cache *c)
 {
+    for (u32 i = 0; i < c->nr_far; i++)
+        if (segment_of(c, c->far[i].patch)->gen == c->far[i].src_gen)
+            cache_patch32(c, c->far[i].patch, c->far[i].back);
+    c->nr_far = 0;
+}
+
+void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry, bool far)
+{
+    if (far && c->nr_far == MAX_FAR)
+        cache_cut_far(c);
     struct segment *src = segment_of(c, patch), *dst = segment_of(c, to->code);
     if (dst->meta_cur + sizeof(struct inbound) + META_SLACK > dst->meta + META_SIZE(c))
         return; /* stays unlinked: correct, only slower */
@@ -304,6 +319,8 @@ void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entr
     *in = (struct inbound){ .next = to->inbound, .patch = patch, .src_gen = src->gen };
     __builtin_memcpy(&in->back, cache_rw(c, patch), 4);
     to->inbound = in;
+    if (far)
+        c->far[c->nr_far++] = *in;
     cache_patch32(c, patch, (u32)(to->code + to->entry[entry] - (patch + 4)));
     c->nr_links++;
 }
@@ -321,11 +338,11 @@ static void unlink_inbound(struct code_cache *c, struct block *b)
 
 static void block_kill(struct code_cache *c, struct block *b)
 {
-    u8 *dead_flag = b->code + b->dead_flag, *dead_host = b->code + b->dead_host;
+    u8 *dead_flag = b->code + b->dead_flag;
     unlink_inbound(c, b);
     patch_jump(c, b->code + b->entry[ENTRY_POLL], dead_flag);
     if (b->host_primary && b->entry[ENTRY_HOST] != b->entry[ENTRY_FLAG])
-        patch_jump(c, b->code + b->entry[ENTRY_HOST], dead_host);
+        patch_jump(c, b->code + b->entry[ENTRY_HOST], b->code + b->entry[ENTRY_HOST_POLL]);
     patch_jump(c, b->code + b->entry[ENTRY_FLAG], dead_flag);
     index_remove(c, b);
     b->dead = true;

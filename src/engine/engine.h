@@ -35,6 +35,7 @@ enum block_entry {
     ENTRY_POLL, /* backward edges: flags in vcpu->fl or dead             */
     ENTRY_FLAG, /* flags in vcpu->fl                                     */
     ENTRY_HOST, /* flags in host flags                                   */
+    ENTRY_HOST_POLL, /* backward edges: flags in host flags              */
     NR_ENTRIES
 };
 
@@ -44,13 +45,14 @@ struct block {
     struct block *page2_next; /* chain of the second page, if any   */
     gpa_t page;               /* guest-physical page of its first byte */
     gpa_t page2;              /* of its last byte, when it crosses; else ~0 */
+    gla_t fixed;              /* its linear page, when the code holds linear addresses (kernel half); else 0 */
     u32 mode;
     u16 off, end;             /* guest bytes [off, end) in the page; end may exceed 4096 */
     u16 look[2][2];           /* bytes looked at for flag liveness: [lo, hi) twice */
     u32 code_len;
     u8 *code;                 /* executable alias */
     u32 entry[NR_ENTRIES];
-    u32 dead_flag, dead_host; /* exits for a dropped block: flags in fl, in host flags */
+    u32 dead_flag;            /* exit for a dropped block: flags in fl */
     bool host_primary;        /* the body starts with flags in host flags (else in fl) */
     bool dead;
     bool hashed;              /* guards use the hashed TLB index */
@@ -99,6 +101,7 @@ struct sys_site {
 struct link_site {
     struct site s;         /* off: target's page offset; kind: the enum block_entry the edge wants */
 #define LINK_MODE 0x80u    /* in kind: the edge goes to another mode */
+#define LINK_FAR 0x40u     /* in kind: to another page, at a fixed linear address */
     s32 patch;             /* from behind this member to the rel32 to patch */
 } __attribute__((packed));
 /* -- Per-vCPU engine state ------------------------------------------------------------------------- */
@@ -176,8 +179,8 @@ void engine_drop_returns(struct vcpu *v);
 
 struct code_cache *cache_create(struct vm *vm, size_t bytes);
 void cache_destroy(struct code_cache *c);
-/* cache_find - translation of a guest-physical address in a mode, or NULL. */
-struct block *cache_find(struct code_cache *c, gpa_t gpa, u32 mode);
+/* cache_find - translation of a guest-physical address in a mode (at a linear page, if fixed), or NULL. */
+struct block *cache_find(struct code_cache *c, gpa_t gpa, u32 mode, gla_t fixed);
 /* cache_reserve - room for `len` bytes of code; *rw is where to write, returns where it will run. May
  * reclaim old blocks. NULL if len is absurd. */
 u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t len, u8 **rw);
@@ -188,7 +191,9 @@ void *cache_meta(struct code_cache *c, size_t len);
 /* cache_generation - changes when the segment that holds pc is reclaimed. */
 u32 cache_generation(struct code_cache *c, const u8 *pc);
 /* cache_link - make the rel32 at `patch` jump to an entry of `to`. */
-void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry);
+void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry, bool far);
+/* cache_cut_far - undo all links between pages: a global mapping of code may have changed. */
+void cache_cut_far(struct code_cache *c);
 /* cache_patch32 - overwrite 4 bytes of code that may be running (aligned within 8). */
 void cache_patch32(struct code_cache *c, u8 *at, u32 value);
 /* cache_kill_range - a write to guest-physical [gpa, gpa+len): drop the blocks made from those bytes.
@@ -214,7 +219,7 @@ void cache_flush(struct vcpu *v, struct code_cache *c);
 
 /* translate_block - make a block for v->rip (fetching through the guest's page tables); caller holds vm->lock.
  * X_OK with *out, or X_FAULT (#PF on the fetch, ...). */
-enum xret translate_block(struct vcpu *v, struct block **out);
+enum xret translate_block(struct vcpu *v, gla_t fixed, struct block **out);
 
 /* -- Entered from emitted code (run.c, slow.c); the return value says where to go on ------------------- */
 enum { RESUME = 0, DISPATCH = 1 };

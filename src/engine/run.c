@@ -251,6 +251,15 @@ static void deliver(struct vcpu *v)
     exc_deliver(v);
 }
 
+/* Kernel code of a global mapping is translated for its linear page: addresses are constants there, and pages are
+ * linked to each other until a global mapping changes. Everything else is position-independent: 0. */
+static gla_t fixed_page(const struct vcpu *v, const struct mmu_span *span)
+{
+    gla_t page = v->rip & PAGE_MASK;
+    return (v->mode & MODE_SLOT) <= SLOT_KAC && (v->mode & MODE_64) && span->global && page >> 63 && (s64)page == (s32)page
+               ? page : 0;
+}
+
 /* The block for v->rip in v->mode, made if need be. NULL: a fault was delivered or v->exit is set. */
 static struct block *find_block(struct vcpu *v)
 {
@@ -267,7 +276,8 @@ static struct block *find_block(struct vcpu *v)
     }
     if (x == X_OK) {
         pthread_mutex_lock(&v->vm->lock);
-        b = cache_find(c, span.gpa, v->mode);
+        gla_t fixed = fixed_page(v, &span);
+        b = cache_find(c, span.gpa, v->mode, fixed);
         if (b && b->page2 != ~0ull) {
             struct mmu_span second;
             x = mmu_walk(v, (v->rip & PAGE_MASK) + PAGE_SIZE, ACC_X | vcpu_acc(v), &second);
@@ -277,7 +287,7 @@ static struct block *find_block(struct vcpu *v)
             }
         }
         if (x == X_OK && !b)
-            x = translate_block(v, &b);
+            x = translate_block(v, fixed, &b);
         pthread_mutex_unlock(&v->vm->lock);
     }
     if (x == X_FAULT) {
@@ -369,7 +379,8 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
 {
     struct code_cache *c = v->vm->cache;
     u8 *patch = (u8 *)&site->patch + 4 + site->patch;
-    unsigned entry = site->s.kind & (u8)~LINK_MODE;
+    unsigned entry = site->s.kind & (u8)~(LINK_MODE | LINK_FAR);
+    bool far = site->s.kind & LINK_FAR;
     bool other_mode = site->s.kind & LINK_MODE;
     if (other_mode)
         vcpu_mode_changed(v);
@@ -384,9 +395,9 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
         return NULL;
     /* The link is for ever: both ends must be of one page and mode, and still be there. */
     pthread_mutex_lock(&v->vm->lock);
-    if (from && cache_generation(c, patch) == gen && !from->dead && !b->dead && b->page2 == ~0ull &&
-        from->page == b->page && (other_mode || (from->mode & ~MODE_NOSHARE) == b->mode) && !(v->vm->debug & VITRO_DEBUG_NO_CHAIN))
-        cache_link(c, patch, b, entry);
+    if (from && cache_generation(c, patch) == gen && !from->dead && !b->dead && (b->page2 == ~0ull || b->fixed) &&
+        (far ? from->fixed && b->fixed : from->page == b->page && from->fixed == b->fixed) && (other_mode || (from->mode & ~MODE_NOSHARE) == b->mode) && !(v->vm->debug & VITRO_DEBUG_NO_CHAIN))
+        cache_link(c, patch, b, entry, far || b->page2 != ~0ull);
     pthread_mutex_unlock(&v->vm->lock);
     return b->code + b->entry[ENTRY_IND];
 }

@@ -180,6 +180,7 @@ static __attribute__((noinline)) void kernel_drop_range(struct vcpu *v, gla_t la
     table_drop_range(sp, SLOT_K, la, shift);
     jc_drop_range(sp, SLOT_K, la, shift);
     jc_drop_range(sp, SLOT_KAC, la, shift);
+    cache_cut_far(v->vm->cache);
     engine_drop_returns(v);
 }
 static __attribute__((noinline)) void space_drop_range(struct vcpu *v, struct tlb_space *sp, gla_t la, unsigned shift)
@@ -385,6 +386,8 @@ void tlb_flush_page(struct vcpu *v, gla_t la)
         for (unsigned s = 0; s < NR_SLOTS; s++)
             jc_drop_page(v->space, s, page);
         engine_drop_returns(v);
+        if (page >> 63)
+            cache_cut_far(v->vm->cache);
     }
     if (page >> 63) /* a kernel-half page may be global and user-accessible in other spaces */
         for (unsigned i = 0; i < NR_SPACES; i++) {
@@ -447,6 +450,8 @@ void tlb_flush_all(struct vcpu *v, bool global_too)
 {
     if (global_too || v->eng->k_nonglobal)
         kernel_flush(v);
+    if (global_too && v->vm && v->vm->cache)
+        cache_cut_far(v->vm->cache);
     for (unsigned i = 0; i < NR_SPACES; i++)
         space_flush(&v->eng->space[i]);
     if (global_too)

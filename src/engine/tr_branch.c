@@ -91,52 +91,68 @@ static bool linkable(struct xl *x, s32 t)
     return t <= 4096 - INSN_MAX || insn_decode(dm, x->page + t, (size_t)(4096 - t), &in) != DECODE_SHORT;
 }
 
+/* To another page, at a linear address that is a constant: linked like an edge inside the page, with vbase set. */
+static bool far_linkable(const struct xl *x, s32 t)
+{
+    gla_t page = (x->page_la + (u64)(s64)t) & PAGE_MASK;
+    return x->fixed && (t < 0 || t >= 4096) && page >> 63 && (s64)page == (s32)page;
+}
+/* mov qword [vbase], imm32 */
+static void set_vbase(struct xl *x, enum section sec, s32 t)
+{
+    struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
+    e8(b, 0x49); e8(b, 0xc7); e_modrm_disp(b, 0, H_VCPU, VOFF(vbase));
+    e32(b, (u32)((x->page_la + (u64)(s64)t) & PAGE_MASK));
+}
+/* The rel32 about to be emitted behind `n` opcode bytes is patched atomically: not across 8 bytes. */
+static void align_rel32(struct xl *x, enum section sec, unsigned n)
+{
+    struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
+    while (((u32)(b->p - b->start) + n) % 8 > 4 && !b->overflow)
+        e8(b, 0x90);
+}
+static enum block_entry edge_entry(bool host, bool backward)
+{
+    return backward ? (host ? ENTRY_HOST_POLL : ENTRY_POLL) : host ? ENTRY_HOST : ENTRY_FLAG;
+}
+
 void tr_edge(struct xl *x, s32 t, int cc, bool backward)
 {
-    bool in_page = linkable(x, t);
-    u16 look[2] = { 4096, 0 };
-    u16 live = in_page ? xl_flags_at(x, t, look) : EFL_ARITH;
+    bool near = linkable(x, t), far = !x->nochain && far_linkable(x, t);
     if (cc >= 0) {
         xl_need_host(x, true);
-        bool both = x->fstate == FLAGS_BOTH;
-        if (in_page && (!backward || !live)) {
-            enum block_entry e = backward ? ENTRY_POLL : ENTRY_HOST;
-            while ((hot_at(x) + 2) % 8 > 4) /* the rel32 is patched atomically: not across 8 bytes */
-                e8(&x->hot, 0x90);
-            link_stub(x, xl_jcc(x, SEC_HOT, (unsigned)cc), t, e, !backward);
+        bool saved = x->fstate == FLAGS_BOTH;
+        enum block_entry e = edge_entry(true, backward);
+        if (near) {
+            align_rel32(x, SEC_HOT, 2);
+            link_stub(x, xl_jcc(x, SEC_HOT, (unsigned)cc), t, e, true);
             return;
         }
         xl_bind(x, xl_jcc(x, SEC_HOT, (unsigned)cc), SEC_COLD, cold_at(x));
-        if (!both)
-            xl_flags_save(x, SEC_COLD);
-        if (in_page) {
-            while ((cold_at(x) + 1) % 8 > 4)
-                e8(&x->cold, 0x90);
-            link_stub(x, xl_jmp(x, SEC_COLD), t, ENTRY_POLL, false);
-        } else {
-            rip_to_s1(x, SEC_COLD, t);
-            probe(x, SEC_COLD, false);
+        if (far) {
+            set_vbase(x, SEC_COLD, t);
+            align_rel32(x, SEC_COLD, 1);
+            link_stub(x, xl_jmp(x, SEC_COLD), t & 4095, e | LINK_FAR, true);
+            return;
         }
+        if (!saved)
+            xl_flags_save(x, SEC_COLD);
+        rip_to_s1(x, SEC_COLD, t);
+        probe(x, SEC_COLD, false);
         return;
     }
     x->ended = true;
-    if (!in_page) {
+    if (!near && !far) {
         xl_need_saved(x);
         rip_to_s1(x, SEC_HOT, t);
         probe(x, SEC_HOT, false);
         return;
     }
     bool host = x->fstate != FLAGS_SAVED;
-    enum block_entry e = host ? ENTRY_HOST : ENTRY_FLAG;
-    if (backward) {
-        if (live)
-            xl_need_saved(x);
-        e = ENTRY_POLL;
-        host = false;
-    }
-    while ((hot_at(x) + 1) % 8 > 4)
-        e8(&x->hot, 0x90);
-    link_stub(x, xl_jmp(x, SEC_HOT), t, e, host);
+    if (far)
+        set_vbase(x, SEC_HOT, t);
+    align_rel32(x, SEC_HOT, 1);
+    link_stub(x, xl_jmp(x, SEC_HOT), t & 4095, edge_entry(host, backward) | (far ? LINK_FAR : 0), host);
 }
 
 void tr_mode_edge(struct xl *x, s32 t, unsigned slot)
@@ -147,8 +163,7 @@ void tr_mode_edge(struct xl *x, s32 t, unsigned slot)
         xl_jmp_stub(x, SEC_HOT, probe_stub[slot]);
         return;
     }
-    while ((hot_at(x) + 1) % 8 > 4)
-        e8(&x->hot, 0x90);
+    align_rel32(x, SEC_HOT, 1);
     link_stub(x, xl_jmp(x, SEC_HOT), t, ENTRY_FLAG | LINK_MODE, false);
 }
 
@@ -196,23 +211,21 @@ static void call_direct(struct xl *x, const struct insn *in, s32 next)
 {
     s32 t = next + (s32)in->imm;
     push_return(x, in, next);
-    bool in_page = linkable(x, t);
-    u16 look[2] = { 4096, 0 };
-    if (in_page && !x->nochain && xl_flags_at(x, t, look) == 0)
-        xl_clobber(x); /* the callee overwrites them first */
-    xl_need_saved(x);
+    bool near = linkable(x, t), far = !x->nochain && far_linkable(x, t), backward = t <= x->off[x->cur];
     if (!predicts_returns(x)) {
-        tr_edge(x, t, -1, t <= x->off[x->cur]);
+        tr_edge(x, t, -1, backward);
         return;
     }
     push_prediction(x);
-    if (in_page) {
-        while ((hot_at(x) + 1) % 8 > 4)
-            e8(&x->hot, 0x90);
+    if (near || far) {
+        bool host = x->fstate != FLAGS_SAVED;
+        if (far)
+            set_vbase(x, SEC_HOT, t);
+        align_rel32(x, SEC_HOT, 1);
         e8(&x->hot, 0xe8);
-        struct fixup f = xl_rel32(x, SEC_HOT);
-        link_stub(x, f, t, t <= x->off[x->cur] ? ENTRY_POLL : ENTRY_FLAG, false);
+        link_stub(x, xl_rel32(x, SEC_HOT), t & 4095, edge_entry(host, backward) | (far ? LINK_FAR : 0), host);
     } else {
+        xl_need_saved(x);
         rip_to_s1(x, SEC_HOT, t);
         probe(x, SEC_HOT, true);
     }

@@ -55,6 +55,10 @@ static void load_imm(struct buf *b, unsigned reg, u64 imm)
 
 void tr_load_rip(struct xl *x, struct buf *b, unsigned reg, s32 off)
 {
+    if (x->fixed) {
+        load_imm(b, reg, x->page_la + (u64)(s64)off);
+        return;
+    }
     e_load_vcpu(b, reg, VOFF(vbase));
     if (off)
         e_lea(b, x->m64, reg, reg, off);

@@ -410,11 +410,11 @@ static void prologue(struct xl *x, struct block *b)
 static void epilogue(struct xl *x, struct block *b)
 {
     /* What the prologue's poll does is what leaving a dropped block takes. */
-    u32 dead_flag = x->poll_exit, dead_host = dead_flag, host = 0;
-    if (b->host_primary && x->live[0]) {
-        dead_host = cold_at(x);
+    u32 dead_flag = x->poll_exit, host = 0, host_poll = 0;
+    if (x->live[0]) {
+        host_poll = cold_at(x);
         xl_flags_save(x, SEC_COLD);
-        xl_bind(x, xl_jmp(x, SEC_COLD), SEC_COLD, dead_flag);
+        xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, b->entry[ENTRY_POLL]);
     }
     if (!b->host_primary) {
         host = cold_at(x);
@@ -423,7 +423,7 @@ static void epilogue(struct xl *x, struct block *b)
     }
     while (hot_at(x) % 16)
         e8(&x->hot, 0xcc);
-    b->dead_host = hot_at(x) + dead_host;
+    b->entry[ENTRY_HOST_POLL] = x->live[0] ? hot_at(x) + host_poll : b->entry[ENTRY_POLL];
     b->dead_flag = hot_at(x) + dead_flag;
     if (!b->host_primary)
         b->entry[ENTRY_HOST] = hot_at(x) + host;
@@ -460,7 +460,7 @@ static bool place(struct xl *x, struct block *b)
     return true;
 }
 
-enum xret translate_block(struct vcpu *v, struct block **out)
+enum xret translate_block(struct vcpu *v, gla_t fixed, struct block **out)
 {
     struct xl *x = v->vm->xl;
     bool retry_short = false;
@@ -478,6 +478,7 @@ again:
     x->noshare = x->mode & MODE_NOSHARE || x->single || (v->vm->debug & (VITRO_DEBUG_SLOW_PATH | VITRO_DEBUG_ONE_INSN));
     x->grp.active = false;
     x->hashed = false;
+    x->fixed = fixed && !x->nochain;
     x->nr_relocs = x->nr = 0;
     x->poll_next = x->ended = x->x87_noted = false;
     gla_t la = v->rip;
@@ -510,7 +511,7 @@ again:
     if (retry_short)
         x->nr = 1;
 
-    struct block proto = { .page = x->page_pa, .page2 = f.page2, .mode = x->mode, .off = x->start };
+    struct block proto = { .page = x->page_pa, .page2 = f.page2, .mode = x->mode, .off = x->start, .fixed = fixed };
     proto.end = x->off[x->nr];
     proto.hashed = x->hashed;
     if (x->off[x->nr - 1] + x->in[x->nr - 1].len > 4096 && f.page2 == ~0ull)

@@ -67,6 +67,7 @@ struct xl {
     u32 mode;
     unsigned slot;
     bool m64, single, nochain, noshare, hashed;
+    bool fixed;          /* the linear page is a constant: kernel half, global mapping */
     struct group grp;
     gla_t page_la;
     gpa_t page_pa;

@@ -99,8 +99,12 @@ static void sort_rows(void)
         const struct gen_row *row = &gen_rows[i];
         if (!usable(row))
             continue;
-        enum group g = row->enc == 1 ? G_VEX : row->enc == 2 ? G_EVEX : row->cls == CLS_X87 || row->cls == CLS_MMX ? G_X87 :
-                       row->cls == CLS_SSE ? G_SSE : row->map ? G_INT0F : G_INT;
+        enum group g = row->enc == 1                                ? G_VEX
+                       : row->enc == 2                              ? G_EVEX
+                       : row->cls == CLS_X87 || row->cls == CLS_MMX ? G_X87
+                       : row->cls == CLS_SSE                        ? G_SSE
+                       : row->map                                   ? G_INT0F
+                                                                    : G_INT;
         rows_by_group[g][nr_by_group[g]++] = (u16)i;
     }
 }
@@ -142,9 +146,11 @@ static bool plain_unit(void)
     struct unit *u = new_unit();
     if (gi.in.has_mem && gi.in.mem_size) {
         unsigned size = gen_mem_size(&gi), align = gen_align(&gi);
-        bool must = (gi.in.cls == CLS_SSE || gi.in.enc != ENC_LEGACY || gi.in.id == I_CMPXCHG16B) && size >= 16 && !one_in(&R, 64);
+        bool must = (gi.in.cls == CLS_SSE || gi.in.enc != ENC_LEGACY || gi.in.id == I_CMPXCHG16B) && size >= 16 &&
+                    !one_in(&R, 64);
         bool on_stack = gi.in.base == RSP;
-        u64 ea = on_stack ? tc.in.gpr[RSP] + (one_in(&R, 2) ? 64 + below(&R, 256) : 0ull - 512 + below(&R, 256)) : pick_ea(size, align, must, gi.in.cls == CLS_GPR && gi.in.enc == ENC_LEGACY && size < 16);
+        u64 ea = on_stack ? tc.in.gpr[RSP] + (one_in(&R, 2) ? 64 + below(&R, 256) : 0ull - 512 + below(&R, 256))
+                          : pick_ea(size, align, must, gi.in.cls == CLS_GPR && gi.in.enc == ENC_LEGACY && size < 16);
         if (on_stack && must)
             ea &= ~(u64)(align - 1);
         if (gi.in.base == BASE_RIP) {
@@ -314,7 +320,11 @@ static void generate_some(bool nested)
         if (fixed_regs & 1u << RBP)
             break;
         struct unit *u = new_unit();
-        put1(u, 0xc8); put1(u, below(&R, 64)); put1(u, 0); put1(u, one_in(&R, 8) ? below(&R, 3) : below(&R, 2)); u->insns++;
+        put1(u, 0xc8);
+        put1(u, below(&R, 64));
+        put1(u, 0);
+        put1(u, one_in(&R, 8) ? below(&R, 3) : below(&R, 2));
+        u->insns++;
         fixed_regs |= 1u << RBP;
         plain();
         fixed_regs &= (u16)~(1u << RBP);
@@ -518,7 +528,9 @@ static void print_code(void)
     while (at < tc.len) {
         struct insn in;
         char text[200];
-        unsigned n = insn_decode(bare_m32 ? DMODE_32 : DMODE_64, tc.code + at, sizeof(tc.code) - at, &in) == DECODE_OK ? in.len : 1;
+        unsigned n = insn_decode(bare_m32 ? DMODE_32 : DMODE_64, tc.code + at, sizeof(tc.code) - at, &in) == DECODE_OK
+                         ? in.len
+                         : 1;
         gen_disasm(tc.code + at, n, tc.in.rip + at, text, sizeof(text));
         printf("    %s\n", text);
         at += n;
@@ -553,17 +565,17 @@ static void sequences(unsigned long long count)
             } else {
                 failed++;
                 bool again = !bare_again(&tc);
-                printf("FAIL %ssequence %llu (seed %llu), %u instructions%s\n", bare_m32 ? "--mode 32 " : "", n, opt.seed, insns,
-                       again ? "" : ": did not fail the second time");
+                printf("FAIL %ssequence %llu (seed %llu), %u instructions%s\n", bare_m32 ? "--mode 32 " : "", n,
+                       opt.seed, insns, again ? "" : ": did not fail the second time");
                 if (again)
                     shrink();
                 print_code();
                 for (unsigned i = 0; i < nr_units; i++)
                     if (!unit[i].dead && unit[i].len > 7 && unit[i].b[0] == 0xff && unit[i].b[1] == 0x0c) {
-                        u32 la, n;
+                        u32 la, start;
                         memcpy(&la, unit[i].b + 3, 4);
-                        memcpy(&n, tc.snap + (la - BARE_DATA), 4);
-                        printf("    counter [%#x] = %u\n", la, n);
+                        memcpy(&start, tc.snap + (la - BARE_DATA), 4);
+                        printf("    counter [%#x] = %u\n", la, start);
                     }
                 bare_print_input(&tc, "    ");
                 bare_print_diff(&tc, "    ");
@@ -617,7 +629,7 @@ int main(int argc, char **argv)
     bare_init(debug);
     if (mode != 32)
         sequences(count);
-    if (mode != 64) {
+    if (mode != 64 && bare_can_m32) {
         bare_m32 = true;
         sequences(mode ? count : count / 4);
     }

@@ -23,7 +23,7 @@ u64 bare_xmask;
 unsigned bare_xsize, bare_xoff[8];
 bool bare_fsgs;
 u32 bare_mxcsr_mask;
-bool bare_m32;
+bool bare_m32, bare_can_m32;
 
 /* -- The guest's physical memory ---------------------------------------------------------------------- */
 
@@ -657,10 +657,20 @@ void bare_init(unsigned debug)
     bare_host(&s, &o);
     if (o.vector != 3 || o.rip != BARE_CODE + 1)
         die("the host's side does not work");
+    bare_m32 = true;
+    bare_host(&s, &o);
+    bare_can_m32 = o.vector == 3 && o.rip == BARE_CODE + 1;
+    bare_m32 = false;
 }
 
 /* -- Cases ------------------------------------------------------------------------------------------------------ */
 
+
+/* Where byte i of saved memory belongs. */
+static u64 address(unsigned i)
+{
+    return i < BARE_DATA_SIZE ? BARE_DATA + i : BARE_STACK + i - BARE_DATA_SIZE;
+}
 
 static u64 next_difference(const struct bare_case *c, u64 from)
 {
@@ -729,8 +739,8 @@ static bool same_state(struct bare_case *c)
             h->gpr[i] = i < 8 ? (u32)h->gpr[i] : 0;
             g->gpr[i] = i < 8 ? (u32)g->gpr[i] : 0;
         }
-    if (memcmp(h->gpr, g->gpr, sizeof(h->gpr)) || h->rip != g->rip || (h->rflags ^ g->rflags) & ~c->undefined_flags || h->vector != g->vector ||
-        h->error != g->error || (h->vector == VEC_PF && h->cr2 != g->cr2))
+    if (memcmp(h->gpr, g->gpr, sizeof(h->gpr)) || h->rip != g->rip || (h->rflags ^ g->rflags) & ~c->undefined_flags ||
+        h->vector != g->vector || h->error != g->error || (h->vector == VEC_PF && h->cr2 != g->cr2))
         return false;
     if (bare_fsgs && (h->fs != g->fs || h->gs != g->gs))
         return false;
@@ -760,7 +770,7 @@ bool bare_run(struct bare_case *c)
               (same_state(c) && !next_difference(c, 0));
     if (!ok) {
         for (unsigned i = 0; i < BARE_SNAP_SIZE; i++)
-            memory_guest[i] = bare_peek(i < BARE_DATA_SIZE ? BARE_DATA + i : BARE_STACK + i - BARE_DATA_SIZE, true);
+            memory_guest[i] = bare_peek(address(i), true);
     }
     if (!ok || c->nr_ignore || c->loose_fault)
         bare_sync();
@@ -872,7 +882,8 @@ void bare_print_diff(const struct bare_case *c, const char *indent)
     printf("\n");
     if (g->broken) {
         printf("%sguest: %s\n", indent, g->broken);
-    } else if (h->vector != g->vector || h->error != g->error || h->rip != g->rip || (h->vector == VEC_PF && h->cr2 != g->cr2)) {
+    } else if (h->vector != g->vector || h->error != g->error || h->rip != g->rip ||
+               (h->vector == VEC_PF && h->cr2 != g->cr2)) {
         printf("%sguest: vector %u error %#x rip %#llx", indent, g->vector, g->error, (unsigned long long)g->rip);
         if (g->vector == VEC_PF)
             printf(" cr2 %#llx", (unsigned long long)g->cr2);
@@ -882,7 +893,7 @@ void bare_print_diff(const struct bare_case *c, const char *indent)
         print_registers(c, indent);
     unsigned shown = 0;
     for (unsigned i = 0; i < BARE_SNAP_SIZE && shown < 4; i++) {
-        u64 la = i < BARE_DATA_SIZE ? BARE_DATA + i : BARE_STACK + i - BARE_DATA_SIZE;
+        u64 la = address(i);
         if (bare_peek(la, false) == memory_guest[i])
             continue;
         bool skip = false;
@@ -906,12 +917,13 @@ void bare_print_diff(const struct bare_case *c, const char *indent)
 void bare_print_input(const struct bare_case *c, const char *indent)
 {
     for (unsigned i = 0; i < 16; i++)
-        printf("%s%s=%016llx%s", i % 4 ? " " : indent, gpr_name[i], (unsigned long long)c->in.gpr[i], i % 4 == 3 ? "\n" : "");
+        printf("%s%s=%016llx%s", i % 4 ? " " : indent, gpr_name[i], (unsigned long long)c->in.gpr[i],
+               i % 4 == 3 ? "\n" : "");
     u32 mxcsr;
     memcpy(&mxcsr, c->in.fpu + 24, 4);
-    printf("%srflags=%llx fs=%llx gs=%llx mxcsr=%x fcw=%02x%02x fsw=%02x%02x\n", indent, (unsigned long long)c->in.rflags,
-           (unsigned long long)c->in.fs, (unsigned long long)c->in.gs, mxcsr, c->in.fpu[1], c->in.fpu[0], c->in.fpu[3],
-           c->in.fpu[2]);
+    printf("%srflags=%llx fs=%llx gs=%llx mxcsr=%x fcw=%02x%02x fsw=%02x%02x\n", indent,
+           (unsigned long long)c->in.rflags, (unsigned long long)c->in.fs, (unsigned long long)c->in.gs, mxcsr,
+           c->in.fpu[1], c->in.fpu[0], c->in.fpu[3], c->in.fpu[2]);
     for (unsigned i = 1; bare_xoff[5] && i < 8; i++) {
         u64 k;
         memcpy(&k, c->in.fpu + bare_xoff[5] + i * 8, 8);

@@ -26,6 +26,7 @@
 
 /* Cases run as 64-bit code, or as 32-bit code of a 64-bit process (CS 23h: compatibility mode). */
 extern bool bare_m32;
+extern bool bare_can_m32; /* the host runs such code */
 
 struct bare_state {
     u64 gpr[16], rip, rflags, fs, gs;
@@ -60,7 +61,7 @@ u8 bare_peek(u64 la, bool guest);
 #define BARE_SNAP_SIZE (BARE_DATA_SIZE + BARE_STACK_SIZE)
 void bare_save(u8 *snap);
 void bare_restore(const u8 *snap);
-/* bare_copy_to_guest - make the guest's pages what the host's are. */
+/* bare_sync - make the guest's pages what the host's are. */
 void bare_sync(void);
 
 /* bare_host, bare_guest - run from `in`; in->rip etc. `out` is filled completely. */

@@ -44,7 +44,11 @@ const char *gen_row_name(const struct gen_row *r, char *buf, size_t len)
         snprintf(digit, sizeof(digit), "/%u", r->modrm);
     else if (r->modrm < NR)
         snprintf(digit, sizeof(digit), "/%02x", r->modrm);
-    snprintf(buf, len, "%s%s%s%s%02x%s %s %s", enc[r->enc], r->pp == P66 ? "66." : r->pp == PF3 ? "f3." : r->pp == PF2 ? "f2." : "",
+    snprintf(buf, len, "%s%s%s%s%02x%s %s %s", enc[r->enc],
+             r->pp == P66   ? "66."
+             : r->pp == PF3 ? "f3."
+             : r->pp == PF2 ? "f2."
+                            : "",
              map[r->map], r->map ? "." : "", r->opcode, digit, r->id_name, r->ops);
     return buf;
 }
@@ -339,7 +343,9 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
                     i &= 15;
                 } else {
                     do
-                        i = want->bases ? below(r, bare_m32 ? 8 : 16) : one_in(r, 3) ? below(r, bare_m32 ? 8 : 16) : pick_base(r, want);
+                        i = want->bases    ? below(r, bare_m32 ? 8 : 16)
+                            : one_in(r, 3) ? below(r, bare_m32 ? 8 : 16)
+                                           : pick_base(r, want);
                     while (want->bases && !((want->indexes | 0x10u) >> i & 1)); /* 4: no index */
                 }
                 Xb = i >> 3;
@@ -395,8 +401,9 @@ bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *w
         if ((row->attr & LOCK) && mem && one_in(r, 3))
             pfx[np++] = 0xf0;
         if (want->prefixes) {
-            if (one_in(r, 8) && !(bare_m32 && (mem || row->how == HOW_STRING || row->how == HOW_STACK || row->id == I_XLAT ||
-                                               row->id == I_MASKMOVQ || row->id == I_MASKMOVDQU || operand(ops, 'O', 0))))
+            if (one_in(r, 8) &&
+                !(bare_m32 && (mem || row->how == HOW_STRING || row->how == HOW_STACK || row->id == I_XLAT ||
+                               row->id == I_MASKMOVQ || row->id == I_MASKMOVDQU || operand(ops, 'O', 0))))
                 pfx[np++] = 0x67;
             if (bare_fsgs && !bare_m32 && one_in(r, 8))
                 pfx[np++] = (u8)(0x64 + below(r, 2));
@@ -654,7 +661,8 @@ void gen_disasm(const u8 *b, unsigned len, u64 rip, char *buf, size_t size)
     const char *text = "";
 #ifdef HAVE_ZYDIS
     static ZydisDisassembledInstruction d;
-    if (ZYAN_SUCCESS(ZydisDisassembleIntel(bare_m32 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64, rip, b, len, &d)))
+    if (ZYAN_SUCCESS(ZydisDisassembleIntel(bare_m32 ? ZYDIS_MACHINE_MODE_LONG_COMPAT_32 : ZYDIS_MACHINE_MODE_LONG_64,
+                                           rip, b, len, &d)))
         text = d.text;
 #endif
     snprintf(buf, size, "%llx: %-46s %s", (unsigned long long)rip, hex, text);

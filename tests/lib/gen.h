@@ -56,7 +56,7 @@ struct gen_want {
 };
 /* gen_insn - one encoding of the row, or false (try again): what the decoder says about it is in out->in. */
 bool gen_insn(struct rng *r, const struct gen_row *row, const struct gen_want *want, struct gen_insn *out);
-/* gen_invalid - an encoding near the row's that may be undefined. */
+/* gen_mutate - the encoding with a bit or two changed, perhaps undefined. Returns the bytes to look at. */
 unsigned gen_mutate(struct rng *r, const struct gen_insn *from, u8 *out);
 
 /* Bytes of memory the operand touches, and its usual alignment. */
