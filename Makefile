@@ -12,8 +12,12 @@
 
 BUILD  ?= build
 PREFIX ?= /usr/local
-CC     ?= gcc
-AR     ?= ar
+ifeq ($(origin CC),default) # make's own default is cc
+CC := gcc
+endif
+ifeq ($(origin AR),default)
+AR := ar
+endif
 CI     ?= false
 
 VERSION := 0.1

@@ -56,7 +56,8 @@ struct block {
     bool host_primary;        /* the body starts with flags in host flags (else in fl) */
     bool dead;
     bool hashed;              /* guards use the hashed TLB index */
-    u8 conflicts;             /* misses that evicted another page, until it is hashed */
+    u8 conflicts;             /* misses that evicted another page, since conflict_tsc */
+    u64 conflict_tsc;
     u16 nr_insns;
     u32 hot_len;              /* cold code starts here */
     u32 *map;                 /* [nr_insns] MAP_FLAGS_HOST | host offset << 12 | guest offset - off, ascending; then

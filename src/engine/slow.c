@@ -233,7 +233,14 @@ static void conflict(struct vcpu *v, const struct slow_site *site)
         return;
     struct code_cache *c = v->vm->cache;
     struct block *b = cache_block_at(c, (const u8 *)site);
-    if (!b || b->dead || ++b->conflicts < 64)
+    if (!b || b->dead)
+        return;
+    if (!b->conflicts)
+        b->conflict_tsc = __builtin_ia32_rdtsc();
+    if (++b->conflicts < 64)
+        return;
+    b->conflicts = 0;
+    if (__builtin_ia32_rdtsc() - b->conflict_tsc > 64 * 2000) /* now and then is normal: once in 2000 cycles is not */
         return;
     cache_want_hashed(c, b->page + b->off, b->mode);
     cache_kill_block(c, b);
