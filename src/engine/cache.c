@@ -377,6 +377,17 @@ static bool overlaps(const struct block *b, gpa_t gpa, unsigned len)
     return false;
 }
 
+bool cache_touches(struct code_cache *c, gpa_t gpa, unsigned len)
+{
+    struct code_page *p = page_find(c, gpa & PAGE_MASK);
+    if (!p || !(p->granules & granule_mask(gpa & 4095, (gpa & 4095) + len)))
+        return false;
+    for (struct block *b = p->blocks; b; b = *page_link(b, gpa & PAGE_MASK))
+        if (overlaps(b, gpa, len))
+            return true;
+    return false;
+}
+
 bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned len, const u8 *pc, bool *any_left)
 {
     (void)v;

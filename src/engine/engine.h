@@ -137,6 +137,8 @@ struct engine_vcpu {
     u8 *alt_stack;         /* for signals */
     stack_t old_alt;
     u8 *hstack;            /* return-prediction stacks: [guard][user][guard][kernel] */
+    /* The page with translations that was written last: writes beside its code need no walk. Any flush forgets it. */
+    struct { gla_t page; u8 *host; gpa_t gpa; u8 slot; bool valid; } watched;
     u8 bounce[192] __attribute__((aligned(64)));
     u8 *masked_pages;      /* bounce pages for masked accesses that fault: [none][read, write][none][none] */
     u8 *masked_at;         /* where in them, */
@@ -197,6 +199,8 @@ void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entr
 void cache_cut_far(struct code_cache *c);
 /* cache_patch32 - overwrite 4 bytes of code that may be running (aligned within 8). */
 void cache_patch32(struct code_cache *c, u8 *at, u32 value);
+/* cache_touches - is any translation made from bytes in [gpa, gpa+len)? Within a page. */
+bool cache_touches(struct code_cache *c, gpa_t gpa, unsigned len);
 /* cache_kill_range - a write to guest-physical [gpa, gpa+len): drop the blocks made from those bytes.
  * Returns whether the block holding host code `pc` (may be NULL) is among them. */
 bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned len, const u8 *pc, bool *any_left);

@@ -246,6 +246,15 @@ static void conflict(struct vcpu *v, const struct slow_site *site)
     cache_kill_block(c, b);
 }
 
+static void watched_note(struct vcpu *v, const struct slow_site *site, gla_t ea, const struct tlb_ref *ref)
+{
+    v->eng->watched.page = ea & PAGE_MASK;
+    v->eng->watched.host = (u8 *)((u64)ref->host & PAGE_MASK);
+    v->eng->watched.gpa = ref->gpa & PAGE_MASK;
+    v->eng->watched.slot = site->slot;
+    v->eng->watched.valid = true;
+}
+
 u64 engine_slow(struct vcpu *v, const struct slow_site *site)
 {
     struct engine_vcpu *ev = v->eng;
@@ -269,10 +278,20 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
     if (unlikely(watching(v)) && !site->group)
         mem_watch_check(v, ea, site->size, acc);
 
+    /* Writes beside code (mixed code and data, JIT arenas): no walk while the mapping is known. */
+    if (ev->watched.valid && (site->acc & ACC_W) && (ea & PAGE_MASK) == ev->watched.page &&
+        site->slot == ev->watched.slot && (ea & ~PAGE_MASK) + site->size <= PAGE_SIZE && !watching(v) &&
+        !cache_touches(v->vm->cache, ev->watched.gpa + (ea & ~PAGE_MASK), site->size)) {
+        point_at(v, site, ea, ev->watched.host + (ea & ~PAGE_MASK));
+        return RESUME;
+    }
     if (site->group) {
         if ((ea & ~PAGE_MASK) + site->size <= PAGE_SIZE && x == X_OK && !watching(v)) {
             struct tlb_ref r;
-            if (tlb_translate(v, ea, acc, &r) == X_OK && r.host && !r.watched) {
+            if (tlb_translate(v, ea, acc, &r) == X_OK && r.host &&
+                (!r.watched || !cache_touches(v->vm->cache, r.gpa, site->size))) {
+                if (r.watched)
+                    watched_note(v, site, ea, &r);
                 point_at(v, site, ea, r.host);
                 if (r.evicted)
                     conflict(v, site);
@@ -303,6 +322,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
         /* A write to a page that holds translations: drop those it hits, then store directly. */
         bool left;
         ev->nr_watched++;
+        watched_note(v, site, ea, &ref[0]);
         bool self = cache_kill_range(v, v->vm->cache, ref[0].gpa, site->size, (const u8 *)site, &left);
         point_at(v, site, ea, ref[0].host);
         if (!self || !site->final)

@@ -57,6 +57,12 @@
     mov R(12), %r12
     mov R(13), %r13
 .endm
+.macro POISON               /* what the scratch registers hold is of no meaning: let it show who relies on it */
+#ifdef TORTURE
+    movabs $0xdead0001dead0001, %r10
+    mov %r10, %r11
+#endif
+.endm
 .macro TO_C                 /* vcpu as the first argument, the C stack */
     lea -128(%r14), %rdi
     mov %rsp, HOST_RSP
@@ -92,6 +98,7 @@ go: /* enter rax, an ENTRY_IND, with s1 = RIP */
     mov %rax, S2
     mov HOST_RSP, %rsp
     LOAD_ALL
+    POISON
     mov RIP, %r10
     jmp *S2
 leave:
@@ -160,6 +167,7 @@ stub_commit_host:
     add $0x7f, %al
     sahf
     mov %r10, %rax
+    POISON
     ret
 stub_commit_saved:
     SAVE_ALL
@@ -172,6 +180,7 @@ stub_commit_saved:
     jnz to_dispatch
     push %rbx
     LOAD_ALL
+    POISON
     ret
 
 /* lea s1, site; call stub_sys: a helper does the instruction; flags in fl. */
@@ -187,6 +196,7 @@ stub_sys:
     mov HOST_RSP, %rsp
     pushq S1
     LOAD_ALL
+    POISON
     ret
 
 /*

@@ -373,6 +373,7 @@ static bool code_seen(struct vcpu *v, gla_t page)
 
 void tlb_flush_page(struct vcpu *v, gla_t la)
 {
+    v->eng->watched.valid = false;
     gla_t page = la & PAGE_MASK;
     unsigned shift;
     if ((shift = large_shift(&v->eng->k_large, la)))
@@ -415,6 +416,7 @@ static struct tlb_space *space_find(struct vcpu *v, u16 pcid)
 
 void tlb_flush_page_pcid(struct vcpu *v, gla_t la, u16 pcid)
 {
+    v->eng->watched.valid = false;
     struct tlb_space *sp = space_find(v, pcid);
     unsigned shift;
     if (v->eng->k_nonglobal) {
@@ -437,6 +439,7 @@ void tlb_flush_page_pcid(struct vcpu *v, gla_t la, u16 pcid)
 
 void tlb_flush_pcid(struct vcpu *v, u16 pcid)
 {
+    v->eng->watched.valid = false;
     struct tlb_space *sp = space_find(v, pcid);
     if (v->eng->k_nonglobal)
         kernel_flush(v);
@@ -448,6 +451,7 @@ void tlb_flush_pcid(struct vcpu *v, u16 pcid)
 
 void tlb_flush_all(struct vcpu *v, bool global_too)
 {
+    v->eng->watched.valid = false;
     if (global_too || v->eng->k_nonglobal)
         kernel_flush(v);
     if (global_too && v->vm && v->vm->cache)
@@ -461,6 +465,7 @@ void tlb_flush_all(struct vcpu *v, bool global_too)
 
 void tlb_switch(struct vcpu *v, bool noflush)
 {
+    v->eng->watched.valid = false;
     u16 pcid = v->cr4 & CR4_PCIDE ? v->cr3 & 0xfff : 0;
     struct engine_vcpu *ev = v->eng;
     if (ev->k_nonglobal)

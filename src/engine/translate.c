@@ -429,23 +429,24 @@ static void epilogue(struct xl *x, struct block *b)
         b->entry[ENTRY_HOST] = hot_at(x) + host;
 }
 
+/* By eight bytes, up to seven beyond the end: both buffers have slack. `rep movsb` takes longer to start. */
+static void copy_words(u8 *to, const u8 *from, u32 len)
+{
+    for (u32 i = 0; i < len; i += 8)
+        __builtin_memcpy(to + i, from + i, 8);
+}
+
 static bool place(struct xl *x, struct block *b)
 {
     u32 hot_len = hot_at(x), cold_len = cold_at(x);
     if (x->hot.overflow || x->cold.overflow)
         return false;
     u8 *rw;
-    u8 *rx = cache_reserve(x->v, x->cache, hot_len + cold_len, &rw);
+    u8 *rx = cache_reserve(x->v, x->cache, hot_len + cold_len + 8, &rw);
     if (!rx)
         return false;
-    __asm__ volatile("" ::: "memory");
-    u8 *d = rw;
-    const u8 *s = x->hot_buf;
-    u64 n = hot_len;
-    __asm__ volatile("rep movsb" : "+D"(d), "+S"(s), "+c"(n)::"memory");
-    s = x->cold_buf;
-    n = cold_len;
-    __asm__ volatile("rep movsb" : "+D"(d), "+S"(s), "+c"(n)::"memory");
+    copy_words(rw, x->hot_buf, hot_len);
+    copy_words(rw + hot_len, x->cold_buf, cold_len);
     for (unsigned i = 0; i < x->nr_relocs; i++) {
         const struct reloc *r = &x->reloc[i];
         u32 at = r->sec == SEC_HOT ? r->at : hot_len + r->at;

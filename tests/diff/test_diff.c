@@ -323,7 +323,7 @@ static void generate_some(bool nested)
         put1(u, 0xc8);
         put1(u, below(&R, 64));
         put1(u, 0);
-        put1(u, one_in(&R, 8) ? below(&R, 3) : below(&R, 2));
+        put1(u, below(&R, 2)); /* deeper: reads through rbp */
         u->insns++;
         fixed_regs |= 1u << RBP;
         plain();
