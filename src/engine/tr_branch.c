@@ -120,7 +120,7 @@ void tr_edge(struct xl *x, s32 t, int cc, bool backward)
 {
     bool near = linkable(x, t), far = !x->nochain && far_linkable(x, t);
     if (cc >= 0) {
-        xl_need_host(x, true);
+        xl_need_host(x, xl_s1_free(x));
         bool saved = x->fstate == FLAGS_BOTH;
         enum block_entry e = edge_entry(true, backward);
         if (near) {

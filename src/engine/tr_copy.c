@@ -285,7 +285,7 @@ void tr_copy(struct xl *x, const struct insn *in)
     u32 op = hot_at(x);
     if ((in->fl_read & EFL_ARITH) || (write_flags && x->live[x->cur] && (x->live[x->cur] & ~in->fl_write)) ||
         (in->fl_maybe && x->live[x->cur + 1]))
-        xl_need_host(x, !mem);
+        xl_need_host(x, !mem && xl_s1_free(x));
     if (x->fstate != FLAGS_SAVED && x->fhost_real) /* if the instruction faults */
         x->map[x->cur] |= MAP_FLAGS_HOST;
 
@@ -319,8 +319,8 @@ void tr_copy(struct xl *x, const struct insn *in)
     }
     /* Give each loan a register: scratch ones first, then any the instruction does not touch. */
     struct hostmem flat;
-    bool s1_free = !mem || g.mem.base != H_S1, s2_free = !mem && !x->grp.active;
-    if (mem && nr && !s1_free) {
+    bool s1_free = (!mem || g.mem.base != H_S1) && xl_s1_free(x), s2_free = !mem && !x->grp.active;
+    if (mem && nr && !s1_free && !g.shared) {
         bool late = nr == 1 && !loan[0].read; /* a plain load: the address is used before it is overwritten */
         if (!late) { /* lea s2, [s1 + s2] */
             e_lea_full(b, true, H_S2, H_S1, H_S2, 1, 0);

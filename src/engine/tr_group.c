@@ -38,16 +38,53 @@ static bool has_high_byte(const struct insn *in)
            (!in->has_mem && in->rm_kind == RK_GPR && in->rm_size == 1 && in->rm >= 4 && in->rm < 8);
 }
 
+/* The guest registers that live in vcpu->regs: an instruction that names one needs scratch registers. */
+#define SLOT_GPRS (1u << R10 | 1u << R11 | 1u << R14 | 1u << R15)
+
+s32 tr_mem_off(const struct xl *x, unsigned i)
+{
+    const struct insn *in = &x->in[i];
+    return (s32)in->disp + (in->base == BASE_RIP ? x->off[i] + in->len : 0);
+}
+
+/*
+ * The same for operands with an index, a base that lives in memory, or RIP: the address stays in s1 and s2, so
+ * nothing may use either, and the registers must not move (the instruction that moves one may be the last).
+ */
+static bool classify_sum(const struct xl *x, unsigned i, const struct group *key, struct access *a, bool *last)
+{
+    const struct insn *in = &x->in[i];
+    u16 moves = (key->base < NR_GPR ? 1u << key->base : 0) | (key->index != REG_NONE ? 1u << key->index : 0);
+    if (in->how == HOW_BRANCH)
+        return in->id == I_JCC;
+    if (in->how != HOW_COPY || in->moffs)
+        return false;
+    if (in->has_mem && in->mem_size) {
+        if (in->base != key->base || in->index != key->index || (in->index != REG_NONE && in->scale != key->scale) ||
+            in->addrsize != 8 || in->vsib || in->mask || insn_vex_masked(in) || has_high_byte(in) || in->mem_size > SPAN_MAX ||
+            in->seg == SEG_FS || in->seg == SEG_GS || in->disp < -(1 << 30) || in->disp > 1 << 30)
+            return false;
+        *a = (struct access){ true, tr_mem_off(x, i), in->mem_size, in->mem_acc };
+        *last = in->gpr_write & moves;
+        return true;
+    }
+    return !((in->gpr_read | in->gpr_write) & SLOT_GPRS) && !(in->gpr_write & moves) &&
+           !(in->id == I_LEA && (in->base == BASE_RIP || in->opsize == 2 || in->addrsize == 2));
+}
+
 /*
  * What instruction i does with memory off `base`. False: it cannot stand in a group.
  * *shift: how it moves the base; *last: nothing may follow it in the group.
  */
-static bool classify(const struct xl *x, unsigned i, unsigned base, struct access *a, s32 *shift, bool *last)
+static bool classify(const struct xl *x, unsigned i, const struct group *key, struct access *a, s32 *shift, bool *last)
 {
+    unsigned base = key->base;
     const struct insn *in = &x->in[i];
     a->any = false;
     *shift = 0;
     *last = false;
+    if (key->sum)
+        return classify_sum(x, i, key, a, last);
     switch (in->how) {
     case HOW_COPY:
         if (in->has_mem && in->mem_size) {
@@ -109,14 +146,16 @@ static bool classify(const struct xl *x, unsigned i, unsigned base, struct acces
 }
 
 /*
- * tr_plan_group - the group that starts with the access of instruction x->cur off `base`. True if at
+ * tr_plan_group - the group that starts with the access of instruction x->cur off these registers. True if at
  * least two accesses share; then x->grp is set, from x->cur to x->grp.last.
  */
-bool tr_plan_group(struct xl *x, unsigned base)
+bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale)
 {
     struct group *g = &x->grp;
     if (x->noshare || !x->m64 || (x->mode & MODE_AC))
         return false;
+    struct group key = { .base = (u8)base, .index = (u8)index, .scale = (u8)scale,
+                         .sum = index != REG_NONE || base >= NR_GPR || gpr_in_slot(base) };
     s32 moved = 0, lo = 0, hi = 0, max = base == RSP ? SPAN_STACK_MAX : SPAN_MAX;
     unsigned acc = 0, n = 0, end = x->cur;
     bool branched = false;
@@ -124,16 +163,16 @@ bool tr_plan_group(struct xl *x, unsigned base)
         struct access a;
         s32 shift;
         bool last;
-        if (!classify(x, i, base, &a, &shift, &last))
+        if (!classify(x, i, &key, &a, &shift, &last))
             break;
         if (a.any) {
             if (branched && (a.acc & ~acc))
                 break;
-            s32 l = moved + a.off, h = l + (s32)a.size;
+            s64 l = (s64)moved + a.off, h = l + (s64)a.size;
             if (n && (MAX(hi, h) - MIN(lo, l) > max))
                 break;
-            lo = n ? MIN(lo, l) : l;
-            hi = n ? MAX(hi, h) : h;
+            lo = (s32)(n ? MIN(lo, l) : l);
+            hi = (s32)(n ? MAX(hi, h) : h);
             acc |= a.acc;
             n++;
             end = i;
@@ -146,7 +185,7 @@ bool tr_plan_group(struct xl *x, unsigned base)
     }
     if (n < 2)
         return false;
-    *g = (struct group){ .active = true, .base = (u8)base, .last = end, .lo = lo, .size = (u16)(hi - lo), .acc = (u8)acc,
+    *g = (struct group){ .active = true, .sum = key.sum, .base = key.base, .index = key.index, .scale = key.scale, .last = end, .lo = lo, .size = (u16)(hi - lo), .acc = (u8)acc,
                          .nr = (u8)(end - x->cur + 1) };
     return true;
 }

@@ -188,7 +188,7 @@ static void group_slow(struct xl *x, struct guard *g)
     xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, g->resume);
     struct group_site site = { .s = {
         .s = { .off = x->off[x->cur], .len = x->in[x->cur].len, .kind = g->stack },
-        .size = (u8)g->size, .acc = g->acc, .form = FORM_DELTA, .slot = x->slot & 3, .hashed = x->hashed, .group = x->grp.nr,
+        .size = (u8)g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .group = x->grp.nr,
     } };
     e_bytes(&x->cold, &site, sizeof(site));
 }
@@ -200,7 +200,7 @@ static void group_slow(struct xl *x, struct guard *g)
 static bool shared(struct xl *x, unsigned base, s32 disp, unsigned size, unsigned acc, bool stack, struct guard *g)
 {
     if (!x->grp.active) {
-        if (!tr_plan_group(x, base))
+        if (!tr_plan_group(x, base, REG_NONE, 1))
             return false;
         begin(x, g, x->grp.size, x->grp.acc, stack);
         g->form = FORM_DELTA;
@@ -213,12 +213,35 @@ static bool shared(struct xl *x, unsigned base, s32 disp, unsigned size, unsigne
     return true;
 }
 
+/* The same for operands whose address needs computing: it stays in s1 and s2. */
+static bool shared_sum(struct xl *x, const struct insn *in, unsigned size, unsigned acc, struct guard *g)
+{
+    s32 off = tr_mem_off(x, x->cur);
+    if (!x->grp.active) {
+        if (!tr_plan_group(x, in->base, in->index, in->scale))
+            return false;
+        begin(x, g, x->grp.size, x->grp.acc, in->seg == SEG_SS);
+        g->form = FORM_SUM;
+        tr_ea(x, in, x->grp.lo - off);
+        check(x, g);
+        group_slow(x, g);
+    }
+    *g = (struct guard){ .shared = true, .size = (u16)size, .acc = (u8)acc, .form = FORM_SUM, .stack = in->seg == SEG_SS,
+                         .mem = { H_S1, H_S2, off - x->grp.lo } };
+    return true;
+}
+
 void tr_guard(struct xl *x, const struct insn *in, unsigned size, unsigned acc, s32 disp_extra, bool plain,
               struct guard *g)
 {
     s64 disp = in->disp + disp_extra;
     bool simple = !plain && tr_simple_base(x, in);
     if (simple && in->how == HOW_COPY && !in->mask && !insn_vex_masked(in) && shared(x, in->base, (s32)disp, size, acc, in->seg == SEG_SS, g))
+        return;
+    if (!simple && !plain && in->how == HOW_COPY && x->m64 && in->addrsize == 8 && !in->moffs && !in->vsib && !in->mask &&
+        !insn_vex_masked(in) && in->seg != SEG_FS && in->seg != SEG_GS &&
+        (in->base != REG_NONE || in->index != REG_NONE) && in->disp >= -(1 << 30) && in->disp <= 1 << 30 &&
+        shared_sum(x, in, size, acc, g))
         return;
     begin(x, g, size, acc, in->seg == SEG_SS);
     u32 ea = hot_at(x);

@@ -51,13 +51,14 @@ struct guard {
 
 /* Accesses that share one check (tr_group.c). */
 struct group {
-    bool active;         /* s2 = host - guest of the group's page */
-    u8 base;             /* guest register */
+    bool active;         /* s2 = host - guest of the group's page; sum: s1 + s2 = host address of `lo` */
+    bool sum;
+    u8 base, index, scale; /* guest registers; base may be BASE_RIP */
     u8 nr;               /* instructions */
     u8 acc;
     u16 size;
     unsigned last;       /* index of the last access */
-    s32 lo;              /* span: [base + lo, base + lo + size) at the group's start */
+    s32 lo;              /* span: [EA0 + lo, EA0 + lo + size), EA0 without displacement, at the group's start */
 };
 
 struct xl {
@@ -142,7 +143,11 @@ void e_lea_full(struct buf *b, bool w, unsigned dst, unsigned base, unsigned ind
 
 /* tr_group.c */
 bool tr_simple_base(const struct xl *x, const struct insn *in);
-bool tr_plan_group(struct xl *x, unsigned base);
+/* Whether s1 may be used now: not inside a group that keeps its address there. */
+static inline bool xl_s1_free(const struct xl *x) { return !(x->grp.active && x->grp.sum); }
+bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale);
+/* Offset of a memory operand from its registers, or from the page for RIP-relative ones. */
+s32 tr_mem_off(const struct xl *x, unsigned i);
 /* op reg, mem of 2, 4 or 8 bytes */
 void e_mem(struct buf *b, u8 op, unsigned size, unsigned reg, const struct hostmem *m);
 /* rsp += n, at the stack's width, flags untouched */
