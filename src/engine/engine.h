@@ -78,7 +78,7 @@ struct site {              /* every record starts like this; records are not ali
 } __attribute__((packed));
 struct slow_site {         /* behind `call stub_slow; jmp resume` */
     struct site s;         /* kind: through the stack segment */
-    u8 size;               /* bytes of the access */
+    u16 size;              /* bytes of the access */
     u8 acc : 2;            /* ACC_R | ACC_W */
     u8 form : 1;           /* FORM_*: how the operation uses s1 and s2 */
     u8 final : 1;          /* after the operation the instruction is complete */
@@ -132,6 +132,7 @@ struct engine_vcpu {
     bool k_nonglobal;      /* the shared kernel table holds a non-global page */
     struct tlb_large k_large; /* of the shared kernel table and its jump caches */
     u64 code_seen[1024];   /* filter: pages entered as code */
+    u8 user_slot;          /* SLOT_U or SLOT_U32: whose returns the user's prediction stack holds */
     u32 jc_mode[NR_SLOTS]; /* full mode the jump caches were filled for */
     struct commit commit;
     u8 *alt_stack;         /* for signals */
@@ -277,4 +278,10 @@ static inline void engine_copy(void *dst, const void *src, size_t n)
 void mem_watch_check(struct vcpu *v, gla_t la, unsigned len, unsigned acc);
 
 /* -- Trace ------------------------------------------------------------------------------------------------ */
-void engine_trace(struct vcpu *v, unsigned what, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+void engine_trace_print(struct vcpu *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+/* engine_trace - the arguments are evaluated only when traced. */
+#define engine_trace(v, what, ...) \
+    do { \
+        if (unlikely((v)->vm->debug & (what))) \
+            engine_trace_print((v), __VA_ARGS__); \
+    } while (0)

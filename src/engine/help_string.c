@@ -17,7 +17,7 @@
 
 struct run {
     struct vcpu *v;
-    unsigned size, addrsize;
+    unsigned size, shift, addrsize; /* bytes of an element, and their logarithm */
     bool rep, down, flat64;
     unsigned src_seg;
     u64 left;  /* elements */
@@ -47,6 +47,7 @@ static inline struct run run_begin(struct vcpu *v, const struct insn *in)
         .flat64 = vcpu_code64(v),
         .src_seg = in->seg_override ? in->seg : SEG_DS,
     };
+    r.shift = (unsigned)__builtin_ctz(r.size);
     r.left = r.rep ? offset_get(&r, RCX) : 1;
     r.burst = v->mode & MODE_STEP ? 1 : ~0ull;
     return r;
@@ -74,10 +75,10 @@ static u64 window(const struct run *r, unsigned seg, u64 off, unsigned acc, u8 *
     u64 in_page = la & (PAGE_SIZE - 1), n = MIN(r->left, r->burst);
     if (in_page + r->size > PAGE_SIZE)
         return 0;
-    n = MIN(n, r->down ? in_page / r->size + 1 : (PAGE_SIZE - in_page) / r->size);
+    n = MIN(n, r->down ? (in_page >> r->shift) + 1 : (PAGE_SIZE - in_page) >> r->shift);
     if (r->addrsize != 8) { /* the offset wraps before the page ends */
         u64 top = 1ull << r->addrsize * 8;
-        n = MIN(n, r->down ? off / r->size + 1 : (top - off) / r->size);
+        n = MIN(n, r->down ? (off >> r->shift) + 1 : (top - off) >> r->shift);
     }
     if (!n)
         return 0;

@@ -64,9 +64,9 @@ void vcpu_fail(struct vcpu *v, const char *fmt, ...)
     v->exit = EXIT_FAIL;
 }
 
-void engine_trace(struct vcpu *v, unsigned what, const char *fmt, ...)
+void engine_trace_print(struct vcpu *v, const char *fmt, ...)
 {
-    if (!(v->vm->debug & what) || !v->vm->trace)
+    if (!v->vm->trace)
         return;
     fpu_leave(v);
     va_list ap;
@@ -238,6 +238,12 @@ void vcpu_mode_changed(struct vcpu *v)
     v->syscall_ss = (struct seg){ .limit = ~0u, .attr = ATTR_STACK, .sel = (u16)(kcs + 8) };
     v->sysret_cs = (struct seg){ .limit = ~0u, .attr = ATTR_CODE64 | ATTR_DPL3, .sel = (u16)(ucs + 16) | 3 };
     v->sysret_ss = (struct seg){ .limit = ~0u, .attr = ATTR_STACK | ATTR_DPL3, .sel = (u16)(ucs + 8) | 3 };
+    /* 64- and 32-bit user code share a prediction stack: neither may return into the other's code. */
+    if (slot >= SLOT_U && ev->user_slot != slot) {
+        ev->user_slot = (u8)slot;
+        engine_drop_returns(v);
+    }
+    v->sysret_ok = v->sysret_ok && ev->user_slot == SLOT_U;
     v->region = (u64)v->space->base + VCPU_BIAS;
 }
 

@@ -48,6 +48,21 @@ static enum xret sys_popf(struct vcpu *v, const struct insn *in)
     return x;
 }
 
+/* LEAVE on a 16-bit stack; the others are translated (tr_stack.c). */
+static enum xret sys_leave(struct vcpu *v, const struct insn *in)
+{
+    u64 mask = stack_mask(v), bp = v->regs[RBP] & mask, val = 0;
+    gla_t la;
+    enum xret x = seg_linear(v, SEG_SS, bp, in->opsize, ACC_R, &la);
+    if (x == X_OK)
+        x = mem_read(v, la, &val, in->opsize, ACC_R | vcpu_acc(v));
+    if (x != X_OK)
+        return x;
+    v->regs[RSP] = stack_merge(v->regs[RSP], bp + in->opsize, mask);
+    gpr_write(v, RBP, in->opsize, true, val);
+    return X_OK;
+}
+
 sys_fn insn_handler(unsigned id)
 {
     static const sys_fn table[NR_INSN_IDS] = {
@@ -76,7 +91,7 @@ sys_fn insn_handler(unsigned id)
         [I_IRET] = sys_iret, [I_SYSCALL] = sys_syscall, [I_SYSRET] = sys_sysret, [I_SYSENTER] = sys_sysenter,
         [I_SYSEXIT] = sys_sysexit, [I_CALL_FAR] = sys_call_far, [I_JMP_FAR] = sys_jmp_far,
         [I_RET_FAR] = sys_ret_far, [I_INT] = sys_int, [I_INT3] = sys_int3, [I_INT1] = sys_int1, [I_INTO] = sys_into,
-        [I_PUSHF] = sys_pushf, [I_POPF] = sys_popf, [I_FNSTENV] = sys_fnstenv, [I_FNSAVE] = sys_fnsave,
+        [I_LEAVE] = sys_leave, [I_PUSHF] = sys_pushf, [I_POPF] = sys_popf, [I_FNSTENV] = sys_fnstenv, [I_FNSAVE] = sys_fnsave,
     };
     return id < NR_INSN_IDS ? table[id] : NULL;
 }

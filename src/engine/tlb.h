@@ -118,7 +118,7 @@ static inline unsigned tlb_slot(const struct vcpu *v, unsigned acc)
 {
     if (acc & ACC_USER)
         return SLOT_U;
-    return (acc & ACC_SYS) || !(v->eflags & EFL_AC) ? SLOT_K : SLOT_KAC;
+    return (acc & ACC_SYS) || !(v->eflags & EFL_AC) || !(v->cr4 & CR4_SMAP) ? SLOT_K : SLOT_KAC;
 }
 static inline struct tlb_entry *tlb_at(struct vcpu *v, unsigned slot, gla_t la)
 {

@@ -14,6 +14,7 @@
 #include "engine/translate.h"
 
 #define SPAN_MAX 64        /* general registers                                        */
+#define SPAN_VECTOR_MAX 256 /* while every access is 16 bytes or more: copies           */
 #define SPAN_STACK_MAX 128 /* rsp: prologues and epilogues                             */
 
 struct access {
@@ -158,7 +159,7 @@ bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale)
                          .sum = index != REG_NONE || base >= NR_GPR || gpr_in_slot(base) };
     s32 moved = 0, lo = 0, hi = 0, max = base == RSP ? SPAN_STACK_MAX : SPAN_MAX;
     unsigned acc = 0, n = 0, end = x->cur;
-    bool branched = false;
+    bool branched = false, vectors = true;
     for (unsigned i = x->cur; i < x->nr; i++) {
         struct access a;
         s32 shift;
@@ -169,8 +170,10 @@ bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale)
             if (branched && (a.acc & ~acc))
                 break;
             s64 l = (s64)moved + a.off, h = l + (s64)a.size;
-            if (n && (MAX(hi, h) - MIN(lo, l) > max))
+            s32 limit = a.size >= 16 && vectors ? SPAN_VECTOR_MAX : max;
+            if (n && (MAX(hi, h) - MIN(lo, l) > limit))
                 break;
+            vectors &= a.size >= 16;
             lo = (s32)(n ? MIN(lo, l) : l);
             hi = (s32)(n ? MAX(hi, h) : h);
             acc |= a.acc;

@@ -145,7 +145,7 @@ static void check(struct xl *x, struct guard *g)
     s32 tlb = (s32)geo->tlb_off - VCPU_BIAS;
     s32 tag = g->acc & ACC_W ? (s32)offsetof(struct tlb_entry, tag_w) : (s32)offsetof(struct tlb_entry, tag_r);
     s32 last = g->form == FORM_SUM ? (s32)offsetof(struct tlb_entry, host) : (s32)offsetof(struct tlb_entry, delta);
-    bug_on(g->size == 0 || g->size > 255);
+    bug_on(g->size == 0 || g->size > 512);
     /* rorx s2, s1, TLB_SHIFT; hashed: rorx s2, s1, HASH_SHIFT; xor s2, s1; rorx s2, s2, TLB_SHIFT */
     if (x->hashed) {
         rorx(b, H_S2, H_S1, HASH_SHIFT);
@@ -188,7 +188,7 @@ static void group_slow(struct xl *x, struct guard *g)
     xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, g->resume);
     struct group_site site = { .s = {
         .s = { .off = x->off[x->cur], .len = x->in[x->cur].len, .kind = g->stack },
-        .size = (u8)g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .group = x->grp.nr,
+        .size = g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .group = x->grp.nr,
     } };
     e_bytes(&x->cold, &site, sizeof(site));
 }
@@ -300,7 +300,7 @@ void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final)
     u32 at = cold_at(x);
     struct slow_site site = {
         .s = { .off = x->off[x->cur], .len = in->len, .kind = g->stack },
-        .size = (u8)g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .final = final, .copy = copy,
+        .size = g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .final = final, .copy = copy,
         .masked = (in->enc == ENC_EVEX && in->mask) || insn_vex_masked(in),
     };
     e_bytes(&x->cold, &site, sizeof(site));

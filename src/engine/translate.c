@@ -341,9 +341,9 @@ static void translate_insn(struct xl *x)
         tr_call_helper(x, in, bad, true);
         return;
     }
-    if (in->cls == CLS_X87 && !x->x87_noted && !x87_control(in)) { /* mov s1, [vbase]; mov [x87_vbase], s1 */
-        e_load_vcpu(&x->hot, H_S1, VOFF(vbase));
-        e_store_vcpu(&x->hot, H_S1, VOFF(x87_vbase));
+    if (in->cls == CLS_X87 && !x->x87_noted && !x87_control(in)) { /* push [vbase]; pop [x87_vbase] */
+        e8(&x->hot, 0x41); e8(&x->hot, 0xff); e_modrm_disp(&x->hot, 6, H_VCPU, VOFF(vbase));
+        e8(&x->hot, 0x41); e8(&x->hot, 0x8f); e_modrm_disp(&x->hot, 0, H_VCPU, VOFF(x87_vbase));
         x->x87_noted = true;
     }
     switch (in->how) {

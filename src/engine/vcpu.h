@@ -175,7 +175,7 @@ static inline bool vcpu_v86(const struct vcpu *v) { return v->eflags & EFL_VM; }
 static inline unsigned vcpu_iopl(const struct vcpu *v) { return (v->eflags >> 12) & 3; }
 static inline bool is_canonical(u64 a) { return (u64)((s64)(a << 16) >> 16) == a; }
 
-/* -- memory as an instruction sees it (mem_access.c) ---------------------------------------- */
+/* -- memory as an instruction sees it (slow.c) ---------------------------------------- */
 #define ACC_R 1u
 #define ACC_W 2u
 #define ACC_X 4u
