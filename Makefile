@@ -215,6 +215,7 @@ check-fast: setup
 
 bench: setup
 	@$(MAKE) all guest
+	@bench/mk-userland
 	@bench/run
 
 asan:

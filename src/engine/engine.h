@@ -274,6 +274,10 @@ static inline void engine_copy(void *dst, const void *src, size_t n)
 {
     __asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(n)::"memory");
 }
+static inline void engine_zero(void *dst, size_t n)
+{
+    __asm__ volatile("rep stosb" : "+D"(dst), "+c"(n) : "a"(0) : "memory");
+}
 /* mem_watch_check - note data breakpoints and watchpoints an access touches. slow.c */
 void mem_watch_check(struct vcpu *v, gla_t la, unsigned len, unsigned acc);
 

@@ -19,7 +19,7 @@
 void x87_guest_pointers(struct vcpu *v, u8 *area, bool wide)
 {
     u64 p[2], la;
-    __builtin_memcpy(p, area + FX_FIP, sizeof p);
+    engine_copy(p, area + FX_FIP, sizeof p);
     if (!engine_guest_pc(v, p[0], &p[0]) && wide)
         return;
     if (tlb_guest_address(v, p[1], &la))
@@ -28,7 +28,7 @@ void x87_guest_pointers(struct vcpu *v, u8 *area, bool wide)
         p[0] = (u32)p[0];
         p[1] = (u32)p[1];
     }
-    __builtin_memcpy(area + FX_FIP, p, sizeof p);
+    engine_copy(area + FX_FIP, p, sizeof p);
 }
 
 static void put16(u8 *p, u32 val)

@@ -165,6 +165,18 @@ _Static_assert(sizeof(struct pv_time) == 32 && sizeof(struct pv_wall) == 12, "KV
  * vCPU's offset changes. The guest computes (TSC - tsc_timestamp) scaled: ns since the model was made, for every
  * vCPU from the same constants (cpu_model_ns).
  */
+/* Into guest memory as if a device wrote it: translations of those bytes are dropped. */
+static void guest_store(struct vcpu *v, gpa_t gpa, const void *buf, unsigned len)
+{
+    bool left;
+    if (ram_write(&v->vm->ram, gpa, buf, len) || !v->vm->cache)
+        return;
+    unsigned first = MIN(len, (unsigned)(PAGE_SIZE - (gpa & ~PAGE_MASK)));
+    cache_kill_range(v, v->vm->cache, gpa, first, NULL, &left);
+    if (first < len)
+        cache_kill_range(v, v->vm->cache, gpa + first, len - first, NULL, &left);
+}
+
 static void pv_time_update(struct vcpu *v)
 {
     gpa_t gpa = v->pv_system_time & ~1ull;
@@ -180,8 +192,8 @@ static void pv_time_update(struct vcpu *v)
     if (!ram_read(&v->vm->ram, gpa, &t.version, 4)) {
         u32 done = (t.version | 1) + 1;
         t.version = done - 1; /* odd: being written */
-        ram_write(&v->vm->ram, gpa, &t, sizeof t);
-        ram_write(&v->vm->ram, gpa, &done, 4);
+        guest_store(v, gpa, &t, sizeof t);
+        guest_store(v, gpa, &done, 4);
     }
     fpu_enter(v);
 }
@@ -218,7 +230,7 @@ WR(wr_pv_wall)
     fpu_leave(v);
     if (!ram_read(&v->vm->ram, val, &w.version, 4)) {
         w.version = (w.version | 1) + 1;
-        ram_write(&v->vm->ram, val, &w, sizeof w);
+        guest_store(v, val, &w, sizeof w);
     }
     fpu_enter(v);
     return X_OK;

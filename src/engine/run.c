@@ -372,9 +372,45 @@ static void *enter_at(struct vcpu *v, bool after_poll)
 
 /* -- Called from emitted code ---------------------------------------------------------------------------------- */
 
+/*
+ * A near branch to an address that is not canonical is itself what faults (SDM vol. 2, CALL, JMP, RET). It never hits a
+ * jump cache, and jmp and call note where they stand before a look-up (tr_branch.c). True: #GP was delivered.
+ * Not as the SDM has it, as being so would cost every ret and call something: a predicted ret is complete, its fault
+ * comes at the target; a call's return address has been written, below RSP. So do direct branches that run out of
+ * the canonical addresses.
+ */
+static bool bad_target(struct vcpu *v, u64 rip)
+{
+    struct insn in;
+    u8 bytes[INSN_MAX];
+    u64 at = v->vbase + v->s2;
+    if (!(v->mode & MODE_64) || v->s1 != rip || v->s2 >= PAGE_SIZE)
+        return false;
+    unsigned n = MIN((unsigned)INSN_MAX, (unsigned)(PAGE_SIZE - v->s2));
+    if (mem_read(v, at, bytes, n, ACC_R | vcpu_acc(v)) != X_OK)
+        return false;
+    enum decode_status st = insn_decode(DMODE_64, bytes, n, &in);
+    if (st == DECODE_SHORT && mem_read(v, at, bytes, INSN_MAX, ACC_R | vcpu_acc(v)) == X_OK)
+        st = insn_decode(DMODE_64, bytes, INSN_MAX, &in);
+    if (st != DECODE_OK)
+        return false;
+    if (in.id == I_RET)
+        v->regs[RSP] -= in.opsize + (in.imm_size ? (u16)in.imm : 0u);
+    else if (in.id == I_CALL_IND)
+        v->regs[RSP] += in.opsize;
+    else if (in.id != I_JMP_IND)
+        return false;
+    v->rip = at;
+    raise_gp0(v);
+    deliver(v);
+    return true;
+}
+
 void *engine_lookup(struct vcpu *v, u64 rip)
 {
     v->rip = rip;
+    if (unlikely(!is_canonical(rip)) && bad_target(v, rip))
+        return NULL;
     if (v->event || v->eng->step_armed || v->eng->db_hit || v->eng->shadow_step || v->eng->watch_hit ||
         (v->mode & (MODE_BRK | MODE_STEP)))
         return NULL; /* engine_dispatch sorts it out */

@@ -459,7 +459,7 @@ void tlb_flush_all(struct vcpu *v, bool global_too)
     for (unsigned i = 0; i < NR_SPACES; i++)
         space_flush(&v->eng->space[i]);
     if (global_too)
-        __builtin_memset(v->eng->code_seen, 0, sizeof(v->eng->code_seen));
+        engine_zero(v->eng->code_seen, sizeof(v->eng->code_seen));
     engine_drop_returns(v);
 }
 

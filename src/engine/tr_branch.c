@@ -33,11 +33,24 @@ static void link_stub(struct xl *x, struct fixup patch, s32 t, unsigned entry, b
             patch.at);
 }
 
-/* s1 = RIP: probe in line (hot) or by stub (cold). */
-static void probe(struct xl *x, enum section sec, bool call)
+/* A look-up of s1 comes next, and s1 may be anything: where the branch stands, for engine_lookup. */
+static void note_branch(struct xl *x, enum section sec)
+{
+    struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
+    if (!x->m64)
+        return;
+    e_store_vcpu(b, H_S1, VOFF(s1));
+    /* mov qword [vcpu.s2], page offset */
+    e8(b, 0x49); e8(b, 0xc7); e_modrm_disp(b, 0, H_VCPU, VOFF(s2)); e32(b, x->off[x->cur]);
+}
+
+/* s1 = RIP: probe in line (hot) or by stub (cold). @note: an indirect branch */
+static void probe(struct xl *x, enum section sec, bool call, bool note)
 {
     struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
     if (x->nochain) {
+        if (note)
+            note_branch(x, sec);
         xl_jmp_stub(x, sec, STUB_LOOKUP);
         return;
     }
@@ -58,6 +71,8 @@ static void probe(struct xl *x, enum section sec, bool call)
     /* jmp or call [vcpu + s2*8 + jc.host] */
     e8(b, rex(0, 0, H_S2, H_VCPU)); e8(b, 0xff); e_modrm_sib(b, call ? 2 : 4, H_VCPU, H_S2, 8, jc + 8);
     xl_bind(x, miss, SEC_COLD, cold_at(x));
+    if (note)
+        note_branch(x, SEC_COLD);
     if (call) {
         xl_call_stub(x, SEC_COLD, STUB_LOOKUP);
         xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, hot_at(x));
@@ -138,14 +153,14 @@ void tr_edge(struct xl *x, s32 t, int cc, bool backward)
         if (!saved)
             xl_flags_save(x, SEC_COLD);
         rip_to_s1(x, SEC_COLD, t);
-        probe(x, SEC_COLD, false);
+        probe(x, SEC_COLD, false, false);
         return;
     }
     x->ended = true;
     if (!near && !far) {
         xl_need_saved(x);
         rip_to_s1(x, SEC_HOT, t);
-        probe(x, SEC_HOT, false);
+        probe(x, SEC_HOT, false, false);
         return;
     }
     bool host = x->fstate != FLAGS_SAVED;
@@ -227,7 +242,7 @@ static void call_direct(struct xl *x, const struct insn *in, s32 next)
     } else {
         xl_need_saved(x);
         rip_to_s1(x, SEC_HOT, t);
-        probe(x, SEC_HOT, true);
+        probe(x, SEC_HOT, true, false);
     }
     return_point(x, next);
 }
@@ -274,7 +289,7 @@ static void call_indirect(struct xl *x, const struct insn *in, s32 next)
     if (predicts_returns(x))
         push_prediction(x);
     e_load_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
-    probe(x, SEC_HOT, predicts_returns(x));
+    probe(x, SEC_HOT, predicts_returns(x), true);
     x->ended = true;
     if (predicts_returns(x)) {
         x->ended = false;
@@ -308,7 +323,7 @@ static void ret(struct xl *x, const struct insn *in)
     if (predicts_returns(x))
         e8(&x->hot, 0xc3);
     else
-        probe(x, SEC_HOT, false);
+        probe(x, SEC_HOT, false, true);
 }
 
 /* loop, loope, loopne, jrcxz: rcx counted without touching flags; the branch by jrcxz. */
@@ -380,7 +395,7 @@ static void loop(struct xl *x, const struct insn *in, s32 next)
         link_stub(x, xl_jmp(x, SEC_COLD), t, backward ? ENTRY_POLL : ENTRY_FLAG, false);
     } else {
         rip_to_s1(x, SEC_COLD, t);
-        probe(x, SEC_COLD, false);
+        probe(x, SEC_COLD, false, false);
     }
     x->fstate = st;
     tr_edge(x, next, -1, false);
@@ -406,7 +421,7 @@ void tr_branch(struct xl *x, const struct insn *in)
     case I_JMP_IND:
         load_target(x, in);
         xl_need_saved(x);
-        probe(x, SEC_HOT, false);
+        probe(x, SEC_HOT, false, true);
         x->ended = true;
         return;
     case I_RET:

@@ -57,6 +57,15 @@ static void ext_bits(const struct insn *in, const struct regs *r, unsigned *R, u
         *B = r->opreg >> 3 & 1;
 }
 
+/* A memory operand that stands for a general register (vmovd, vpinsrd, vcvtsi2sd, ...), or implicit ones (vpcmpestri). */
+static bool scalar_memory(const struct insn *in)
+{
+    unsigned op = in->opcode;
+    if (in->map == MAP_0F)
+        return op == 0x2a || (op == 0x7b && in->pp >= 2) || ((op == 0x6e || op == 0x7e) && in->pp == 1);
+    return in->map == MAP_0F3A && ((op & 0xfc) == 0x60 || op == 0x16 || op == 0x22);
+}
+
 /* The instruction with new register numbers into b. */
 static void reencode(struct xl *x, struct buf *b, const struct insn *in, const struct regs *r)
 {
@@ -71,6 +80,11 @@ static void reencode(struct xl *x, struct buf *b, const struct insn *in, const s
             continue;
         break;
     }
+    /* W means nothing to general registers outside 64-bit mode (SDM vol. 2 §2.3.5), but the copy runs in it. */
+    u8 keep = 0xff;
+    if (!x->m64 && (in->reg_kind == RK_GPR || in->rm_kind == RK_GPR || in->vvvv_kind == RK_GPR ||
+                    scalar_memory(in)))
+        keep = 0x7f;
     if (in->enc == ENC_VEX) {
         u8 b1, b2;
         if (raw[p] == 0xc5) {
@@ -83,7 +97,7 @@ static void reencode(struct xl *x, struct buf *b, const struct insn *in, const s
         b1 |= (u8)(!R << 7 | !X << 6 | !B << 5);
         if (in->vvvv_kind == RK_GPR)
             b2 = (u8)((b2 & 0x87) | (~r->vvvv & 15) << 3);
-        e8(b, 0xc4); e8(b, b1); e8(b, b2);
+        e8(b, 0xc4); e8(b, b1); e8(b, b2 & keep);
     } else if (in->enc == ENC_EVEX) {
         u8 p0 = raw[p + 1], p1 = raw[p + 2], p2 = raw[p + 3];
         p0 = (u8)((p0 & 0x1f) | !R << 7 | !X << 6 | !B << 5);
@@ -91,7 +105,7 @@ static void reencode(struct xl *x, struct buf *b, const struct insn *in, const s
             p0 = (u8)((p0 & ~0x10u) | (unsigned)!(r->reg >> 4 & 1) << 4);
         if (in->vvvv_kind == RK_GPR)
             p1 = (u8)((p1 & 0x87) | (~r->vvvv & 15) << 3);
-        e8(b, 0x62); e8(b, p0); e8(b, p1); e8(b, p2);
+        e8(b, 0x62); e8(b, p0); e8(b, p1 & keep); e8(b, p2);
     } else {
         if (in->prefixes & PFX_LOCK)
             e8(b, 0xf0);
@@ -129,7 +143,9 @@ static void reencode(struct xl *x, struct buf *b, const struct insn *in, const s
     if (in->has_modrm)
         modrm_tail(b, r, in->enc == ENC_EVEX);
     unsigned imm = in->imm_size ? in->imm_size : in->is4 != REG_NONE ? 1 : 0;
-    if (imm)
+    if (in->is4 != REG_NONE && !x->m64) /* the register's top bit is ignored there */
+        e8(b, raw[in->len - 1] & 0x7f);
+    else if (imm)
         e_bytes(b, raw + in->len - imm, imm);
 }
 
@@ -222,9 +238,24 @@ static bool exchangeable(const struct insn *in)
            ((op < 0x40 && (op & 7) < 2) || op == 0x88 || op == 0x89);
 }
 
+/* VZEROUPPER and VZEROALL outside 64-bit mode reach registers 0-7 only: vmovdqa xmmN, xmmN or vpxor xmmN, xmmN, xmmN. */
+static void vzero_low(struct buf *b, bool all)
+{
+    for (unsigned n = 0; n < 8; n++) {
+        e8(b, 0xc5);
+        e8(b, (u8)(all ? 0x81 | (~n & 15) << 3 : 0xf9));
+        e8(b, all ? 0xef : 0x6f);
+        e8(b, (u8)(0xc0 | n << 3 | n));
+    }
+}
+
 void tr_copy(struct xl *x, const struct insn *in)
 {
     struct buf *b = &x->hot;
+    if (!x->m64 && (in->id == I_VZEROUPPER || in->id == I_VZEROALL)) {
+        vzero_low(b, in->id == I_VZEROALL);
+        return;
+    }
     struct insn turned;
     if (exchangeable(in)) {
         turned = *in;
