@@ -39,7 +39,8 @@ struct inbound {
     u32 src_gen;   /* generation of the source's segment when linked  */
 };
 struct segment {
-    u8 *start, *cur, *end; /* executable alias */
+    u8 *start, *end;       /* executable alias */
+    u8 *cur, *cold;        /* hot code fills it upwards, cold code downwards */
     u32 gen;
     u8 *meta, *meta_cur;   /* blocks and their maps */
     struct block **blocks; /* ascending by code address */
@@ -123,7 +124,7 @@ struct code_cache *cache_create(struct vm *vm, size_t bytes)
     for (unsigned i = 0; i < NR_SEGMENTS; i++) {
         struct segment *s = &c->seg[i];
         s->start = s->cur = c->rx + STUB_AREA + i * c->seg_size;
-        s->end = s->start + c->seg_size;
+        s->end = s->cold = s->start + c->seg_size;
         s->meta = s->meta_cur = reserve(META_SIZE(c));
         s->blocks = reserve(c->seg_size / 32 * sizeof(*s->blocks));
         if (!s->meta || !s->blocks)
@@ -405,7 +406,7 @@ bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned 
         next = *page_link(b, page);
         if (!overlaps(b, gpa, len))
             continue;
-        if (pc && pc >= b->code && pc < b->code + b->code_len)
+        if (pc && block_holds(b, pc))
             self = true;
         bool last = !next && p->blocks == b;
         block_kill(c, b);
@@ -445,18 +446,20 @@ static void segment_reclaim(struct code_cache *c, struct segment *s)
     c->nr_reclaimed += s->nr_blocks;
     s->nr_blocks = 0;
     s->cur = s->start;
+    s->cold = s->end;
     s->meta_cur = s->meta;
     s->gen++;
 }
 
-u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t len, u8 **rw)
+u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t hot_len, size_t cold_len, u8 **cold)
 {
     (void)v;
     struct segment *s = &c->seg[c->cur];
-    len = (len + 15) & ~15ull;
-    if (len > c->seg_size)
+    hot_len = (hot_len + 15) & ~15ull;
+    cold_len = (cold_len + 15) & ~15ull;
+    if (hot_len + cold_len > c->seg_size)
         return NULL;
-    if (s->cur + len > s->end || s->meta_cur + META_SLACK > s->meta + META_SIZE(c) ||
+    if (s->cur + hot_len + cold_len > s->cold || s->meta_cur + META_SLACK > s->meta + META_SIZE(c) ||
         s->nr_blocks >= c->seg_size / 32 - 1) {
         c->cur = (c->cur + 1) % NR_SEGMENTS;
         s = &c->seg[c->cur];
@@ -464,8 +467,9 @@ u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t len, u8 **rw)
             segment_reclaim(c, s);
     }
     u8 *p = s->cur;
-    s->cur += len;
-    *rw = cache_rw(c, p);
+    s->cur += hot_len;
+    s->cold -= cold_len;
+    *cold = s->cold;
     return p;
 }
 
@@ -500,18 +504,19 @@ struct block *cache_block_at(struct code_cache *c, const u8 *pc)
     if (!cache_contains(c, pc) || pc < c->rx + STUB_AREA)
         return NULL;
     struct segment *s = segment_of(c, pc);
+    /* Hot code ascends with the block's number, cold code descends: the first block that is too far. */
+    bool in_cold = pc >= s->cold;
     u32 lo = 0, hi = s->nr_blocks;
     while (lo < hi) {
         u32 mid = (lo + hi) / 2;
-        if (s->blocks[mid]->code <= pc)
+        if (in_cold ? s->blocks[mid]->cold > pc : s->blocks[mid]->code <= pc)
             lo = mid + 1;
         else
             hi = mid;
     }
-    if (!lo)
-        return NULL;
-    struct block *b = s->blocks[lo - 1];
-    return pc < b->code + b->code_len ? b : NULL;
+    if (!in_cold && lo)
+        lo--;
+    return lo < s->nr_blocks && block_holds(s->blocks[lo], pc) ? s->blocks[lo] : NULL;
 }
 
 /* -- Stats --------------------------------------------------------------------------------------------- */
@@ -528,7 +533,7 @@ void cache_stats(struct code_cache *c, FILE *out, const char *(*symbol)(void *, 
 {
     u64 used = 0, live = 0, pages = 0;
     for (unsigned i = 0; i < NR_SEGMENTS; i++) {
-        used += (u64)(c->seg[i].cur - c->seg[i].start);
+        used += (u64)(c->seg[i].cur - c->seg[i].start) + (u64)(c->seg[i].end - c->seg[i].cold);
         for (u32 k = 0; k < c->seg[i].nr_blocks; k++)
             live += !c->seg[i].blocks[k]->dead;
     }

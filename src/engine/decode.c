@@ -115,7 +115,7 @@ struct row {
     u8 imm, is4;
     u16 fix_r, fix_w, fix_wv; /* fixed GPRs; fix_wv: written in operand size
                                  (merging if < 4) */
-    u16 fl_r, fl_w;
+    u16 fl_r, fl_w, fl_m; /* fl_m: undefined, in fact left alone by some CPUs */
 };
 
 struct src {
@@ -434,6 +434,28 @@ static void parse_operand(struct row *r, const char *s, size_t n, bool first)
     }
 }
 
+/* Undefined flags that AMD CPUs leave alone (SDM vol. 2; measured on Zen 4). */
+static u16 undefined_flags(const struct src *s)
+{
+    switch (s->id) {
+    case I_MUL:
+    case I_IMUL:
+        return EFL_SF | EFL_ZF | EFL_AF | EFL_PF;
+    case I_DIV:
+    case I_IDIV:
+        return EFL_ARITH;
+    case I_BT:
+    case I_BTS:
+    case I_BTR:
+    case I_BTC:
+    case I_TZCNT:
+    case I_LZCNT:
+        return EFL_OF | EFL_SF | EFL_AF | EFL_PF;
+    default:
+        return 0;
+    }
+}
+
 static void parse_row(struct row *r, const struct src *s)
 {
     const char *p = s->ops;
@@ -444,7 +466,8 @@ static void parse_row(struct row *r, const struct src *s)
                       .cls = s->cls,
                       .feat = s->feat,
                       .fl_r = s->fl_r,
-                      .fl_w = s->fl_w};
+                      .fl_w = s->fl_w,
+                      .fl_m = undefined_flags(s)};
     if (s->modrm != NR)
         r->forms =
             s->modrm >= 0xc0 && s->modrm < NR ? FORM_REG : FORM_MEM | FORM_REG;
@@ -1277,6 +1300,7 @@ opcode:
         x->gpr_read |= r->fix_wv;
     x->fl_read = r->fl_r;
     x->fl_write = r->fl_w;
+    x->fl_maybe = r->fl_m;
     x->cpl0 = r->attr & CPL0;
     x->lockable = (r->attr & LOCK) && x->has_mem;
     if (r->attr & (SHIMM | SHCL | REP)) {

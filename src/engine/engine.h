@@ -49,8 +49,9 @@ struct block {
     u32 mode;
     u16 off, end;             /* guest bytes [off, end) in the page; end may exceed 4096 */
     u16 look[2][2];           /* bytes looked at for flag liveness: [lo, hi) twice */
-    u32 code_len;
-    u8 *code;                 /* executable alias */
+    u32 hot_len, cold_len;    /* at code, and at cold */
+    u8 *code;                 /* executable alias: hot code */
+    u8 *cold;                 /* slow paths, exits, records: far from what runs */
     u32 entry[NR_ENTRIES];
     u32 dead_flag;            /* exit for a dropped block: flags in fl */
     bool host_primary;        /* the body starts with flags in host flags (else in fl) */
@@ -59,9 +60,8 @@ struct block {
     u8 conflicts;             /* misses that evicted another page, since conflict_tsc */
     u64 conflict_tsc;
     u16 nr_insns;
-    u32 hot_len;              /* cold code starts here */
     u32 *map;                 /* [nr_insns] MAP_FLAGS_HOST | host offset << 12 | guest offset - off, ascending; then
-                                 [nr_insns] where each instruction's cold code starts */
+                                 [nr_insns] where each instruction's cold code starts (from b->cold, plus hot_len) */
     struct inbound *inbound;  /* direct jumps linked to it (cache.c) */
     u64 runs;                 /* dispatcher entries, for stats */
 };
@@ -185,9 +185,18 @@ struct code_cache *cache_create(struct vm *vm, size_t bytes);
 void cache_destroy(struct code_cache *c);
 /* cache_find - translation of a guest-physical address in a mode (at a linear page, if fixed), or NULL. */
 struct block *cache_find(struct code_cache *c, gpa_t gpa, u32 mode, gla_t fixed);
-/* cache_reserve - room for `len` bytes of code; *rw is where to write, returns where it will run. May
- * reclaim old blocks. NULL if len is absurd. */
-u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t len, u8 **rw);
+/* cache_reserve - room for a block: where its hot code will run (NULL if it is absurdly long), *cold for the rest.
+ * Written through cache_rw, up to the next multiple of 8. May reclaim old blocks. */
+u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t hot_len, size_t cold_len, u8 **cold);
+/* block_holds - is pc in the block's code? block_offset - where: hot code from 0, cold code from hot_len. */
+static inline bool block_holds(const struct block *b, const u8 *pc)
+{
+    return (pc >= b->code && pc < b->code + b->hot_len) || (pc >= b->cold && pc < b->cold + b->cold_len);
+}
+static inline u32 block_offset(const struct block *b, const u8 *pc)
+{
+    return pc >= b->cold && pc < b->cold + b->cold_len ? (u32)(pc - b->cold) + b->hot_len : (u32)(pc - b->code);
+}
 /* cache_insert - publish a finished block. */
 void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b);
 /* cache_meta - zeroed bookkeeping memory that lives as long as the code reserved last. */

@@ -49,7 +49,7 @@ static unsigned insn_of_cold(const struct block *b, u32 host)
 /* The map's entry for the guest instruction that host code belongs to. In cold code it is the one whose record follows. */
 static u32 map_entry(const struct block *b, const u8 *pc)
 {
-    u32 host = (u32)(pc - b->code);
+    u32 host = block_offset(b, pc);
     unsigned i = 0;
     if (host >= b->hot_len)
         return b->map[insn_of_cold(b, host)];

@@ -430,7 +430,7 @@ static void epilogue(struct xl *x, struct block *b)
         b->entry[ENTRY_HOST] = hot_at(x) + host;
 }
 
-/* By eight bytes, up to seven beyond the end: both buffers have slack. `rep movsb` takes longer to start. */
+/* By eight bytes, up to the next multiple of eight (cache_reserve leaves the room). `rep movsb` takes longer to start. */
 static void copy_words(u8 *to, const u8 *from, u32 len)
 {
     for (u32 i = 0; i < len; i += 8)
@@ -442,23 +442,29 @@ static bool place(struct xl *x, struct block *b)
     u32 hot_len = hot_at(x), cold_len = cold_at(x);
     if (x->hot.overflow || x->cold.overflow)
         return false;
-    u8 *rw;
-    u8 *rx = cache_reserve(x->v, x->cache, hot_len + cold_len + 8, &rw);
-    if (!rx)
+    u8 *cold, *hot = cache_reserve(x->v, x->cache, hot_len, cold_len, &cold);
+    if (!hot)
         return false;
-    copy_words(rw, x->hot_buf, hot_len);
-    copy_words(rw + hot_len, x->cold_buf, cold_len);
+    copy_words(cache_rw(x->cache, hot), x->hot_buf, hot_len);
+    copy_words(cache_rw(x->cache, cold), x->cold_buf, cold_len);
     for (unsigned i = 0; i < x->nr_relocs; i++) {
         const struct reloc *r = &x->reloc[i];
-        u32 at = r->sec == SEC_HOT ? r->at : hot_len + r->at;
+        u8 *at = (r->sec == SEC_HOT ? hot : cold) + r->at;
         u8 *target = r->tsec == SEC_STUB ? cache_stub(x->cache, r->target)
-                     : r->tsec == SEC_HOT ? rx + r->target : rx + hot_len + r->target;
-        s32 rel = (s32)(target - (rx + at + 4));
-        __builtin_memcpy(rw + at, &rel, 4);
+                     : (r->tsec == SEC_HOT ? hot : cold) + r->target;
+        s32 rel = (s32)(target - (at + 4));
+        __builtin_memcpy(cache_rw(x->cache, at), &rel, 4);
     }
-    b->code = rx;
-    b->code_len = hot_len + cold_len;
+    b->code = hot;
+    b->cold = cold;
     b->hot_len = hot_len;
+    b->cold_len = cold_len;
+    /* Entries in cold code were given as if it followed the hot. */
+    u32 gap = (u32)(cold - (hot + hot_len));
+    for (unsigned i = 0; i < NR_ENTRIES; i++)
+        if (b->entry[i] >= hot_len)
+            b->entry[i] += gap;
+    b->dead_flag += gap;
     return true;
 }
 
