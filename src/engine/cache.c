@@ -23,7 +23,7 @@
 #define SEGMENT_SIZE (64u << 10)
 #else
 #define NR_SEGMENTS 8
-#define SEGMENT_SIZE (16u << 20)
+#define SEGMENT_SIZE (24u << 20)
 #endif
 #define STUB_AREA 4096
 #define HASH_BITS 16

@@ -129,7 +129,7 @@ struct watch {
 struct engine_vcpu {
     struct tlb_space space[NR_SPACES];
     u64 space_clock;
-    bool k_nonglobal;      /* the shared kernel table holds a non-global page */
+    bool k_nonglobal;      /* the shared kernel table, or its jump caches, holds a non-global page */
     struct tlb_large k_large; /* of the shared kernel table and its jump caches */
     u64 code_seen[1024];   /* filter: pages entered as code */
     u8 user_slot;          /* SLOT_U or SLOT_U32: whose returns the user's prediction stack holds */

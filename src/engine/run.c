@@ -305,16 +305,22 @@ static struct block *find_block(struct vcpu *v)
     unsigned h = code_seen_hash(v->rip & PAGE_MASK);
     v->eng->code_seen[h >> 6] |= BITULL(h & 63);
     unsigned slot = v->cpl == 3 ? SLOT_U : SLOT_K;
-    if (slot == SLOT_U)
-        v->space->clean = false; /* its jump cache is about to be filled */
+    if (slot == SLOT_U) /* its jump cache is about to be filled */
+        v->space->clean = false;
+    else if (!span.global)
+        v->eng->k_nonglobal = true;
     if (span.page_size > PAGE_SIZE)
         tlb_note_large(v, slot, v->rip, span.page_size);
     if (b->page2 != ~0ull) {
         gla_t next = (v->rip & PAGE_MASK) + PAGE_SIZE;
         h = code_seen_hash(next);
         v->eng->code_seen[h >> 6] |= BITULL(h & 63);
-        if (mmu_walk(v, next, ACC_X | vcpu_acc(v), &span) == X_OK && span.page_size > PAGE_SIZE)
-            tlb_note_large(v, slot, next, span.page_size);
+        if (mmu_walk(v, next, ACC_X | vcpu_acc(v), &span) == X_OK) {
+            if (span.page_size > PAGE_SIZE)
+                tlb_note_large(v, slot, next, span.page_size);
+            if (slot == SLOT_K && !span.global)
+                v->eng->k_nonglobal = true;
+        }
     }
     return b;
 }
@@ -370,6 +376,34 @@ static void *enter_at(struct vcpu *v, bool after_poll)
     return b->code + b->entry[ENTRY_IND];
 }
 
+/* -- Torture builds: what may happen at any time happens all the time ------------------------------------------- */
+
+#ifdef TORTURE
+/* At `new_code` the block that called is left for good, so that translations may go as well. */
+static void torture(struct vcpu *v, bool new_code)
+{
+    static __thread u64 seed = 88172645463325252ull;
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+    switch (seed >> 20 & 1023) {
+    case 0 ... 99: __atomic_fetch_or(&v->event, EVENT_RESCHED, __ATOMIC_SEQ_CST); break;
+    case 100 ... 119: engine_drop_returns(v); break;
+    case 120 ... 123: jc_flush_all(v); break;
+    case 124: tlb_flush_all(v, seed >> 40 & 1); break;
+    case 125:
+        if (new_code && !(seed >> 40 & 15)) {
+            pthread_mutex_lock(&v->vm->lock);
+            cache_flush(v, v->vm->cache);
+            pthread_mutex_unlock(&v->vm->lock);
+        }
+        break;
+    }
+}
+#else
+static inline void torture(struct vcpu *v, bool new_code) { (void)v, (void)new_code; }
+#endif
+
 /* -- Called from emitted code ---------------------------------------------------------------------------------- */
 
 /*
@@ -409,6 +443,7 @@ static bool bad_target(struct vcpu *v, u64 rip)
 void *engine_lookup(struct vcpu *v, u64 rip)
 {
     v->rip = rip;
+    torture(v, true);
     if (unlikely(!is_canonical(rip)) && bad_target(v, rip))
         return NULL;
     if (v->event || v->eng->step_armed || v->eng->db_hit || v->eng->shadow_step || v->eng->watch_hit ||
@@ -427,6 +462,7 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
     if (other_mode)
         vcpu_mode_changed(v);
     v->rip = v->vbase + site->s.off;
+    torture(v, false);
     v->eng->nr_link++;
     if (v->event)
         return NULL;
@@ -471,6 +507,7 @@ u64 engine_sys(struct vcpu *v, const struct sys_site *site)
     unsigned len = site->s.len;
     bool end = site->s.kind;
     v->rip = v->vbase + site->s.off;
+    torture(v, false);
     v->nr_sys[site->in.id]++;
     engine_trace(v, VITRO_TRACE_SYS, "sys %s rip %#llx rax %#llx rcx %#llx rdx %#llx\n", insn_name(site->in.id),
                  (unsigned long long)v->rip, (unsigned long long)v->regs[RAX], (unsigned long long)v->regs[RCX],

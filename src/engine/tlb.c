@@ -423,6 +423,11 @@ void tlb_flush_page_pcid(struct vcpu *v, gla_t la, u16 pcid)
         if ((shift = large_shift(&v->eng->k_large, la)))
             kernel_drop_range(v, la, shift);
         flush_page_in(v->space, SLOT_K, la);
+        if (code_seen(v, la & PAGE_MASK)) {
+            jc_drop_page(v->space, SLOT_K, la & PAGE_MASK);
+            jc_drop_page(v->space, SLOT_KAC, la & PAGE_MASK);
+            engine_drop_returns(v);
+        }
     }
     if (!sp)
         return;
