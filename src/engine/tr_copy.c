@@ -317,7 +317,7 @@ void tr_copy(struct xl *x, const struct insn *in)
     if ((in->fl_read & EFL_ARITH) || (write_flags && x->live[x->cur] && (x->live[x->cur] & ~in->fl_write)) ||
         (in->fl_maybe & x->live[x->cur + 1]))
         xl_need_host(x, !mem && xl_s1_free(x));
-    if (x->fstate != FLAGS_SAVED && x->fhost_real) /* if the instruction faults */
+    if (x->fstate != FLAGS_SAVED && (x->fhost_real || x->live[x->cur])) /* if the instruction faults */
         x->map[x->cur] |= MAP_FLAGS_HOST;
 
     u8 rename[4];

@@ -2,8 +2,8 @@
  * translate.h - what the translator's files share: the block being made.
  *
  * A block is a run of guest instructions in one page, entered at its start, with side exits at taken
- * conditional branches. Hot code comes first, cold code (slow paths, exits not linked yet, records for
- * C) after it. Layout at its start, when the body expects flags in host flags ("host primary"):
+ * conditional branches. Hot code is kept together, cold code (slow paths, exits not linked yet, records for
+ * C) elsewhere. Layout at its start, when the body expects flags in host flags ("host primary"):
  *
  *   IND:   lea s1, [s1 - off]; mov [vbase], s1      s1 = RIP
  *   POLL:  cmp dword [event], 0; jne cold

@@ -116,9 +116,9 @@ enum xret rm_write(struct vcpu *c, const struct insn *in, unsigned size, u64 val
     gpr_write(c, in->rm, size, true, val);
     return X_OK;
 }
-bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned len, const u8 *pc, bool *any_left)
+bool cache_kill_range(struct vcpu *cpu, struct code_cache *c, gpa_t gpa, unsigned len, const u8 *pc, bool *any_left)
 {
-    (void)v, (void)c, (void)gpa, (void)len, (void)pc;
+    (void)cpu, (void)c, (void)gpa, (void)len, (void)pc;
     return *any_left = false;
 }
 void vcpu_mode_changed(struct vcpu *c)
