@@ -110,6 +110,9 @@ static inline bool insn_vex_masked(const struct insn *in)
     return in->id == I_VMASKMOVPS || in->id == I_VMASKMOVPD || in->id == I_VPMASKMOVD || in->id == I_VPMASKMOVQ;
 }
 
+/* insn_aligned - its memory operand must be aligned to its size: the CPU raises #GP. decode.c */
+bool insn_aligned(const struct insn *in);
+
 /* Which state an instruction needs enabled; the translator turns a disabled one into #NM or #UD. */
 enum insn_cls { CLS_GPR, CLS_X87, CLS_MMX, CLS_SSE, CLS_AVX, CLS_AVX512, CLS_FWAIT };
 

@@ -85,7 +85,9 @@ struct slow_site {         /* behind `call stub_slow; jmp resume` */
     u8 copy : 1;           /* the operation follows this record, for a bounced write */
     u8 slot : 2;           /* enum mode_slot */
     u8 hashed : 1;         /* looked at the hashed index */
-    u8 masked;             /* lanes may be off: EVEX with an opmask, VMASKMOV */
+    u8 masked : 1;         /* lanes may be off: EVEX with an opmask, VMASKMOV */
+    u8 aligned : 1;        /* the operation raises #GP if misaligned */
+    u8 loose : 1;          /* no #AC: aligned, or a VMASKMOV */
     u8 group;              /* shared check: how many instructions it covers (0: not shared) */
 } __attribute__((packed));
 struct group_site {        /* the record of a shared check */

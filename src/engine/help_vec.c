@@ -12,6 +12,7 @@
 #include "engine/cpuid.h"
 #include "engine/fpu.h"
 #include "engine/help.h"
+#include "engine/mode.h"
 
 #define SYS(id) enum xret sys_##id(struct vcpu *v, const struct insn *in)
 #define MXCSR_OFFSET 24
@@ -33,6 +34,12 @@ static u32 area_mxcsr(const u8 *area)
     return m;
 }
 
+/* #AC where alignment is checked and la is not a multiple of n. */
+static enum xret aligned_to(struct vcpu *v, gla_t la, unsigned n)
+{
+    return (v->mode & MODE_AC) && (la & (n - 1)) ? raise_error(v, VEC_AC, 0) : X_OK;
+}
+
 /* -- FXSAVE ----------------------------------------------------------------------------------------------- */
 
 static enum xret fx_address(struct vcpu *v, const struct insn *in, unsigned acc, gla_t *la)
@@ -40,6 +47,8 @@ static enum xret fx_address(struct vcpu *v, const struct insn *in, unsigned acc,
     if (v->cr0 & (CR0_TS | CR0_EM))
         return raise_fault(v, VEC_NM);
     if (insn_linear(v, in, XSAVE_LEGACY, acc, la) != X_OK)
+        return X_FAULT;
+    if (aligned_to(v, *la, 4) != X_OK)
         return X_FAULT;
     return *la & 15 ? raise_gp0(v) : X_OK;
 }
@@ -195,16 +204,18 @@ static enum xret mask_move(struct vcpu *v, const struct insn *in, const u8 *data
             first = MIN(first, i);
             last = i;
         }
+    unsigned seg = in->seg_override ? in->seg : SEG_DS, acc = ACC_W | ACC_LOOSE | vcpu_acc(v);
+    if (seg_linear(v, seg, off, 1, ACC_W, &la) == X_OK && aligned_to(v, la, 8) != X_OK)
+        return X_FAULT; /* whatever the mask */
     if (first == len)
         return X_OK;
-    unsigned seg = in->seg_override ? in->seg : SEG_DS;
     if (seg_linear(v, seg, off + first, last - first + 1, ACC_W, &la) != X_OK ||
-        mem_probe(v, la, last - first + 1, ACC_W | vcpu_acc(v)) != X_OK)
+        mem_probe(v, la, last - first + 1, acc) != X_OK)
         return X_FAULT;
     for (i = first; i <= last; i = j) {
         for (j = i; j <= last && (mask[j] & 0x80); j++)
             ;
-        if (j > i && mem_write(v, la + (i - first), data + i, j - i, ACC_W | vcpu_acc(v)) != X_OK)
+        if (j > i && mem_write(v, la + (i - first), data + i, j - i, acc) != X_OK)
             return X_FAULT;
         while (j <= last && !(mask[j] & 0x80))
             j++;
@@ -241,7 +252,7 @@ static enum xret vsib_elements(struct vcpu *v, const struct insn *in, const u8 *
 {
     unsigned index_size = in->opcode & 1 ? 8 : 4;
     u64 base = (in->base == REG_NONE ? 0 : v->regs[in->base]) + (u64)in->disp;
-    unsigned acc = (store ? ACC_W : ACC_R) | vcpu_acc(v);
+    unsigned acc = (store ? ACC_W : ACC_R) | ACC_LOOSE | vcpu_acc(v);
     for (unsigned i = 0; i < nr; i++) {
         s64 x;
         gla_t la;

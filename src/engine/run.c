@@ -421,10 +421,10 @@ static bool bad_target(struct vcpu *v, u64 rip)
     if (!(v->mode & MODE_64) || v->s1 != rip || v->s2 >= PAGE_SIZE)
         return false;
     unsigned n = MIN((unsigned)INSN_MAX, (unsigned)(PAGE_SIZE - v->s2));
-    if (mem_read(v, at, bytes, n, ACC_R | vcpu_acc(v)) != X_OK)
+    if (mem_read(v, at, bytes, n, ACC_R | ACC_LOOSE | vcpu_acc(v)) != X_OK)
         return false;
     enum decode_status st = insn_decode(DMODE_64, bytes, n, &in);
-    if (st == DECODE_SHORT && mem_read(v, at, bytes, INSN_MAX, ACC_R | vcpu_acc(v)) == X_OK)
+    if (st == DECODE_SHORT && mem_read(v, at, bytes, INSN_MAX, ACC_R | ACC_LOOSE | vcpu_acc(v)) == X_OK)
         st = insn_decode(DMODE_64, bytes, INSN_MAX, &in);
     if (st != DECODE_OK)
         return false;

@@ -85,10 +85,17 @@ static enum xret check_canonical(struct vcpu *v, gla_t la, unsigned len, bool st
     return raise_error(v, stack ? VEC_SS : VEC_GP, 0);
 }
 
-/* SDM vol. 3 table 6-7. Vector operands wider than 8 bytes are exempt (vol. 2 §2.4, exception type 4). */
+/* SDM vol. 3 table 6-7, by an operand's size; vectors and x87 environments and states as a Zen 4 CPU
+ * does it (but for an EVEX opmask: there it goes by the element). */
 static inline bool misaligned(gla_t la, unsigned len)
 {
-    return la & (len == 2 ? 1 : len == 4 ? 3 : len == 8 || len == 10 ? 7 : 0);
+    switch (len) {
+    case 2: case 14: case 94: return la & 1;
+    case 4: case 28: case 108: return la & 3;
+    case 8: case 10: return la & 7;
+    case 16: case 32: case 64: return la & 15;
+    default: return false;
+    }
 }
 
 static enum xret one_page(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref)
@@ -125,7 +132,7 @@ static enum xret resolve(struct vcpu *v, gla_t la, unsigned len, unsigned acc, s
     enum xret x = check_canonical(v, la, len, false);
     if (x != X_OK)
         return x;
-    if (unlikely(v->mode & MODE_AC) && (acc & ACC_USER) && misaligned(la, len))
+    if (unlikely(v->mode & MODE_AC) && (acc & (ACC_USER | ACC_LOOSE)) == ACC_USER && misaligned(la, len))
         return raise_error(v, VEC_AC, 0);
     if (watching(v))
         mem_watch_check(v, la, len, acc);
@@ -212,15 +219,20 @@ static bool waits_for_x87(struct vcpu *v, unsigned len)
     if (likely(!(status & 0x80)))
         return false;
     enum dmode dm = v->mode & MODE_64 ? DMODE_64 : v->mode & MODE_32 ? DMODE_32 : DMODE_16;
-    bool ok = mem_read(v, v->rip, bytes, len, ACC_R | vcpu_acc(v)) == X_OK && insn_decode(dm, bytes, len, &in) == DECODE_OK;
+    bool ok = mem_read(v, v->rip, bytes, len, ACC_R | ACC_LOOSE | vcpu_acc(v)) == X_OK && insn_decode(dm, bytes, len, &in) == DECODE_OK;
     v->exc = keep;
-    return ok && (in.cls == CLS_MMX || (in.cls == CLS_X87 && in.id != I_FNSTCW && in.id != I_FNSTSW));
+    return ok && (in.cls == CLS_MMX || in.reg_kind == RK_MMX || (in.cls == CLS_X87 && in.id != I_FNSTCW && in.id != I_FNSTSW));
 }
 
-static u64 deliver(struct vcpu *v, const struct slow_site *site)
+#define MXCSR_MM (1u << 17) /* AMD: SSE operands need no alignment */
+static u64 deliver(struct vcpu *v, const struct slow_site *site, gla_t ea)
 {
+    u32 mxcsr;
+    __asm__ volatile("stmxcsr %0" : "=m"(mxcsr));
     if (unlikely(waits_for_x87(v, site->s.len)))
         raise_fault(v, VEC_MF);
+    else if (site->aligned && (ea & (site->size - 1u)) && !(mxcsr & MXCSR_MM))
+        raise_gp0(v);
     v->eng->step_armed = false;
     exc_deliver(v);
     return DISPATCH;
@@ -266,12 +278,12 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
     v->nr_slow++;
 
     enum xret x = check_canonical(v, ea, site->size, site->s.kind);
-    if (x == X_OK && unlikely(v->mode & MODE_AC) && misaligned(ea, site->size))
+    if (x == X_OK && unlikely(v->mode & MODE_AC) && !site->loose && misaligned(ea, site->size))
         x = raise_error(v, VEC_AC, 0);
     bool skip0 = false, skip1 = false;
     if (unlikely(x != X_OK) && !site->group) {
         if (!site->masked)
-            return deliver(v, site);
+            return deliver(v, site, ea);
         skip0 = skip1 = true;
         ev->masked_exc[0] = ev->masked_exc[1] = v->exc;
     }
@@ -308,7 +320,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
         x = tlb_translate(v, ea, acc, &ref[0]);
     if (unlikely(x != X_OK) && !skip0) {
         if (!site->masked)
-            return deliver(v, site);
+            return deliver(v, site, ea);
         skip0 = true;
         ev->masked_exc[0] = v->exc;
     }
@@ -338,7 +350,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
         x = tlb_translate(v, second, acc, &ref[1]);
         if (x != X_OK) {
             if (!site->masked)
-                return deliver(v, site);
+                return deliver(v, site, ea);
             skip1 = true;
             ev->masked_exc[1] = v->exc;
         }

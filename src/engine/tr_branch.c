@@ -280,10 +280,29 @@ static void load_target(struct xl *x, const struct insn *in)
     tr_guard_end(x, &g, op, false);
 }
 
+/* A call to what is not an address faults before it pushes: sar s1, 47; add s1, 1; cmp s1, 1; ja #GP. The target is in
+ * tmp[0]; s2 may hold a group's page. */
+static void check_canonical(struct xl *x, const struct insn *in)
+{
+    struct buf *b = &x->hot;
+    if (x->fstate == FLAGS_HOST) {
+        xl_flags_save_by(x, SEC_HOT, H_S1);
+        e_load_vcpu(b, H_S1, VOFF(tmp[0]));
+    }
+    x->fstate = FLAGS_SAVED;
+    e8(b, 0x49); e8(b, 0xc1); e8(b, 0xf8 | (H_S1 & 7)); e8(b, 47);
+    e8(b, 0x49); e8(b, 0x83); e8(b, 0xc0 | (H_S1 & 7)); e8(b, 1);
+    e8(b, 0x49); e8(b, 0x83); e8(b, 0xf8 | (H_S1 & 7)); e8(b, 1);
+    xl_bind(x, xl_jcc(x, SEC_HOT, 7), SEC_COLD, cold_at(x));
+    tr_raise_cold(x, in, sys_raise_gp);
+}
+
 static void call_indirect(struct xl *x, const struct insn *in, s32 next)
 {
     load_target(x, in);
     e_store_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
+    if (x->m64)
+        check_canonical(x, in);
     push_return(x, in, next);
     xl_need_saved(x);
     if (predicts_returns(x))

@@ -301,7 +301,8 @@ void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final)
     struct slow_site site = {
         .s = { .off = x->off[x->cur], .len = in->len, .kind = g->stack },
         .size = g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .final = final, .copy = copy,
-        .masked = (in->enc == ENC_EVEX && in->mask) || insn_vex_masked(in),
+        .masked = (in->enc == ENC_EVEX && in->mask) || insn_vex_masked(in), .aligned = in->how == HOW_COPY && insn_aligned(in),
+        .loose = insn_aligned(in) || insn_vex_masked(in),
     };
     e_bytes(&x->cold, &site, sizeof(site));
     if (!copy)

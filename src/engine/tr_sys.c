@@ -55,6 +55,12 @@ static void cmp_zero(struct buf *b, s32 off)
     e8(b, 0x41); e8(b, 0x83); e_modrm_disp(b, 7, H_VCPU, off); e8(b, 0);
 }
 /* The helper out of line, for what the short way does not cover; it ends the block. */
+void tr_raise_cold(struct xl *x, const struct insn *in, sys_fn handler)
+{
+    struct fixup f = xl_lea_s1(x, SEC_COLD);
+    xl_call_stub(x, SEC_COLD, STUB_SYS);
+    record(x, f, in, handler, true);
+}
 void tr_helper_cold(struct xl *x, const struct insn *in)
 {
     struct fixup f = xl_lea_s1(x, SEC_COLD);

@@ -117,6 +117,7 @@ void xl_align_cold(struct xl *x, unsigned align, unsigned ahead);
 u16 xl_flags_at(struct xl *x, s32 off, u16 look[2]);
 /* Flags: make sure they are in fl (before the guard or call that destroys host flags), or in host flags. */
 void xl_flags_save(struct xl *x, enum section sec);     /* code only: no state change, clobbers s2 */
+void xl_flags_save_by(struct xl *x, enum section sec, unsigned scratch);
 void xl_need_saved(struct xl *x);
 void xl_need_host(struct xl *x, bool s1_free);
 void xl_restore_code(struct xl *x, struct buf *b, bool s1_free);
@@ -185,4 +186,6 @@ enum xret sys_raise_gp(struct vcpu *v, const struct insn *in);
 enum xret sys_check_segment(struct vcpu *v, const struct insn *in); /* the memory operand lies in its segment */
 /* insn_handler - insn.def's handler for a HOW_SYSTEM, HOW_STRING or HOW_STACK id, or NULL. sys_table.c */
 typedef enum xret (*sys_fn)(struct vcpu *, const struct insn *);
+/* tr_raise_cold - a handler that raises, in cold code, ending the block. */
+void tr_raise_cold(struct xl *x, const struct insn *in, sys_fn handler);
 sys_fn insn_handler(unsigned id);

@@ -182,6 +182,7 @@ static inline bool is_canonical(u64 a) { return (u64)((s64)(a << 16) >> 16) == a
 #define ACC_USER 8u   /* CPL 3 access                                            */
 #define ACC_SYS 16u   /* implicit supervisor access (descriptor tables, TSS, IDT stacks): ignores
                          CPL; SMAP applies as to EFLAGS.AC = 0 (SDM vol. 3 §4.6)          */
+#define ACC_LOOSE 64u  /* never alignment-checked                                */
 #define ACC_HASHED 32u /* the TLB entry of code translated with the hashed index (tlb.h) */
 /* vcpu_acc - ACC_USER when CPL is 3, to be ORed with ACC_R/ACC_W. */
 static inline unsigned vcpu_acc(const struct vcpu *v) { return v->cpl == 3 ? ACC_USER : 0; }
