@@ -407,11 +407,10 @@ static inline void torture(struct vcpu *v, bool new_code) { (void)v, (void)new_c
 /* -- Called from emitted code ---------------------------------------------------------------------------------- */
 
 /*
- * A near branch to an address that is not canonical is itself what faults (SDM vol. 2, CALL, JMP, RET). It never hits a
- * jump cache, and jmp and call note where they stand before a look-up (tr_branch.c). True: #GP was delivered.
- * Not as the SDM has it, as being so would cost every ret and call something: a predicted ret is complete, its fault
- * comes at the target; a call's return address has been written, below RSP. So do direct branches that run out of
- * the canonical addresses.
+ * A near branch to an address that is not canonical is itself what faults (SDM vol. 2, JMP, RET; calls check by
+ * themselves). It never hits a jump cache, and branches note where they stand before a look-up (tr_branch.c). True: #GP
+ * was delivered. Not as the SDM has it: a ret by prediction, which cannot note anything for nothing, is complete and
+ * faults at its target, and so are direct branches that leave the canonical addresses.
  */
 static bool bad_target(struct vcpu *v, u64 rip)
 {
@@ -430,8 +429,6 @@ static bool bad_target(struct vcpu *v, u64 rip)
         return false;
     if (in.id == I_RET)
         v->regs[RSP] -= in.opsize + (in.imm_size ? (u16)in.imm : 0u);
-    else if (in.id == I_CALL_IND)
-        v->regs[RSP] += in.opsize;
     else if (in.id != I_JMP_IND)
         return false;
     v->rip = at;

@@ -44,7 +44,7 @@ static void note_branch(struct xl *x, enum section sec)
     e8(b, 0x49); e8(b, 0xc7); e_modrm_disp(b, 0, H_VCPU, VOFF(s2)); e32(b, x->off[x->cur]);
 }
 
-/* s1 = RIP: probe in line (hot) or by stub (cold). @note: an indirect branch */
+/* s1 = RIP: probe in line (hot) or by stub (cold). @note: a jmp or ret, whose target may be no address */
 static void probe(struct xl *x, enum section sec, bool call, bool note)
 {
     struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
@@ -308,7 +308,7 @@ static void call_indirect(struct xl *x, const struct insn *in, s32 next)
     if (predicts_returns(x))
         push_prediction(x);
     e_load_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
-    probe(x, SEC_HOT, predicts_returns(x), true);
+    probe(x, SEC_HOT, predicts_returns(x), false);
     x->ended = true;
     if (predicts_returns(x)) {
         x->ended = false;

@@ -39,25 +39,38 @@ def source(name):
         return f.read()
 
 
-def image_with(image, files, to):
-    """A copy of an initramfs with these files added."""
+copies = {}
+
+
+def image_with(image, files):
+    """The path of a copy of an initramfs with these files added, good until the next call."""
     path = os.path.join(GUEST, image)
     if not os.path.exists(path):
         raise Skip(f"{path} is not there; `make guests` makes it")
-    with open(path, "rb") as f:
-        shutil.copyfileobj(f, to, 1 << 20)
-    to.write(bytes(-to.tell() % 4) + cpio(files))
+    size = os.path.getsize(path)
+    if image not in copies:
+        copies[image] = tempfile.NamedTemporaryFile(prefix="vitro-test-")
+        with open(path, "rb") as f:
+            shutil.copyfileobj(f, copies[image], 1 << 20)
+    to = copies[image]
+    to.truncate(size)
+    to.seek(size)
+    to.write(bytes(-size % 4) + cpio(files))
     to.flush()
+    return to.name
 
 
 def in_guest(text, *args, files=None, append="", mem="1536M", seconds=120, image="debian.img"):
     """Run the script to its end; what it printed, with newlines as it wrote them."""
     files = {**(files or {}), "test": (PROLOGUE + text).encode()}
-    with tempfile.NamedTemporaryFile(prefix="vitro-test-") as f:
-        image_with(image, files, f)
-        with Vitro("run", "--initrd", f.name, "--mem", mem, "--append", f"quiet {append} vitro.script",
-                   *args, stdin=None) as v:
-            end = v.expect(rb"vitro.test: status (\d+)", seconds)
-            check(end.group(1) == b"0", f"the script gave {end.group(0)!r}; {v.tail()}")
-            check(v.wait() == 0, v.tail())
-            return v.seen.decode(errors="replace").replace("\r\n", "\n")
+    with Vitro("run", "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd", image_with(image, files), "--mem", mem,
+               "--append", f"quiet {append} vitro.script", *args, stdin=None) as v:
+        end = v.expect(rb"vitro.test: status (\d+)", seconds)
+        check(end.group(1) == b"0", f"the script gave {end.group(0)!r}; {v.tail()}")
+        check(v.wait() == 0, v.tail())
+        return v.seen.decode(errors="replace").replace("\r\n", "\n")
+
+
+def programs(*names):
+    """For in_guest(files=): these files of tests/boot/programs, as /programs/NAME."""
+    return {f"programs/{name}": source(name) for name in names}

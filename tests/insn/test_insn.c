@@ -548,6 +548,12 @@ int main(int argc, char **argv)
     setvbuf(stdout, NULL, _IOLBF, 0);
     insn_init();
     bare_init(debug);
+#ifdef __SANITIZE_ADDRESS__
+    if (!mode) { /* its shadow memory answers at 32-bit addresses that ought to fault */
+        printf("32-bit code: not under AddressSanitizer unless asked for\n");
+        mode = 64;
+    }
+#endif
     if (mode != 32) {
         all_rows();
         if (!opt.id && opt.one_row == ~0u)
