@@ -1,7 +1,7 @@
 """userland.py - run a shell script in a guest that has Debian's programs, and get what it printed.
 
-The image is build/guest/debian.img (tools/mk-debian). The kernel unpacks one archive after the
-other, so the script and whatever files it needs travel in a second one, appended.
+The kernel unpacks archives that follow each other: the busybox initramfs, then the programs
+(build/guest/debian.cpio, made by tools/mk-debian), then one with the script and the files it needs.
 """
 import os
 import shutil
@@ -42,28 +42,30 @@ def source(name):
 copies = {}
 
 
-def image_with(image, files):
-    """The path of a copy of an initramfs with these files added, good until the next call."""
-    path = os.path.join(GUEST, image)
-    if not os.path.exists(path):
-        raise Skip(f"{path} is not there; `make guests` makes it")
-    size = os.path.getsize(path)
-    if image not in copies:
-        copies[image] = tempfile.NamedTemporaryFile(prefix="vitro-test-")
-        with open(path, "rb") as f:
-            shutil.copyfileobj(f, copies[image], 1 << 20)
-    to = copies[image]
+def image_with(files, parts=("initrd.img", "debian.cpio")):
+    """The path of an initramfs of these parts and files, good until the next call."""
+    if parts not in copies:
+        to = tempfile.NamedTemporaryFile(prefix="vitro-test-")
+        for part in parts:
+            path = os.path.join(GUEST, part)
+            if not os.path.exists(path):
+                raise Skip(f"{path} is not there; `make guests` makes it")
+            with open(path, "rb") as f:
+                shutil.copyfileobj(f, to, 1 << 20)
+            to.write(bytes(-to.tell() % 4))
+        copies[parts] = to, to.tell()
+    to, size = copies[parts]
     to.truncate(size)
     to.seek(size)
-    to.write(bytes(-size % 4) + cpio(files))
+    to.write(cpio(files))
     to.flush()
     return to.name
 
 
-def in_guest(text, *args, files=None, append="", mem="1536M", seconds=120, image="debian.img"):
+def in_guest(text, *args, files=None, append="", mem="1536M", seconds=120):
     """Run the script to its end; what it printed, with newlines as it wrote them."""
     files = {**(files or {}), "test": (PROLOGUE + text).encode()}
-    with Vitro("run", "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd", image_with(image, files), "--mem", mem,
+    with Vitro("run", "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd", image_with(files), "--mem", mem,
                "--append", f"quiet {append} vitro.script", *args, stdin=None) as v:
         end = v.expect(rb"vitro.test: status (\d+)", seconds)
         check(end.group(1) == b"0", f"the script gave {end.group(0)!r}; {v.tail()}")
