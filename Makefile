@@ -93,7 +93,7 @@ endif
 # -- Sources: by wildcard, nothing to list --------------------------------------
 
 lib_src   := $(wildcard src/base/*.c src/x86/*.c src/mem/*.c src/engine/*.c src/engine/*.S)
-board_src := $(wildcard src/machine/*.c src/machine/chips/*.c src/boot/*.c src/monitor/*.c)
+board_src := $(wildcard src/storage/*.c src/machine/*.c src/machine/chips/*.c src/boot/*.c src/monitor/*.c)
 test_src  := $(wildcard tests/*/test_*.c)
 tlib_src  := $(wildcard tests/lib/*.c)
 

@@ -13,6 +13,8 @@ enum opt_type {
     OPT_PORT,  /* unsigned; its argument may be left out */
     OPT_WORDS, /* unsigned, bits by name, comma separated */
     OPT_FLAG,  /* bool */
+    OPT_DRIVE, /* one more in config.drive; min: enum drive_kind */
+    OPT_BOOT,  /* struct boot_choice */
 };
 
 struct word {
@@ -56,6 +58,14 @@ static const struct option options[] = {
       "initial RAM disk" },
     { "append",     "STR",    OPT_STR,   AT(append),     NULL, 0, 0,
       "kernel command line; console=ttyS0 is put before it unless it names a console" },
+    { "disk",       "FILE",   OPT_DRIVE, 0, NULL, DRIVE_DISK, 0,
+      "a disk's image or block device; FILE[,if=ide][,format=raw][,readonly=on]" },
+    { "cdrom",      "FILE",   OPT_DRIVE, 0, NULL, DRIVE_CDROM, 0,
+      "a CD's or DVD's image" },
+    { "floppy",     "FILE",   OPT_DRIVE, 0, NULL, DRIVE_FLOPPY, 0,
+      "a floppy disk's image; FILE[,readonly=on]" },
+    { "boot",       "WHAT",   OPT_BOOT,  AT(boot),       NULL, 0, 0,
+      "order=LETTERS (a floppy, c disk, d CD, n network), menu=on: the firmware's boot menu" },
     { "mem",        "SIZE",   OPT_SIZE,  AT(mem),        NULL, MIB, 1ull << 40,
       "guest memory: a number with K, M, G or T; without one, MiB (default: 512M)" },
     { "cpus",       "N",      OPT_COUNT, AT(cpus),       NULL, 1, CPUS_MAX,
@@ -200,7 +210,14 @@ static int parse_words(const struct option *o, const char *s, unsigned *bits)
     return -1;
 }
 
-static int parse_value(const struct option *o, const char *s, void *to)
+static int parse_drive(struct config *c, const struct option *o, const char *s)
+{
+    if (c->nr_drives == DRIVES_MAX)
+        return usage("--%s: %s is one drive too many; 16 are possible", o->name, s);
+    return drive_parse(&c->drive[c->nr_drives++], (enum drive_kind)o->min, o->name, s);
+}
+
+static int parse_value(struct config *c, const struct option *o, const char *s, void *to)
 {
     const char *end;
     u64 n;
@@ -212,6 +229,10 @@ static int parse_value(const struct option *o, const char *s, void *to)
         return -1;
     case OPT_WORDS:
         return parse_words(o, s, to);
+    case OPT_DRIVE:
+        return parse_drive(c, o, s);
+    case OPT_BOOT:
+        return boot_choice_parse(to, s);
     case OPT_SIZE:
         r = parse_size(s, &n);
         if (r == -EINVAL)
@@ -271,7 +292,7 @@ static int parse_run(struct config *c, int argc, char **argv)
                 return usage("--%s wants a value: %s", o->name, o->arg);
             value = argv[++i];
         }
-        int r = parse_value(o, value, (char *)c + o->at);
+        int r = parse_value(c, o, value, (char *)c + o->at);
         if (r >= 0)
             return r;
     }

@@ -3,6 +3,7 @@
  */
 #pragma once
 #include "base/types.h"
+#include "monitor/drive.h"
 #include <stdio.h>
 
 /* Exit statuses, as documented in vitro(1). The guest's own debug-exit status passes through. */
@@ -25,6 +26,9 @@ struct config {
     unsigned trace, debug; /* VITRO_TRACE_*, VITRO_DEBUG_* */
     unsigned gdb_port;     /* 0: no stub */
     bool no_reboot, stats, no_pv;
+    unsigned nr_drives;
+    struct drive drive[DRIVES_MAX]; /* in the order of the command line */
+    struct boot_choice boot;
     char cmdline[CONFIG_CMDLINE_MAX];
     char kernel_path[4096], initrd_path[4096]; /* of the default guest */
 };

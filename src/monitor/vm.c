@@ -7,6 +7,7 @@
 #include "machine/machine.h"
 #include "monitor/file.h"
 #include "monitor/gdbstub.h"
+#include "storage/disk.h"
 #include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -147,6 +148,24 @@ static int make_ram(struct guest *vm)
     if (r)
         say("cannot lay out the guest's memory: %s", strerror(-r));
     return r;
+}
+
+static int open_drives(struct guest *vm)
+{
+    char err[DISK_ERR_LEN];
+
+    for (unsigned i = 0; i < vm->config->nr_drives; i++) {
+        const struct drive *d = &vm->config->drive[i];
+        const struct disk_options options = {
+            .format = d->format[0] ? d->format : NULL, .readonly = d->readonly,
+        };
+        int r = disk_open(d->path, &options, &vm->disk[i], err);
+        if (r) {
+            say("%s", err);
+            return r;
+        }
+    }
+    return 0;
 }
 
 static int make_machine(struct guest *vm)
@@ -330,6 +349,8 @@ static void destroy(struct guest *vm)
         vm_vcpu_fini(&vm->vcpu[i]);
     if (vm->vm)
         vitro_vm_destroy(vm->vm);
+    for (unsigned i = 0; i < vm->config->nr_drives; i++)
+        disk_close(vm->disk[i]);
     ram_fini(&vm->view);
     backing_fini(&vm->ram);
     symbols_free(&vm->symbols);
@@ -356,7 +377,7 @@ enum vm_outcome vm_run(const struct config *c, int *status)
     ram_init(&vm->view);
     vm->outcome = VM_RUNNING;
 
-    if (open_trace(vm) || make_ram(vm) || make_machine(vm) ||
+    if (open_trace(vm) || open_drives(vm) || make_ram(vm) || make_machine(vm) ||
         make_engine(vm) || load_guest(vm) ||
         (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
         destroy(vm);

@@ -6,11 +6,13 @@
 #include "libvitro.h"
 #include "mem/backing.h"
 #include "monitor/console.h"
+#include "monitor/drive.h"
 #include "monitor/symbols.h"
 #include "monitor/vm.h"
 #include <pthread.h>
 #include <stdatomic.h>
 
+struct disk;
 struct machine;
 struct gdbstub;
 
@@ -37,6 +39,7 @@ struct guest {
     const struct config *config;
     struct backing ram;
     struct ram view; /* the loaders' view of guest memory */
+    struct disk *disk[DRIVES_MAX]; /* as config->drive; NULL: not opened */
     struct machine *machine;
     struct vitro_vm *vm;
     struct vm_vcpu vcpu[VM_VCPUS_MAX];

@@ -1,0 +1,101 @@
+/* drive.c - parses what --disk, --cdrom, --floppy and --boot say. See drive.h. */
+#include "monitor/drive.h"
+#include "monitor/config.h"
+#include <string.h>
+
+/* The next piece up to a comma; two commas stand for one. NULL at the end, or when it is too long. */
+static const char *next_piece(const char *s, char *out, size_t cap)
+{
+    size_t n = 0;
+
+    for (; *s; s++) {
+        if (*s == ',' && *++s != ',') {
+            out[n] = '\0';
+            return s;
+        }
+        if (n + 1 >= cap)
+            return NULL;
+        out[n++] = *s;
+    }
+    out[n] = '\0';
+    return s;
+}
+
+static int wrong(const char *option, const char *piece, const char *there)
+{
+    say("--%s: '%s' is not understood; after the file there may be: %s", option, piece, there);
+    return STATUS_USAGE;
+}
+
+static int switch_parse(const char *option, const char *key, const char *value, bool *on)
+{
+    *on = !strcmp(value, "on");
+    if (*on || !strcmp(value, "off"))
+        return -1;
+    say("--%s: %s=%s; it is on or off", option, key, value);
+    return STATUS_USAGE;
+}
+
+int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const char *text)
+{
+    static const char keys[] = "if=ide, format=raw, readonly=on";
+
+    memset(d, 0, sizeof(*d));
+    d->kind = kind;
+    d->bus = kind == DRIVE_FLOPPY ? DRIVE_FDC : DRIVE_IDE;
+    d->readonly = kind == DRIVE_CDROM;
+    const char *s = next_piece(text, d->path, sizeof(d->path));
+    if (!s || !d->path[0]) {
+        say("--%s: %s; write --%s FILE", option, s ? "no file" : "the name is too long", option);
+        return STATUS_USAGE;
+    }
+    while (*s) {
+        char piece[64] = "";
+        s = next_piece(s, piece, sizeof(piece));
+        char *value = strchr(piece, '=');
+        if (!s || !value)
+            return wrong(option, piece, keys);
+        *value++ = '\0';
+        int r = -1;
+        if (!strcmp(piece, "if") && kind == DRIVE_DISK && !strcmp(value, "ide")) {
+            d->bus = DRIVE_IDE;
+        } else if (!strcmp(piece, "format") && strlen(value) < sizeof(d->format)) {
+            strcpy(d->format, value);
+        } else if (!strcmp(piece, "readonly") && kind != DRIVE_CDROM) {
+            r = switch_parse(option, piece, value, &d->readonly);
+        } else {
+            value[-1] = '=';
+            r = wrong(option, piece, keys);
+        }
+        if (r >= 0)
+            return r;
+    }
+    return -1;
+}
+
+int boot_choice_parse(struct boot_choice *boot, const char *text)
+{
+    *boot = (struct boot_choice){ .given = true };
+    for (const char *s = text; *s;) {
+        char piece[64] = "";
+        int r = -1;
+        s = next_piece(s, piece, sizeof(piece));
+        if (s && !strncmp(piece, "order=", 6)) {
+            size_t n = strlen(piece + 6);
+            if (!n || n > 3 || strspn(piece + 6, "acdn") != n) {
+                say("--boot: order=%s; it is one to three letters: a floppy, c disk, d CD, "
+                    "n network", piece + 6);
+                return STATUS_USAGE;
+            }
+            strcpy(boot->order, piece + 6);
+        } else if (s && !strncmp(piece, "menu=", 5)) {
+            r = switch_parse("boot", "menu", piece + 5, &boot->menu);
+        } else {
+            say("--boot: '%s' is not understood; write for example order=dc,menu=on", piece);
+            return STATUS_USAGE;
+        }
+        if (r >= 0)
+            return r;
+    }
+    return -1;
+}

@@ -1,0 +1,93 @@
+/* disk.c - opens a file as a disk: which format it has, who may use it. See disk.h. */
+#include "storage/disk.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int fail(char *err, int code, const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(err, DISK_ERR_LEN, fmt, ap);
+    va_end(ap);
+    return code;
+}
+
+/* The size of a file or block device in *bytes. */
+static int size_of(int fd, const char *path, u64 *bytes, char *err)
+{
+    struct stat st;
+
+    if (fstat(fd, &st))
+        return fail(err, -errno, "cannot look at %s: %s", path, strerror(errno));
+    if (S_ISREG(st.st_mode)) {
+        *bytes = (u64)st.st_size;
+        return 0;
+    }
+    if (!S_ISBLK(st.st_mode))
+        return fail(err, -EINVAL, "%s is %s, not a disk image", path,
+                    S_ISDIR(st.st_mode) ? "a directory" : "a special file");
+    if (ioctl(fd, BLKGETSIZE64, bytes))
+        return fail(err, -errno, "cannot ask %s for its size: %s", path, strerror(errno));
+    return 0;
+}
+
+int disk_open(const char *path, const struct disk_options *options, struct disk **out, char *err)
+{
+    u64 bytes;
+
+    if (options->format && strcmp(options->format, "raw"))
+        return fail(err, -EINVAL, "%s: no disk format '%s'; there is: raw", path, options->format);
+    int fd = open(path, (options->readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return fail(err, -errno, "cannot open %s: %s%s", path, strerror(errno),
+                    errno == EACCES || errno == EROFS ? "; readonly=on needs no right to write" : "");
+    int r = size_of(fd, path, &bytes, err);
+    if (!r && flock(fd, (options->readonly ? LOCK_SH : LOCK_EX) | LOCK_NB))
+        r = fail(err, -EBUSY, "%s is in use by another virtual machine; stop that, or use a copy",
+                 path);
+    if (r) {
+        close(fd);
+        return r;
+    }
+    r = raw_disk_open(fd, options->readonly, bytes, out);
+    return r ? fail(err, r, "cannot use %s: %s", path, strerror(-r)) : 0;
+}
+
+void disk_close(struct disk *disk)
+{
+    if (disk)
+        disk->ops->close(disk);
+}
+
+int disk_read(struct disk *disk, u64 sector, void *buf, u32 count)
+{
+    return disk_has(disk, sector, count) ? disk->ops->read(disk, sector, buf, count) : -EINVAL;
+}
+
+int disk_write(struct disk *disk, u64 sector, const void *buf, u32 count)
+{
+    if (!disk_has(disk, sector, count))
+        return -EINVAL;
+    return disk->readonly ? -EROFS : disk->ops->write(disk, sector, buf, count);
+}
+
+int disk_flush(struct disk *disk)
+{
+    return disk->readonly ? 0 : disk->ops->flush(disk);
+}
+
+int disk_discard(struct disk *disk, u64 sector, u64 count)
+{
+    if (!disk_has(disk, sector, count))
+        return -EINVAL;
+    return disk->readonly ? -EROFS : disk->ops->discard(disk, sector, count);
+}

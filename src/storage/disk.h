@@ -1,0 +1,59 @@
+/*
+ * disk.h - what is behind a disk, a CD drive or a floppy drive: sectors of 512 bytes in a file.
+ * A device model sees only struct disk; a format is one struct disk_ops. Calls block. They may come
+ * from several threads at once, as long as no two of them that overlap include a write.
+ */
+#pragma once
+#include "base/types.h"
+
+#define DISK_SECTOR 512u
+#define DISK_ERR_LEN 320
+
+struct disk;
+
+/* All counts are sectors; the caller has checked them with disk_has(). 0 or -errno. */
+struct disk_ops {
+    const char *format;
+    int (*read)(struct disk *disk, u64 sector, void *buf, u32 count);
+    int (*write)(struct disk *disk, u64 sector, const void *buf, u32 count);
+    int (*flush)(struct disk *disk); /* what was written survives a crash of the host */
+    int (*discard)(struct disk *disk, u64 sector, u64 count); /* then reads as anything */
+    void (*close)(struct disk *disk); /* frees it */
+};
+
+struct disk {
+    const struct disk_ops *ops;
+    u64 sectors; /* size; a last part of a sector reads as padded with zeros */
+    bool readonly;
+};
+
+struct disk_options {
+    const char *format; /* NULL: find out; "raw" */
+    bool readonly;
+};
+
+/*
+ * disk_open - open the file at path, for one user at a time if it is to be written.
+ * @err: DISK_ERR_LEN bytes; on failure one sentence that names the file and the remedy
+ *
+ * 0 and *out, or -errno of open(2), -EINVAL (not a file or block device, or no such format), -EBUSY
+ * (someone else writes to it).
+ */
+int disk_open(const char *path, const struct disk_options *options, struct disk **out, char *err);
+/* disk_close - NULL is allowed. What was written is in the file, but maybe not yet on the medium. */
+void disk_close(struct disk *disk);
+
+static inline bool disk_has(const struct disk *disk, u64 sector, u64 count)
+{
+    return sector <= disk->sectors && count <= disk->sectors - sector;
+}
+/* These four check the range (-EINVAL) and, for the last three, that writing is allowed (-EROFS). */
+int disk_read(struct disk *disk, u64 sector, void *buf, u32 count);
+int disk_write(struct disk *disk, u64 sector, const void *buf, u32 count);
+int disk_flush(struct disk *disk); /* nothing to do, 0, when it is read-only */
+int disk_discard(struct disk *disk, u64 sector, u64 count);
+
+/* -- Formats ----------------------------------------------------------------------------------- */
+
+/* raw_disk_open - the file's bytes are the disk's. Takes fd over, also on failure. */
+int raw_disk_open(int fd, bool readonly, u64 bytes, struct disk **out);
