@@ -67,6 +67,12 @@ void vitro_vm_destroy(struct vitro_vm *vm);
 #define VITRO_MEM_READONLY 0x1u
 int vitro_vm_add_memory(struct vitro_vm *vm, uint64_t gpa, uint64_t size, void *host, unsigned flags);
 
+/* vitro_vm_memory_written - any thread: a device has written guest memory [gpa, gpa+len) through its host mapping.
+ * To be called after the bytes are there and before the guest is told: translations made from them are dropped before
+ * any vCPU takes another event, so the guest cannot run the old code once it has seen an interrupt. Cheap (a load a
+ * page) where no code was. */
+void vitro_vm_memory_written(struct vitro_vm *vm, uint64_t gpa, uint64_t len);
+
 struct vitro_vcpu *vitro_vcpu_create(struct vitro_vm *vm, unsigned index, char *err, size_t err_len);
 void vitro_vcpu_destroy(struct vitro_vcpu *vcpu);
 /* vitro_vcpu_reset - power-on state (SDM vol. 3 table 9-1). */

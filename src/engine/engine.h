@@ -23,6 +23,12 @@ struct vm {
     FILE *trace;
     pthread_mutex_t lock;     /* translation and the code cache */
     struct xl *xl;            /* the translator's work area, under lock */
+    /* What devices wrote over translated code; vCPUs drop those translations at their next event poll. */
+    struct {
+        pthread_mutex_t lock;
+        struct { gpa_t gpa; u32 len; } range[256]; /* each within a page */
+        unsigned nr;          /* above ARRAY_SIZE: too many to remember, everything goes */
+    } written;
 };
 #define WTAG_MANY 1ull
 #define WTAG_WAYS 4
@@ -273,6 +279,9 @@ bool engine_guest_pc(struct vcpu *v, u64 host, u64 *rip);
 /* tlb_guest_address - if `host` is an address emitted code may reach: true, and the linear address the current TLB
  * has for it, or 0. tlb.c */
 bool tlb_guest_address(struct vcpu *v, u64 host, gla_t *la);
+
+/* engine_drop_written - drop what translations there are of the bytes devices wrote. dma.c */
+void engine_drop_written(struct vcpu *v);
 
 /* -- Signals (fault.c) ----------------------------------------------------------------------------------- */
 int fault_thread_init(struct vcpu *v);

@@ -46,6 +46,7 @@ struct vitro_vm *vitro_vm_create(const struct vitro_config *config, const struct
     vm->debug = config->debug;
     vm->trace = config->trace_file;
     pthread_mutex_init(&vm->lock, NULL);
+    pthread_mutex_init(&vm->written.lock, NULL);
     const char *why = NULL;
     vm->model = cpu_model_create(config->cpu_model, config->nr_cpus ? config->nr_cpus : 1, vitro_tsc_khz(), &why);
     if (!vm->model) {
@@ -77,6 +78,7 @@ void vitro_vm_destroy(struct vitro_vm *pub)
             munmap(vm->wtag[i], (vm->ram.slot[i].size >> PAGE_SHIFT) * sizeof(u64) * WTAG_WAYS);
     ram_fini(&vm->ram);
     cpu_model_destroy(vm->model);
+    pthread_mutex_destroy(&vm->written.lock);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
 }

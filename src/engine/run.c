@@ -547,6 +547,8 @@ static void handle_events(struct vcpu *v)
 {
     u32 e = __atomic_exchange_n(&v->event, 0, __ATOMIC_ACQ_REL) | v->intr_wait;
     v->intr_wait = 0;
+    if (e & EVENT_RESCHED)
+        engine_drop_written(v);
     if (e & EVENT_STOP)
         v->exit = EXIT_INTR;
     if (e & EVENT_DEBUG)

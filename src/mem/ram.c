@@ -60,6 +60,13 @@ void *ram_ptr(struct ram *ram, gpa_t gpa, u64 len)
     return s->host + (gpa - s->gpa);
 }
 
+void *ram_dma_ptr(struct ram *ram, gpa_t gpa, u64 len)
+{
+    struct ram_slot *s = ram_find(ram, gpa);
+
+    return s && !s->readonly ? ram_ptr(ram, gpa, len) : NULL;
+}
+
 /* Is every byte of [gpa, gpa+len) in some slot? */
 static bool ram_covers(struct ram *ram, gpa_t gpa, u64 len)
 {

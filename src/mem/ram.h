@@ -21,6 +21,9 @@ struct ram_slot {
 struct ram {
     struct ram_slot slot[RAM_MAX_SLOTS];
     unsigned nr_slots;
+    /* Told of what a device wrote, so that nobody keeps using the old bytes; NULL: nobody cares. Any thread. */
+    void (*written)(void *opaque, gpa_t gpa, u64 len);
+    void *written_opaque;
 };
 
 void ram_init(struct ram *ram);
@@ -31,6 +34,14 @@ int ram_add_slot(struct ram *ram, gpa_t gpa, u64 size, void *host, bool readonly
 struct ram_slot *ram_find(struct ram *ram, gpa_t gpa);
 /* ram_ptr - host pointer to [gpa, gpa+len) when all of it is in one slot, else NULL. len >= 1. */
 void *ram_ptr(struct ram *ram, gpa_t gpa, u64 len);
+/* ram_written - a device has written [gpa, gpa+len) through ram_ptr(); call it before telling the guest. */
+static inline void ram_written(const struct ram *ram, gpa_t gpa, u64 len)
+{
+    if (ram->written)
+        ram->written(ram->written_opaque, gpa, len);
+}
+/* ram_dma_ptr - ram_ptr() for a device that will write: NULL also where memory is read-only. */
+void *ram_dma_ptr(struct ram *ram, gpa_t gpa, u64 len);
 /* ram_read, ram_write - copy; 0, or -EFAULT with nothing copied if any byte is not RAM. */
 int ram_read(struct ram *ram, gpa_t gpa, void *buf, u64 len);
 int ram_write(struct ram *ram, gpa_t gpa, const void *buf, u64 len);

@@ -116,6 +116,12 @@ static bool on_listening(void *opaque)
     return !(lcr & 0x80) && (ier & 0x01) && (mcr & 0x18) == 0x08;
 }
 
+/* Of struct ram: a device has written guest memory. */
+static void on_written(void *opaque, gpa_t gpa, u64 len)
+{
+    vitro_vm_memory_written(opaque, gpa, len);
+}
+
 static void on_leave(void *opaque)
 {
     vm_end(opaque, VM_LEAVE, STATUS_OK, "%s", "");
@@ -219,6 +225,8 @@ static int make_engine(struct guest *vm)
             c->cpu ? ": " : "", err);
         return -EINVAL;
     }
+    vm->view.written = on_written;
+    vm->view.written_opaque = vm->vm;
     for (unsigned i = 0; i < vm->view.nr_slots; i++) {
         const struct ram_slot *s = &vm->view.slot[i];
         int r = vitro_vm_add_memory(vm->vm, s->gpa, s->size, s->host, 0);

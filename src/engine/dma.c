@@ -1,0 +1,54 @@
+/*
+ * dma.c - devices write guest memory behind the engine's back: translations made from those bytes must go.
+ *
+ * A device thread cannot drop a block that a vCPU may be running, so it leaves a note and sets an event bit; each
+ * vCPU works the notes off at its next event poll. A guest learns of the data by an interrupt, which is an event too
+ * and is looked at later, or by polling memory, and a loop polls events at its backward edge.
+ * Threads: vitro_vm_memory_written() any; engine_drop_written() on a vCPU's, between two blocks.
+ */
+#include "libvitro.h"
+
+#include "engine/engine.h"
+
+void vitro_vm_memory_written(struct vitro_vm *pub, uint64_t gpa, uint64_t len)
+{
+    struct vm *vm = (struct vm *)pub; /* its only member */
+    bool noted = false;
+    while (len) {
+        unsigned n = (unsigned)MIN(len, PAGE_SIZE - (gpa & ~PAGE_MASK));
+        struct ram_slot *rs = ram_find(&vm->ram, gpa);
+        if (rs && (__atomic_load_n(&rs->page_state[(gpa - rs->gpa) >> PAGE_SHIFT], __ATOMIC_ACQUIRE) & PAGE_HAS_CODE)) {
+            pthread_mutex_lock(&vm->written.lock);
+            if (vm->written.nr < ARRAY_SIZE(vm->written.range)) {
+                vm->written.range[vm->written.nr].gpa = gpa;
+                vm->written.range[vm->written.nr++].len = n;
+            } else {
+                vm->written.nr = ARRAY_SIZE(vm->written.range) + 1;
+            }
+            pthread_mutex_unlock(&vm->written.lock);
+            noted = true;
+        }
+        gpa += n;
+        len -= n;
+    }
+    for (unsigned i = 0; noted && i < ARRAY_SIZE(vm->vcpu); i++)
+        if (vm->vcpu[i])
+            __atomic_fetch_or(&vm->vcpu[i]->event, EVENT_RESCHED, __ATOMIC_SEQ_CST);
+}
+
+void engine_drop_written(struct vcpu *v)
+{
+    struct vm *vm = v->vm;
+    pthread_mutex_lock(&vm->lock);
+    pthread_mutex_lock(&vm->written.lock);
+    if (vm->written.nr > ARRAY_SIZE(vm->written.range)) {
+        cache_flush(v, vm->cache);
+    } else {
+        bool left;
+        for (unsigned i = 0; i < vm->written.nr; i++)
+            cache_kill_range(v, vm->cache, vm->written.range[i].gpa, vm->written.range[i].len, NULL, &left);
+    }
+    vm->written.nr = 0;
+    pthread_mutex_unlock(&vm->written.lock);
+    pthread_mutex_unlock(&vm->lock);
+}
