@@ -93,7 +93,7 @@ endif
 # -- Sources: by wildcard, nothing to list --------------------------------------
 
 lib_src   := $(wildcard src/base/*.c src/x86/*.c src/mem/*.c src/engine/*.c src/engine/*.S)
-board_src := $(wildcard src/storage/*.c src/machine/*.c src/machine/chips/*.c src/boot/*.c src/monitor/*.c)
+board_src := $(wildcard src/storage/*.c src/machine/*.c src/machine/chips/*.c src/paravirt/*.c src/boot/*.c src/monitor/*.c)
 test_src  := $(wildcard tests/*/test_*.c)
 tlib_src  := $(wildcard tests/lib/*.c)
 
@@ -143,6 +143,12 @@ $(BUILD)/flags: FORCE
 FORCE:
 
 $(BUILD)/obj/src/engine/%.o: src/engine/%.c $(BUILD)/flags
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(cflags) $(engine_cflags) -MMD -MP -c -o $@ $<
+
+# Hypercalls that are answered with the vector registers in place (hypercall_fast in libvitro.h).
+$(BUILD)/obj/src/paravirt/%_fast.o: src/paravirt/%_fast.c $(BUILD)/flags
 	$(call say,CC,$<)
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(cflags) $(engine_cflags) -MMD -MP -c -o $@ $<

@@ -39,6 +39,48 @@ struct vitro_ops {
     void (*cr8_write)(void *opaque, unsigned vcpu, uint64_t value);
 };
 
+/*
+ * Paravirtualization: what a guest that knows it is one may ask. The engine knows no contract; this table is all
+ * that it needs for any of them. docs/paravirt-abi.md says what the command `vitro` puts in it.
+ */
+struct vitro_hypercall {
+    uint64_t *gpr; /* the guest's registers, in the order of struct vitro_regs; any but gpr[4] (RSP) may be written */
+    unsigned vcpu; /* index */
+    uint8_t cpl;
+    bool code64;   /* 64-bit code; else only the low 32 bits of a register mean anything */
+};
+enum vitro_hc {
+    VITRO_HC_DONE, /* go on behind the instruction */
+    VITRO_HC_SLOW, /* hypercall_fast only: nothing was done, ask `hypercall` */
+    VITRO_HC_HALT, /* go on behind it, but halt first as HLT does */
+    VITRO_HC_NONE, /* no contract wants it: #UD */
+};
+struct vitro_cpuid_leaf {
+    uint32_t leaf;
+    uint32_t r[4]; /* EAX EBX ECX EDX */
+};
+#define VITRO_CPUID_PV 0x40000000u   /* first and last leaf that may be given */
+#define VITRO_CPUID_PV_LAST 0x4000ffffu
+#define VITRO_CPUID_PV_MAX 32        /* how many */
+
+struct vitro_pv {
+    void *opaque;
+    const struct vitro_cpuid_leaf *leaves; /* copied; others between the limits read as zero */
+    unsigned nr_leaves;
+    /*
+     * VMCALL and VMMCALL, from any privilege. hypercall_fast comes first (may be NULL): it runs while the guest's
+     * vector registers are in the host's, so it must be compiled with -mgeneral-regs-only and call nothing that is
+     * not. `hypercall` is ordinary C. A hypercall that hypercall_fast answers costs some 10 ns, the other some 100 ns.
+     */
+    enum vitro_hc (*hypercall_fast)(void *opaque, const struct vitro_hypercall *call);
+    enum vitro_hc (*hypercall)(void *opaque, const struct vitro_hypercall *call);
+    /* MSRs 0x11, 0x12, 0x4b564d00-0x4b564dff (KVM's) and 0x56495400-0x564954ff (Vitro's). 0, or negative: #GP(0). */
+    int (*msr_read)(void *opaque, unsigned vcpu, uint32_t msr, uint64_t *value);
+    int (*msr_write)(void *opaque, unsigned vcpu, uint32_t msr, uint64_t value);
+    /* The guest moved its TSC (IA32_TSC or IA32_TSC_ADJUST). */
+    void (*tsc_moved)(void *opaque, unsigned vcpu);
+};
+
 /* Halving aids: slower, same results. */
 #define VITRO_DEBUG_ONE_INSN 0x1u  /* one-instruction blocks         */
 #define VITRO_DEBUG_SLOW_PATH 0x2u /* every access through the walker */
@@ -55,7 +97,7 @@ struct vitro_config {
     size_t cache_bytes;    /* code cache; 0: default                                       */
     unsigned debug;        /* VITRO_DEBUG_* | VITRO_TRACE_*                                */
     FILE *trace_file;
-    bool no_pv;            /* do not advertise the paravirtual clock                       */
+    const struct vitro_pv *pv; /* NULL: none; copied                                       */
 };
 
 struct vitro_vm *vitro_vm_create(const struct vitro_config *config, const struct vitro_ops *ops,
@@ -122,13 +164,18 @@ const char *vitro_vcpu_fail_message(const struct vitro_vcpu *vcpu);
 #define VITRO_KICK_INTR 0x1u /* ask ops->intr_ack when the guest allows */
 #define VITRO_KICK_NMI 0x2u  /* deliver an NMI */
 #define VITRO_KICK_STOP 0x4u /* return VITRO_EXIT_INTR */
+#define VITRO_KICK_WAKE 0x20u /* end its HLT, or its next one, as an interrupt would, without one */
+#define VITRO_KICK_FLUSH 0x40u /* drop everything it remembers of page tables, global mappings too */
 void vitro_vcpu_kick(struct vitro_vcpu *vcpu, unsigned why);
 /* vitro_vcpu_event_pending - would a halted vCPU wake? (a kick arrived since it last ran) */
 bool vitro_vcpu_event_pending(const struct vitro_vcpu *vcpu);
 
 /* Guest TSC: the host's plus an offset; its frequency. */
 uint64_t vitro_vcpu_tsc(const struct vitro_vcpu *vcpu);
+uint64_t vitro_vcpu_tsc_offset(const struct vitro_vcpu *vcpu); /* guest TSC minus host TSC */
 uint64_t vitro_tsc_khz(void);
+/* Rate of the local APIC's timer before its divider, in kHz, as CPUID leaf 0x15 gives it. */
+#define VITRO_APIC_KHZ 1000000u
 
 /* -- Debugger support (the gdb stub is its user) ------------------------------------------------ */
 /* Copies of guest memory at linear addresses, no rights checked, no A/D bits: 0 or -EFAULT. */

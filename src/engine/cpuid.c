@@ -19,14 +19,11 @@
  * claimed: that one guest process cannot train branch predictors against another or its own kernel. SSB_NO is
  * not reported (no SSBD either): kernels then say "Vulnerable", which is true.
  *
- * TSC frequency. Linux reads leaf 0x15 only on Intel; on AMD it calibrates against the PIT unless a hypervisor it
- * knows tells it. Of those contracts KVM's is the smallest (two MSRs, one structure written once) and the one every
- * x86 system knows: kvm_get_tsc_khz() then marks the TSC as known, and the TSC itself stays the clock source
- * (constant + nonstop TSC lower kvm-clock's rating). So with pv_kvm set leaf 0x40000000 is KVM's with only the clock,
- * its stable bit and "I/O needs no delay"; our own signature is at 0x40000100. Without pv_kvm it is at 0x40000000.
+ * Leaves 0x40000000 and up belong to the embedder (struct vitro_pv): signatures and features of paravirtual contracts.
  */
 #include "engine/cpuid.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -163,13 +160,8 @@ static const struct { const char *name; u8 level; } models[] = {
     { "host", LEVEL_HOST }, { "x86-64-v2", 2 }, { "x86-64-v3", 3 }, { "x86-64-v4", 4 },
 };
 
-/* KVM's feature bits we honour: the clock (old and new MSR numbers), I/O without delay, stable TSC. */
-#define KVM_FEATURES (BIT(0) | BIT(1) | BIT(3) | BIT(24))
 /* clang-format on */
 #define EFER_AUTOIBRS (1u << 21)
-#define HV_BASE 0x40000000u
-#define OWN_BASE 0x40000100u
-#define HV_FREQ 0x10u
 
 struct builder {
     struct cpu_model *m;
@@ -183,7 +175,7 @@ struct builder {
 
 static bool leaf_index(u32 leaf, unsigned *range, unsigned *slot)
 {
-    static const u32 base[NR_CPUID_RANGES] = { 0, HV_BASE, OWN_BASE, 0x80000000 };
+    static const u32 base[NR_CPUID_RANGES] = { 0, 0x80000000 };
     for (unsigned i = 0; i < NR_CPUID_RANGES; i++)
         if (leaf - base[i] < CPUID_LEAVES) {
             *range = i;
@@ -234,13 +226,6 @@ static void row_copy(struct builder *b, u32 leaf, u32 subleaf)
     u32 r[4];
     host(b, leaf, subleaf, r);
     memcpy(row_add(b, leaf, subleaf), r, sizeof r);
-}
-
-static void row_text(struct builder *b, u32 leaf, u32 max, const char text[12])
-{
-    u32 *r = row_add(b, leaf, 0);
-    r[EAX] = max;
-    memcpy(&r[EBX], text, 12);
 }
 
 static unsigned ceil_log2(unsigned n)
@@ -438,45 +423,6 @@ static bool add_extended(struct builder *b)
     return ok;
 }
 
-static void add_hypervisor(struct builder *b)
-{
-    struct cpu_model *m = b->m;
-    row_text(b, HV_BASE, HV_BASE + HV_FREQ, "KVMKVMKVM\0\0");
-    row_add(b, HV_BASE + 1, 0)[EAX] = KVM_FEATURES;
-    row_text(b, OWN_BASE, OWN_BASE + HV_FREQ, "VitroVMM\0\0\0");
-    row_add(b, OWN_BASE + 1, 0)[EAX] = 1; /* interface version */
-    for (u32 base = HV_BASE; base <= OWN_BASE; base += OWN_BASE - HV_BASE) {
-        u32 *r = row_add(b, base + HV_FREQ, 0);
-        r[EAX] = (u32)m->tsc_khz;
-        r[EBX] = CPU_APIC_BUS_KHZ;
-    }
-}
-
-/* -- Time scale ------------------------------------------------------------------------------------------ */
-
-/* mul in [2^31, 2^32) keeps 32 bits of precision: an error below 1 ns in 4 s, one constant for everyone. */
-static void set_time_scale(struct cpu_model *m)
-{
-    u64 num = 1000000, den = m->tsc_khz;
-    m->tsc_shift = 0;
-    while (num >= den) {
-        den <<= 1;
-        m->tsc_shift++;
-    }
-    while (num * 2 < den) {
-        num <<= 1;
-        m->tsc_shift--;
-    }
-    m->tsc_mul = (u32)((num << 32) / den);
-}
-
-u64 cpu_model_ns(const struct cpu_model *m, u64 host_tsc)
-{
-    u64 d = host_tsc - m->tsc_base;
-    d = m->tsc_shift < 0 ? d >> -m->tsc_shift : d << m->tsc_shift;
-    return (u64)((unsigned __int128)d * m->tsc_mul >> 32);
-}
-
 /* -- Creation -------------------------------------------------------------------------------------------- */
 
 static enum cpu_vendor vendor_of(const u32 leaf0[4])
@@ -547,8 +493,6 @@ struct cpu_model *cpu_model_create_from(const char *name, unsigned nr_cpus, u64 
     b.m = m;
     m->nr_cpus = nr_cpus;
     m->tsc_khz = tsc_khz;
-    m->pv_kvm = true;
-    set_time_scale(m);
 
     host(&b, 0, 0, h);
     m->vendor = vendor_of(h);
@@ -563,7 +507,6 @@ struct cpu_model *cpu_model_create_from(const char *name, unsigned nr_cpus, u64 
 
     bool ok = add_basic(&b);
     ok &= add_extended(&b);
-    add_hypervisor(&b);
     if (!ok) {
         *error = "the host CPU lacks an instruction set that this CPU model requires";
         free(m);
@@ -605,9 +548,17 @@ void cpu_model_destroy(struct cpu_model *m)
     free(m);
 }
 
-void cpu_model_set_pv(struct cpu_model *m, bool on)
+int cpu_model_set_pv(struct cpu_model *m, const struct vitro_cpuid_leaf *leaves, unsigned nr)
 {
-    m->pv_kvm = on;
+    if (nr > ARRAY_SIZE(m->pv))
+        return -EINVAL;
+    for (unsigned i = 0; i < nr; i++)
+        if (leaves[i].leaf - VITRO_CPUID_PV > VITRO_CPUID_PV_LAST - VITRO_CPUID_PV)
+            return -EINVAL;
+    for (unsigned i = 0; i < nr; i++)
+        m->pv[i] = leaves[i];
+    m->nr_pv = nr;
+    return 0;
 }
 
 /* -- Reading: on the guest's path, no libc from here on ---------------------------------------------- */
@@ -620,10 +571,13 @@ bool cpu_model_has(const struct cpu_model *m, u32 leaf, u32 subleaf, unsigned re
 
 void cpu_model_cpuid(const struct cpu_model *m, const struct vcpu *v, u32 leaf, u32 subleaf, u32 out[4])
 {
-    u32 own = 0;
-    if (!m->pv_kvm && leaf - HV_BASE < 2 * (OWN_BASE - HV_BASE)) {
-        own = OWN_BASE - HV_BASE; /* our rows move down to where KVM's are not */
-        leaf += own;
+    if (leaf - VITRO_CPUID_PV <= VITRO_CPUID_PV_LAST - VITRO_CPUID_PV) {
+        out[EAX] = out[EBX] = out[ECX] = out[EDX] = 0;
+        for (unsigned i = 0; i < m->nr_pv; i++)
+            if (m->pv[i].leaf == leaf)
+                for (unsigned k = 0; k < 4; k++)
+                    out[k] = m->pv[i].r[k];
+        return;
     }
     /* Only these leaves look at ECX. Leaves past the maximum read as zero, as AMD has it. */
     if (leaf != 4 && leaf != 7 && leaf != 0xb && leaf != 0xd && leaf != 0x1f && leaf != 0x8000001d)
@@ -655,10 +609,6 @@ void cpu_model_cpuid(const struct cpu_model *m, const struct vcpu *v, u32 leaf, 
     case 0x8000001e:
         out[EAX] = row ? v->index : 0;
         out[EBX] = row ? v->index & 0xff : 0;
-        break;
-    case OWN_BASE:
-        if (row)
-            out[EAX] -= own;
         break;
     }
 }

@@ -15,6 +15,7 @@ struct vm {
     struct ram ram;
     u64 *wtag[RAM_MAX_SLOTS]; /* per page, WTAG_WAYS: the TLB entries that may write it, 0, or WTAG_MANY in the first */
     struct engine_host host;
+    struct vitro_pv pv;
     struct cpu_model *model;
     struct code_cache *cache;
     struct vcpu *vcpu[64];

@@ -9,6 +9,7 @@
  * atomic.
  */
 #include "engine/cpuid.h"
+#include "engine/engine.h"
 #include "engine/help.h"
 #include "engine/mmu.h"
 
@@ -60,15 +61,25 @@ static u64 edx_eax(const struct vcpu *v)
 
 /* -- Flags ---------------------------------------------------------------------------------------------- */
 
+/* RIP is behind the instruction. */
+static enum xret halt(struct vcpu *v)
+{
+    v->int_shadow = 0;
+    if (v->wake) {
+        v->wake = 0;
+        return X_JUMP;
+    }
+    v->halted = 1;
+    v->exit = EXIT_HLT;
+    return X_EXIT;
+}
+
 SYS(hlt)
 {
     if (v->cpl != 0)
         return raise_gp0(v);
     v->rip = next_rip(v, in);
-    v->int_shadow = 0;
-    v->halted = 1;
-    v->exit = EXIT_HLT;
-    return X_EXIT;
+    return halt(v);
 }
 
 /* Without VME and PVI: IOPL 3 in virtual-8086 mode, CPL <= IOPL in protected mode. */
@@ -631,8 +642,34 @@ SYS(rdpid)
 SYS(rdpmc) { (void)in; return raise_gp0(v); }
 SYS(monitor) { (void)in; return raise_ud(v); }
 SYS(mwait) { (void)in; return raise_ud(v); }
-SYS(vmcall) { (void)in; return raise_ud(v); }
-SYS(vmmcall) { (void)in; return raise_ud(v); }
+
+/* Both instructions mean the same: kernels choose by the vendor, and no guest has hardware virtualization here. */
+static enum xret hypercall(struct vcpu *v, const struct insn *in)
+{
+    const struct vitro_pv *pv = &v->vm->pv;
+    struct vitro_hypercall call = { .gpr = v->regs, .vcpu = v->index, .cpl = v->cpl, .code64 = vcpu_code64(v) };
+    enum vitro_hc done = VITRO_HC_SLOW;
+
+    if (pv->hypercall_fast)
+        done = pv->hypercall_fast(pv->opaque, &call);
+    if (done == VITRO_HC_SLOW && pv->hypercall) {
+        fpu_leave(v);
+        done = pv->hypercall(pv->opaque, &call);
+        fpu_enter(v);
+    }
+    if (done == VITRO_HC_SLOW || done == VITRO_HC_NONE)
+        return raise_ud(v);
+    if (done == VITRO_HC_HALT) {
+        v->rip = next_rip(v, in);
+        return halt(v);
+    }
+    if (likely(!v->event))
+        return X_OK;
+    v->rip = next_rip(v, in); /* what the call asked for comes before the next instruction */
+    return X_JUMP;
+}
+SYS(vmcall) { return hypercall(v, in); }
+SYS(vmmcall) { return hypercall(v, in); }
 
 /* -- FS and GS base -------------------------------------------------------------------------------------- */
 

@@ -53,8 +53,12 @@ struct vitro_vm *vitro_vm_create(const struct vitro_config *config, const struct
         snprintf(err, err_len, "%s", why ? why : "cannot make the CPU model");
         goto fail;
     }
-    if (config->no_pv)
-        cpu_model_set_pv(vm->model, false);
+    if (config->pv)
+        vm->pv = *config->pv;
+    if (cpu_model_set_pv(vm->model, vm->pv.leaves, vm->pv.nr_leaves)) {
+        snprintf(err, err_len, "bad paravirtual CPUID leaves");
+        goto fail;
+    }
     vm->xl = mmap(NULL, sizeof(struct xl), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     vm->cache = cache_create(vm, config->cache_bytes);
     if (vm->xl == MAP_FAILED || !vm->cache) {
@@ -277,8 +281,9 @@ const char *vitro_vcpu_fail_message(const struct vitro_vcpu *c)
 }
 void vitro_vcpu_kick(struct vitro_vcpu *c, unsigned why)
 {
-    _Static_assert(VITRO_KICK_INTR == EVENT_INTR && VITRO_KICK_NMI == EVENT_NMI && VITRO_KICK_STOP == EVENT_STOP, "");
-    __atomic_fetch_or(&V(c)->event, why & (EVENT_INTR | EVENT_NMI | EVENT_STOP), __ATOMIC_SEQ_CST);
+    _Static_assert(VITRO_KICK_INTR == EVENT_INTR && VITRO_KICK_NMI == EVENT_NMI && VITRO_KICK_STOP == EVENT_STOP &&
+                   VITRO_KICK_WAKE == EVENT_WAKE && VITRO_KICK_FLUSH == EVENT_FLUSH, "");
+    __atomic_fetch_or(&V(c)->event, why & (EVENT_INTR | EVENT_NMI | EVENT_STOP | EVENT_WAKE | EVENT_FLUSH), __ATOMIC_SEQ_CST);
 }
 bool vitro_vcpu_event_pending(const struct vitro_vcpu *c)
 {
@@ -290,6 +295,11 @@ bool vitro_vcpu_event_pending(const struct vitro_vcpu *c)
 uint64_t vitro_vcpu_tsc(const struct vitro_vcpu *c)
 {
     return vcpu_tsc(V(c));
+}
+
+uint64_t vitro_vcpu_tsc_offset(const struct vitro_vcpu *c)
+{
+    return V(c)->tsc_offset;
 }
 
 /* The host's TSC against CLOCK_MONOTONIC_RAW, over 20 ms, once: good to a few ppm of what it says. */

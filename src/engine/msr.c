@@ -1,8 +1,7 @@
 /*
  * msr.c - model-specific registers: one table of what there is, how it reads and what a write may hold.
- * Sources: Intel SDM vol. 4; AMD APM vol. 2 appendix A and the family's PPR; for the paravirtual clock Linux
- * Documentation/virt/kvm/x86/msr.rst. A number without a row raises #GP(0) and is counted (nr_msr_unknown):
- * kernels probe with a fault handler in place.
+ * Sources: Intel SDM vol. 4; AMD APM vol. 2 appendix A and the family's PPR. A number without a row raises #GP(0) and
+ * is counted (nr_msr_unknown): kernels probe with a fault handler in place.
  *
  * Not modelled: MTRRs and PAT are stored, and the memory type they ask for has no effect; machine-check banks
  * (MCG_CAP says zero); every performance counter; last-branch records and DEBUGCTL.BTF (accepted, without effect).
@@ -11,7 +10,6 @@
 #include "engine/engine.h"
 #include "engine/help.h"
 
-#define SYSCALL_CLOCK_GETTIME 228
 #define DE_CFG_LFENCE_SERIALIZE BIT(1)
 #define HWCR_TSC_FREQ_SEL BIT(24) /* the TSC counts at P0 frequency; Linux warns without it */
 #define ARCH_CAPS /* see "Side channels" in cpuid.c */ \
@@ -110,6 +108,29 @@ WR(wr_host)
     return err < 0 ? raise_gp0(v) : X_OK;
 }
 
+/* -- Paravirtual ones, the embedder's too ------------------------------------------------------------ */
+
+RD(rd_pv)
+{
+    (void)row;
+    if (!v->vm || !v->vm->pv.msr_read)
+        return unknown(v);
+    fpu_leave(v);
+    int err = v->vm->pv.msr_read(v->vm->pv.opaque, v->index, msr, val);
+    fpu_enter(v);
+    return err < 0 ? unknown(v) : X_OK;
+}
+WR(wr_pv)
+{
+    (void)row;
+    if (!v->vm || !v->vm->pv.msr_write)
+        return unknown(v);
+    fpu_leave(v);
+    int err = v->vm->pv.msr_write(v->vm->pv.opaque, v->index, msr, val);
+    fpu_enter(v);
+    return err < 0 ? unknown(v) : X_OK;
+}
+
 /* -- Segment bases and EFER ------------------------------------------------------------------------- */
 
 RD(rd_seg_base)
@@ -146,98 +167,13 @@ WR(wr_efer)
 
 /* -- Time ---------------------------------------------------------------------------------------------- */
 
-/* struct pvclock_vcpu_time_info: 32 bytes the guest reads, with an even version when it is whole. */
-struct pv_time {
-    u32 version, pad;
-    u64 tsc_timestamp, system_time;
-    u32 tsc_mul;
-    s8 tsc_shift;
-    u8 flags, pad2[2];
-};
-struct pv_wall {
-    u32 version, sec, nsec;
-};
-_Static_assert(sizeof(struct pv_time) == 32 && sizeof(struct pv_wall) == 12, "KVM ABI");
-#define PV_TSC_STABLE 1u
-
-/*
- * The host's TSC is constant and the same on every core, so the page is written once, and again only when this
- * vCPU's offset changes. The guest computes (TSC - tsc_timestamp) scaled: ns since the model was made, for every
- * vCPU from the same constants (cpu_model_ns).
- */
-/* Into guest memory as if a device wrote it: translations of those bytes are dropped. */
-static void guest_store(struct vcpu *v, gpa_t gpa, const void *buf, unsigned len)
+static void tsc_moved(struct vcpu *v)
 {
-    bool left;
-    if (ram_write(&v->vm->ram, gpa, buf, len) || !v->vm->cache)
-        return;
-    unsigned first = MIN(len, (unsigned)(PAGE_SIZE - (gpa & ~PAGE_MASK)));
-    cache_kill_range(v, v->vm->cache, gpa, first, NULL, &left);
-    if (first < len)
-        cache_kill_range(v, v->vm->cache, gpa + first, len - first, NULL, &left);
-}
-
-static void pv_time_update(struct vcpu *v)
-{
-    gpa_t gpa = v->pv_system_time & ~1ull;
-    struct pv_time t = {
-        .tsc_timestamp = v->model->tsc_base + v->tsc_offset,
-        .tsc_mul = v->model->tsc_mul,
-        .tsc_shift = v->model->tsc_shift,
-        .flags = PV_TSC_STABLE,
-    };
-    if (!(v->pv_system_time & 1))
+    if (!v->vm || !v->vm->pv.tsc_moved)
         return;
     fpu_leave(v);
-    if (!ram_read(&v->vm->ram, gpa, &t.version, 4)) {
-        u32 done = (t.version | 1) + 1;
-        t.version = done - 1; /* odd: being written */
-        guest_store(v, gpa, &t, sizeof t);
-        guest_store(v, gpa, &done, 4);
-    }
+    v->vm->pv.tsc_moved(v->vm->pv.opaque, v->index);
     fpu_enter(v);
-}
-
-/* An address the guest made up is dropped: that is what an MSR of a structure outside RAM does on KVM. */
-WR(wr_pv_time)
-{
-    (void)row, (void)msr;
-    if (!v->model->pv_kvm)
-        return unknown(v);
-    v->pv_system_time = val;
-    pv_time_update(v);
-    return X_OK;
-}
-
-/* Written at each request: wall clock at system time 0. */
-WR(wr_pv_wall)
-{
-    struct { s64 sec, nsec; } now;
-    long ret;
-    (void)row, (void)msr;
-    if (!v->model->pv_kvm)
-        return unknown(v);
-    /* The raw system call leaves vector registers alone; libc might not. */
-    __asm__ volatile("syscall"
-                     : "=a"(ret)
-                     : "a"(SYSCALL_CLOCK_GETTIME), "D"(0), "S"(&now)
-                     : "rcx", "r11", "memory");
-    if (ret)
-        return raise_gp0(v);
-    u64 ns = (u64)now.sec * 1000000000u + (u64)now.nsec - cpu_model_ns(v->model, host_rdtsc());
-    struct pv_wall w = { .sec = (u32)(ns / 1000000000u), .nsec = (u32)(ns % 1000000000u) };
-    v->pv_wall_clock = val;
-    fpu_leave(v);
-    if (!ram_read(&v->vm->ram, val, &w.version, 4)) {
-        w.version = (w.version | 1) + 1;
-        guest_store(v, val, &w, sizeof w);
-    }
-    fpu_enter(v);
-    return X_OK;
-}
-RD(rd_pv)
-{
-    return v->model->pv_kvm ? rd_field(v, row, msr, val) : unknown(v);
 }
 
 RD(rd_tsc)
@@ -253,7 +189,7 @@ WR(wr_tsc)
     u64 delta = val - vcpu_tsc(v);
     v->tsc_offset += delta;
     v->tsc_adjust += delta;
-    pv_time_update(v);
+    tsc_moved(v);
     return X_OK;
 }
 WR(wr_tsc_adjust)
@@ -261,7 +197,7 @@ WR(wr_tsc_adjust)
     (void)row, (void)msr;
     v->tsc_offset += val - v->tsc_adjust;
     v->tsc_adjust = val;
-    pv_time_update(v);
+    tsc_moved(v);
     return X_OK;
 }
 
@@ -364,8 +300,7 @@ RD(rd_patch_level)
 /* Sorted by number. clang-format off */
 static const struct msr_row table[] = {
     { ONE(0x00000010),              "TSC",            rd_tsc,         wr_tsc,        0 },
-    { ONE(0x00000011),              "KVM_WALL_OLD",   rd_pv,          wr_pv_wall,    F(pv_wall_clock) },
-    { ONE(0x00000012),              "KVM_TIME_OLD",   rd_pv,          wr_pv_time,    F(pv_system_time) },
+    {   0x00000011, 0x00000012,     "KVM_OLD",        rd_pv,          wr_pv,         0 },
     { ONE(0x00000017),              "PLATFORM_ID",    rd_const,       wr_gp,         0 },
     { ONE(0x0000001b),              "APIC_BASE",      rd_host,        wr_host,       0 },
     { ONE(0x0000003a),              "FEATURE_CONTROL", rd_const,      wr_gp,         1 /* locked, nothing on */ },
@@ -394,8 +329,8 @@ static const struct msr_row table[] = {
     { ONE(0x000006e0),              "TSC_DEADLINE",   rd_host,        wr_host,       0 },
     {   0x00000800, 0x000008ff,     "X2APIC",         rd_host,        wr_host,       0 },
     { ONE(0x00000da0),              "XSS",            rd_xss,         wr_xss,        F(xss) },
-    { ONE(0x4b564d00),              "KVM_WALL_CLOCK", rd_pv,          wr_pv_wall,    F(pv_wall_clock) },
-    { ONE(0x4b564d01),              "KVM_SYSTEM_TIME", rd_pv,         wr_pv_time,    F(pv_system_time) },
+    {   0x4b564d00, 0x4b564dff,     "KVM",            rd_pv,          wr_pv,         0 },
+    {   0x56495400, 0x564954ff,     "VITRO",          rd_pv,          wr_pv,         0 },
     { ONE(0xc0000080),              "EFER",           rd_field,       wr_efer,       F(efer) },
     { ONE(0xc0000081),              "STAR",           rd_field,       wr_field,      F(star) },
     { ONE(0xc0000082),              "LSTAR",          rd_field,       wr_canonical,  F(lstar) },
@@ -466,7 +401,6 @@ void msr_reset(struct vcpu *v)
     v->misc_enable = 0x1801; /* fast strings; no branch trace, no PEBS */
     v->mtrr_def_type = 0;
     v->spec_ctrl = v->hwcr = v->de_cfg = v->mcg_status = v->xss = 0;
-    v->pv_system_time = v->pv_wall_clock = 0;
     v->star = v->lstar = v->cstar = v->sfmask = v->kernel_gs_base = v->tsc_aux = 0;
     v->sysenter_cs = v->sysenter_esp = v->sysenter_eip = 0;
     v->tsc_adjust = 0;

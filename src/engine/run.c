@@ -549,6 +549,12 @@ static void handle_events(struct vcpu *v)
     v->intr_wait = 0;
     if (e & EVENT_RESCHED)
         engine_drop_written(v);
+    if (e & EVENT_FLUSH)
+        tlb_flush_all(v, true);
+    if (e & EVENT_WAKE) {
+        v->wake = !v->halted;
+        v->halted = 0;
+    }
     if (e & EVENT_STOP)
         v->exit = EXIT_INTR;
     if (e & EVENT_DEBUG)
@@ -717,7 +723,7 @@ void vcpu_reset(struct vcpu *v)
         v->dr[i] = 0;
     v->dr[6] = 0xffff0ff0;
     v->dr[7] = 0x400;
-    v->cpl = v->int_shadow = v->nmi_masked = v->halted = 0;
+    v->cpl = v->int_shadow = v->nmi_masked = v->halted = v->wake = 0;
     v->exit = EXIT_NONE;
     v->intr_wait = 0;
     v->event = 0;

@@ -53,6 +53,8 @@ struct exc {
 #define EVENT_STOP 0x4u     /* leave vcpu_run with EXIT_INTR */
 #define EVENT_DEBUG 0x8u    /* gdb stub or trace wants the vCPU */
 #define EVENT_RESCHED 0x10u /* engine internal: code cache or TLB work for this vCPU */
+#define EVENT_WAKE 0x20u    /* end this HLT, or the next one */
+#define EVENT_FLUSH 0x40u   /* drop the whole TLB */
 
 /* vcpu->int_shadow: both hold interrupts back, the second also the traps of its own instruction (SDM vol. 3 §6.8.3) */
 #define SHADOW_STI 1
@@ -102,6 +104,7 @@ struct vcpu {
     u8 int_shadow;    /* SHADOW_*, between sti / mov ss / pop ss and the end of the next instruction */
     u8 nmi_masked;    /* between NMI delivery and iret                                       */
     u8 halted;
+    u8 wake;          /* EVENT_WAKE came while not halted: the next HLT goes on at once */
     struct exc exc;   /* valid when a helper returns X_FAULT */
     enum vcpu_exit exit;
     char fail_msg[160];
@@ -132,7 +135,7 @@ struct vcpu {
     u64 nr_tlb_fill, nr_slow, nr_mmio, nr_walk;
 
     /* MSRs without an effect on the engine (msr.c) */
-    u64 hwcr, de_cfg, mcg_status, pv_system_time, pv_wall_clock;
+    u64 hwcr, de_cfg, mcg_status;
     u64 nr_msr_unknown;      /* accesses that raised #GP for want of a row */
     u8 fpu_depth;            /* fpu_leave calls beyond the first (fpu.c) */
     u64 x87_vbase;           /* vbase of the last block that had an x87 instruction (help_x87.c) */

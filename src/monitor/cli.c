@@ -1,6 +1,7 @@
 /* cli.c - the command line. One row adds an option; --help is the table. */
 #include "monitor/config.h"
 #include "libvitro.h"
+#include "paravirt/paravirt.h"
 #include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -12,6 +13,7 @@ enum opt_type {
     OPT_COUNT, /* unsigned */
     OPT_PORT,  /* unsigned; its argument may be left out */
     OPT_WORDS, /* unsigned, bits by name, comma separated */
+    OPT_PV,    /* u32, paravirt_parse() */
     OPT_FLAG,  /* bool */
     OPT_DRIVE, /* one more in config.drive; min: enum drive_kind */
     OPT_BOOT,  /* struct boot_choice */
@@ -74,8 +76,8 @@ static const struct option options[] = {
       "host (default), x86-64-v2, x86-64-v3 or x86-64-v4" },
     { "no-reboot",  NULL,     OPT_FLAG,  AT(no_reboot),  NULL, 0, 0,
       "leave with status 0 when the guest resets, instead of starting it again" },
-    { "no-pv",      NULL,     OPT_FLAG,  AT(no_pv),      NULL, 0, 0,
-      "do not tell the guest that it is one (no paravirtual clock)" },
+    { "pv",         "WHAT",   OPT_PV,    AT(pv),         NULL, 0, 0,
+      "what the guest may ask the hypervisor: kvm, vitro, none, or parts, as in kvm,-clock" },
     { "stats",      NULL,     OPT_FLAG,  AT(stats),      NULL, 0, 0,
       "print counters to stderr at the end" },
     { "symbols",    "FILE",   OPT_STR,   AT(symbols),    NULL, 0, 0,
@@ -217,6 +219,22 @@ static int parse_drive(struct config *c, const struct option *o, const char *s)
     return drive_parse(&c->drive[c->nr_drives++], (enum drive_kind)o->min, o->name, s);
 }
 
+static int parse_pv(const struct option *o, const char *s, u32 *features)
+{
+    unsigned len;
+    int at = paravirt_parse(s, features, &len);
+    char list[256] = "";
+
+    if (at < 0)
+        return -1;
+    for (const struct paravirt_word *w = paravirt_words; w->name; w++) {
+        strncat(list, w->name, sizeof(list) - strlen(list) - 3);
+        strcat(list, w[1].name ? ", " : "");
+    }
+    say("--%s: no such word '%.*s'; there are, each with or without '-': %s", o->name, (int)len, s + at, list);
+    return STATUS_USAGE;
+}
+
 static int parse_value(struct config *c, const struct option *o, const char *s, void *to)
 {
     const char *end;
@@ -233,6 +251,8 @@ static int parse_value(struct config *c, const struct option *o, const char *s, 
         return parse_drive(c, o, s);
     case OPT_BOOT:
         return boot_choice_parse(to, s);
+    case OPT_PV:
+        return parse_pv(o, s, to);
     case OPT_SIZE:
         r = parse_size(s, &n);
         if (r == -EINVAL)
@@ -304,6 +324,7 @@ int cli_parse(struct config *c, int argc, char **argv)
     memset(c, 0, sizeof(*c));
     c->mem = 512 * MIB;
     c->cpus = 1;
+    c->pv = paravirt_default();
 
     if (argc < 2) {
         say("nothing to do; `vitro run` boots a guest, `vitro --help` says more");

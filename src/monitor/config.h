@@ -25,7 +25,8 @@ struct config {
     unsigned cpus;
     unsigned trace, debug; /* VITRO_TRACE_*, VITRO_DEBUG_* */
     unsigned gdb_port;     /* 0: no stub */
-    bool no_reboot, stats, no_pv;
+    u32 pv;                /* PV_BIT() (paravirt.h) */
+    bool no_reboot, stats;
     unsigned nr_drives;
     struct drive drive[DRIVES_MAX]; /* in the order of the command line */
     struct boot_choice boot;

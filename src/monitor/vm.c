@@ -7,6 +7,7 @@
 #include "machine/machine.h"
 #include "monitor/file.h"
 #include "monitor/gdbstub.h"
+#include "paravirt/paravirt.h"
 #include "storage/disk.h"
 #include <errno.h>
 #include <stdarg.h>
@@ -195,6 +196,33 @@ static int make_machine(struct guest *vm)
     return r;
 }
 
+/* A hypercall wants a vCPU to look at something. */
+static void on_pv_kick(void *opaque, unsigned vcpu, unsigned why)
+{
+    struct guest *vm = opaque;
+
+    if (vcpu < vm->nr_vcpus)
+        vm_vcpu_kick(&vm->vcpu[vcpu], why);
+}
+
+static int make_paravirt(struct guest *vm)
+{
+    const struct paravirt_config pc = {
+        .features = vm->config->pv,
+        .nr_cpus = vm->config->cpus,
+        .tsc_khz = vitro_tsc_khz(),
+        .ram = &vm->view,
+        .machine = vm->machine,
+        .opaque = vm,
+        .kick = on_pv_kick,
+    };
+    int r = paravirt_create(&pc, &vm->pv);
+
+    if (r)
+        say("cannot make the paravirtual interface: %s", strerror(-r));
+    return r;
+}
+
 static int make_engine(struct guest *vm)
 {
     const struct config *c = vm->config;
@@ -215,7 +243,7 @@ static int make_engine(struct guest *vm)
         .nr_cpus = c->cpus,
         .debug = c->debug | c->trace,
         .trace_file = vm->trace,
-        .no_pv = c->no_pv,
+        .pv = paravirt_ops(vm->pv),
     };
     char err[256] = "";
 
@@ -240,6 +268,7 @@ static int make_engine(struct guest *vm)
         if (r)
             return r;
         vm->nr_vcpus = i + 1;
+        paravirt_attach(vm->pv, i, vm->vcpu[i].vcpu);
     }
     return 0;
 }
@@ -359,6 +388,7 @@ static void destroy(struct guest *vm)
         vitro_vm_destroy(vm->vm);
     for (unsigned i = 0; i < vm->config->nr_drives; i++)
         disk_close(vm->disk[i]);
+    paravirt_destroy(vm->pv);
     ram_fini(&vm->view);
     backing_fini(&vm->ram);
     symbols_free(&vm->symbols);
@@ -386,7 +416,7 @@ enum vm_outcome vm_run(const struct config *c, int *status)
     vm->outcome = VM_RUNNING;
 
     if (open_trace(vm) || open_drives(vm) || make_ram(vm) || make_machine(vm) ||
-        make_engine(vm) || load_guest(vm) ||
+        make_paravirt(vm) || make_engine(vm) || load_guest(vm) ||
         (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
         destroy(vm);
         return VM_FAIL;

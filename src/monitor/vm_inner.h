@@ -14,6 +14,7 @@
 
 struct disk;
 struct machine;
+struct paravirt;
 struct gdbstub;
 
 #define VM_VCPUS_MAX 64
@@ -41,6 +42,7 @@ struct guest {
     struct ram view; /* the loaders' view of guest memory */
     struct disk *disk[DRIVES_MAX]; /* as config->drive; NULL: not opened */
     struct machine *machine;
+    struct paravirt *pv;
     struct vitro_vm *vm;
     struct vm_vcpu vcpu[VM_VCPUS_MAX];
     unsigned nr_vcpus;

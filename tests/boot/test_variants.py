@@ -146,12 +146,12 @@ def test_pm_timer():
 
 
 def test_unstable_tsc():
-    seen = boot(CLOCKSOURCE, "tsc=unstable", args=["--no-pv"])
+    seen = boot(CLOCKSOURCE, "tsc=unstable", args=["--pv", "none"])
     check("\ntsc\n" not in seen, seen[-400:])
 
 
 def test_no_paravirtual_clock():
-    seen = boot(CLOCKSOURCE, args=["--no-pv"])
+    seen = boot(CLOCKSOURCE, args=["--pv", "none"])
     check(re.search(r"\ntsc(-early)?\n", seen), seen[-400:])
 
 

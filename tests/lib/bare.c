@@ -333,7 +333,7 @@ void bare_guest_reset(void)
 {
     bare_fini();
     char err[200] = "";
-    struct vitro_config config = { .nr_cpus = 1, .debug = debug_flags, .no_pv = true };
+    struct vitro_config config = { .nr_cpus = 1, .debug = debug_flags };
     vm = vitro_vm_create(&config, NULL, err, sizeof(err));
     if (!vm)
         die(err);

@@ -565,27 +565,6 @@ static void test_msrs(void)
     CHECK(msr_write(v, MSR_TSC, 1000) == X_OK && msr_read(v, MSR_TSC, &x) == X_OK && x >= 1000 && x < 1000000000);
     u64 adjust = v->tsc_adjust, offset = v->tsc_offset;
     CHECK(msr_write(v, MSR_TSC_ADJUST, adjust + 5000000000) == X_OK && v->tsc_offset == offset + 5000000000);
-    /* The paravirtual clock: what the guest computes is what the model says. */
-    u32 t[8];
-    v->fpu_loaded = 1;
-    for (unsigned i = 0; i < 128; i++)
-        ram[i] = 0;
-    CHECK(msr_write(v, 0x4b564d01, BASE | 1) == X_OK);
-    copy(t, ram, 32);
-    u64 stamp = (u64)t[3] << 32 | t[2];
-    u64 tsc = vcpu_tsc(v), d = tsc - stamp;
-    s8 shift = (s8)t[7];
-    d = shift < 0 ? d >> -shift : d << shift;
-    CHECK(!(t[0] & 1) && t[0] && (t[7] >> 8 & 1));
-    CHECK((u64)((unsigned __int128)d * t[6] >> 32) == cpu_model_ns(model, tsc - v->tsc_offset));
-    CHECK(msr_write(v, 0x4b564d00, BASE + 64) == X_OK);
-    copy(t, ram + 64, 12);
-    CHECK(t[0] == 2 && t[1] > 1600000000 && t[2] < 1000000000);
-    CHECK(msr_write(v, 0x4b564d01, 0xffffffff00000001) == X_OK); /* no RAM there: dropped */
-    cpu_model_set_pv(model, false);
-    CHECK(gp(msr_write(v, 0x4b564d01, BASE | 1)));
-    cpu_model_set_pv(model, true);
-    CHECK(v->fpu_loaded == 1 && v->fpu_depth == 0);
 }
 
 static void test_tables(void)

@@ -1,0 +1,82 @@
+/*
+ * inner.h - struct paravirt, shared by this folder's files only.
+ */
+#pragma once
+#include "paravirt/paravirt.h"
+#include "mem/ram.h"
+
+/* The two contracts share RAX as the number of a hypercall. KVM's are small; Vitro's have this in bits 31:16. */
+#define PV_NATIVE_CALLS 0x56540000u
+/* First MSR of each contract; a range of 256. */
+#define PV_KVM_MSRS 0x4b564d00u
+#define PV_NATIVE_MSRS 0x56495400u
+/* First CPUID leaf of the second contract offered; the first is at VITRO_CPUID_PV. */
+#define PV_LEAF_STEP 0x100u
+
+struct kvm_vcpu {
+    u64 system_time, wall_clock; /* MSRs as written */
+};
+
+struct pv_vcpu {
+    struct vitro_vcpu *vcpu;
+    struct kvm_vcpu kvm;
+};
+
+struct paravirt {
+    struct paravirt_config config;
+    struct vitro_pv ops;
+    struct vitro_cpuid_leaf leaf[VITRO_CPUID_PV_MAX];
+    u64 tsc_base;  /* host TSC at creation: system time 0 of both contracts */
+    u32 tsc_mul;   /* ns = (ticks shifted by tsc_shift) * tsc_mul >> 32 */
+    s8 tsc_shift;
+    unsigned nr_cpus;
+    struct pv_vcpu cpu[]; /* [nr_cpus] */
+};
+
+static inline bool pv_has(const struct paravirt *pv, enum pv_feature feature)
+{
+    return pv->config.features & PV_BIT(feature);
+}
+
+/* -- dispatch.c ------------------------------------------------------------------------------------ */
+/* pv_leaf - add a CPUID leaf while the contracts are made. Its registers, zeroed. */
+u32 *pv_leaf(struct paravirt *pv, u32 leaf);
+/* pv_signature - leaf `base`: a text of up to 12 bytes and the last leaf of that contract. */
+void pv_signature(struct paravirt *pv, u32 base, u32 last, const char *text);
+
+/* pv_read, pv_write - guest-physical RAM, as a device reaches it: translations of bytes that are written are dropped
+ * before the guest sees another event. 0, or -EFAULT with nothing copied if any byte is not RAM (or is ROM). */
+int pv_read(struct paravirt *pv, gpa_t gpa, void *buf, u64 len);
+int pv_write(struct paravirt *pv, gpa_t gpa, const void *buf, u64 len);
+
+/* -- clock.c ------------------------------------------------------------------------------------------ */
+void pv_clock_init(struct paravirt *pv);
+/* pv_clock_ns - system time of a host TSC value: ns since creation, the same for every vCPU. */
+u64 pv_clock_ns(const struct paravirt *pv, u64 host_tsc);
+static inline u64 pv_host_tsc(void)
+{
+    return __builtin_ia32_rdtsc();
+}
+
+/* -- kvm.c: contract 1 ---------------------------------------------------------------------------------- */
+bool kvm_offered(const struct paravirt *pv);
+void kvm_leaves(struct paravirt *pv, u32 base);
+enum vitro_hc kvm_hypercall(struct paravirt *pv, const struct vitro_hypercall *call);
+int kvm_msr_read(struct paravirt *pv, unsigned cpu, u32 msr, u64 *value);
+int kvm_msr_write(struct paravirt *pv, unsigned cpu, u32 msr, u64 value);
+/* kvm_clock.c */
+int kvm_clock_write(struct paravirt *pv, unsigned cpu, u64 value);
+int kvm_wall_write(struct paravirt *pv, unsigned cpu, u64 value);
+void kvm_tsc_moved(struct paravirt *pv, unsigned cpu);
+
+/* -- native.c: contract 2 --------------------------------------------------------------------------------- */
+void native_leaves(struct paravirt *pv, u32 base);
+/* Both are asked for numbers PV_NATIVE_CALLS + n only. The first: see hypercall_fast in libvitro.h. */
+enum vitro_hc native_hypercall_fast(struct paravirt *pv, const struct vitro_hypercall *call, u32 nr);
+enum vitro_hc native_hypercall(struct paravirt *pv, const struct vitro_hypercall *call, u32 nr);
+/* Asked for PV_NATIVE_MSRS + 0..0xff. 0, or -1: #GP(0). */
+int native_msr_read(struct paravirt *pv, unsigned cpu, u32 msr, u64 *value);
+int native_msr_write(struct paravirt *pv, unsigned cpu, u32 msr, u64 value);
+
+/* -- dispatch_fast.c ------------------------------------------------------------------------------------- */
+enum vitro_hc pv_hypercall_fast(void *opaque, const struct vitro_hypercall *call);

@@ -1,0 +1,54 @@
+/*
+ * paravirt.h - what a guest that knows it is one may ask: KVM's guest ABI and Vitro's own, behind one table for the
+ * engine (struct vitro_pv). docs/paravirt-abi.md describes both.
+ *
+ * Threads: the functions in paravirt_ops() and paravirt_vcpu_*() run on the thread of the vCPU they name; several may
+ * run at once. create, attach and destroy: while no vCPU runs.
+ */
+#pragma once
+#include "base/types.h"
+#include "libvitro.h"
+
+struct machine;
+struct paravirt;
+struct ram;
+
+/* What can be switched off, one bit each. PV_VITRO is all of Vitro's own ABI. */
+enum pv_feature {
+    PV_CLOCK,     /* kvmclock, wall clock, clock pairing */
+    PV_IO_DELAY,  /* ports need no delay */
+    PV_VITRO,
+    NR_PV_FEATURES,
+};
+#define PV_BIT(feature) (1u << (feature))
+
+struct paravirt_word {
+    const char *name;
+    u32 bits;         /* PV_BIT() */
+};
+/* paravirt_words - what --pv knows, ended by a NULL name. */
+extern const struct paravirt_word paravirt_words[];
+/*
+ * paravirt_parse - a list such as "kvm,-eoi": each word adds, or with '-' takes away. A list that starts with a word to
+ * take away starts from everything, another from nothing. -1, or the offset of a word that there is not, and its length.
+ */
+int paravirt_parse(const char *list, u32 *features, unsigned *bad_len);
+u32 paravirt_default(void);
+
+struct paravirt_config {
+    u32 features;            /* PV_BIT() */
+    unsigned nr_cpus;
+    u64 tsc_khz;             /* of the guest's TSC */
+    struct ram *ram;         /* the guest's memory */
+    struct machine *machine; /* for interrupts; NULL: none are sent */
+    void *opaque;
+    void (*kick)(void *opaque, unsigned vcpu, unsigned why); /* VITRO_KICK_*, and wake its thread; any thread */
+};
+
+/* paravirt_create - the config is copied. 0 or -errno. */
+int paravirt_create(const struct paravirt_config *config, struct paravirt **out);
+void paravirt_destroy(struct paravirt *pv);
+/* paravirt_ops - for struct vitro_config; valid as long as pv. */
+const struct vitro_pv *paravirt_ops(struct paravirt *pv);
+/* paravirt_attach - tell it a vCPU that was made. */
+void paravirt_attach(struct paravirt *pv, unsigned index, struct vitro_vcpu *vcpu);
