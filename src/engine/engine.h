@@ -52,7 +52,8 @@ struct block {
     struct block *page2_next; /* chain of the second page, if any   */
     gpa_t page;               /* guest-physical page of its first byte */
     gpa_t page2;              /* of its last byte, when it crosses; else ~0 */
-    gla_t fixed;              /* its linear page, when the code holds linear addresses (kernel half); else 0 */
+    gla_t fixed;              /* its linear page, when the code holds linear addresses (kernel half); or its place in a code
+                                 segment that is not flat (segment_key in run.c, bit 63 clear); else 0 */
     u32 mode;
     u16 off, end;             /* guest bytes [off, end) in the page; end may exceed 4096 */
     u16 look[2][2];           /* bytes looked at for flag liveness: [lo, hi) twice */
@@ -142,6 +143,8 @@ struct engine_vcpu {
     struct tlb_large k_large; /* of the shared kernel table and its jump caches */
     u64 code_seen[1024];   /* filter: pages entered as code */
     u8 user_slot;          /* SLOT_U or SLOT_U32: whose returns the user's prediction stack holds */
+    struct cs_id { u32 base, limit, tag; } cs_id[256]; /* v->cs_tag's numbers */
+    u32 cs_tags;
     u32 jc_mode[NR_SLOTS]; /* full mode the jump caches were filled for */
     struct commit commit;
     u8 *alt_stack;         /* for signals */

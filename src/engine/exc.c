@@ -20,7 +20,7 @@ struct event {
     bool set_rf;    /* the pushed image has RF: a fault, to be restarted      */
     u32 ext;        /* EXT bit of error codes raised on the way              */
     u32 error;
-    u64 rip;        /* pushed                                                */
+    u64 rip;        /* pushed: an offset in CS                               */
 };
 
 static inline u32 idt_error(const struct event *e) { return e->vector * 8u + 2u + e->ext; }
@@ -56,7 +56,7 @@ static enum xret deliver_real(struct vcpu *v, const struct event *e)
         return r;
     v->regs[RSP] = sp;
     seg_load_real(v, SEG_CS, entry.cs);
-    v->rip = entry.ip;
+    vcpu_set_ip(v, entry.ip);
     leave_old_context(v, EFL_TF | EFL_RF | EFL_AC, true);
     return X_OK;
 }
@@ -210,7 +210,7 @@ static enum xret deliver_legacy(struct vcpu *v, const struct event *e)
     v->seg[SEG_CS] = g.cs;
     v->cpl = (u8)g.cpl;
     v->regs[RSP] = sp;
-    v->rip = g.rip;
+    vcpu_set_ip(v, g.rip);
     leave_old_context(v, EFL_TF | EFL_NT | EFL_RF | EFL_VM, gate_masks(&g));
     return X_OK;
 }
@@ -248,7 +248,7 @@ enum xret exc_deliver(struct vcpu *v)
             .error = x.error,
             .set_rf = x.vector < 32 && !(NOT_FAULTS >> x.vector & 1),
             .ext = 1,
-            .rip = v->rip,
+            .rip = vcpu_ip(v),
         };
         enum xret r;
 
@@ -279,7 +279,7 @@ enum xret exc_deliver(struct vcpu *v)
 
 enum xret intr_deliver(struct vcpu *v, unsigned vector)
 {
-    struct event e = { .vector = (u8)vector, .ext = 1, .rip = v->rip };
+    struct event e = { .vector = (u8)vector, .ext = 1, .rip = vcpu_ip(v) };
     enum xret r;
 
     v->nr_intr++;

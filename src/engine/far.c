@@ -42,7 +42,7 @@ static inline bool fits_code(const struct vcpu *v, const struct target *t)
 /* next_rip - the return address a call pushes */
 static inline u64 next_rip(const struct vcpu *v, const struct insn *in)
 {
-    u64 next = v->rip + in->len;
+    u64 next = vcpu_ip(v) + in->len;
 
     return vcpu_code64(v) ? next : (u32)next;
 }
@@ -132,7 +132,7 @@ static inline void enter_outer(struct vcpu *v, const struct target *t, const str
     }
     v->seg[SEG_CS] = t->cs;
     v->seg[SEG_SS] = *ss;
-    v->rip = t->rip;
+    vcpu_set_ip(v, t->rip);
 }
 
 /* -- IRET -------------------------------------------------------------------------------------------------- */
@@ -168,7 +168,7 @@ static enum xret iret_real(struct vcpu *v, unsigned size)
         may |= EFL_RF | EFL_AC | EFL_ID;
     v->regs[RSP] = stack_merge(v->regs[RSP], v->regs[RSP] + 3 * size, stack_mask(v));
     seg_load_real(v, SEG_CS, (u16)f[1]);
-    v->rip = f[0];
+    vcpu_set_ip(v, f[0]);
     vcpu_set_eflags(v, ((u32)f[2] & may) | (vcpu_eflags(v) & ~may));
     vcpu_mode_changed(v);
     return X_JUMP;
@@ -193,7 +193,7 @@ static enum xret iret_to_v86(struct vcpu *v)
     for (unsigned i = 0; i < ARRAY_SIZE(order); i++)
         seg_load_real(v, order[i], (u16)f[5 + i]);
     v->regs[RSP] = f[3];
-    v->rip = f[0];
+    vcpu_set_ip(v, f[0]);
     vcpu_mode_changed(v);
     return X_JUMP;
 }
@@ -389,7 +389,7 @@ static enum xret far_real(struct vcpu *v, const struct insn *in, u16 sel, u64 of
     }
     v->regs[RSP] = sp;
     seg_load_real(v, SEG_CS, sel);
-    v->rip = off;
+    vcpu_set_ip(v, off);
     vcpu_mode_changed(v);
     return X_JUMP;
 }
@@ -410,7 +410,7 @@ static enum xret far_same(struct vcpu *v, const struct insn *in, struct target *
     v->regs[RSP] = sp;
     t->cs.sel = (u16)((t->cs.sel & 0xfffc) | v->cpl);
     v->seg[SEG_CS] = t->cs;
-    v->rip = t->rip;
+    vcpu_set_ip(v, t->rip);
     vcpu_mode_changed(v);
     return X_JUMP;
 }
@@ -455,7 +455,7 @@ static enum xret gate_inner(struct vcpu *v, const struct insn *in, struct target
     v->seg[SEG_SS] = ss;
     v->cpl = (u8)cpl;
     v->regs[RSP] = sp;
-    v->rip = t->rip;
+    vcpu_set_ip(v, t->rip);
     vcpu_mode_changed(v);
     return X_JUMP;
 }
@@ -573,7 +573,7 @@ enum xret sys_ret_far(struct vcpu *v, const struct insn *in)
         if (f[0] > v->seg[SEG_CS].limit)
             return raise_gp0(v);
         seg_load_real(v, SEG_CS, (u16)f[1]);
-        v->rip = f[0];
+        vcpu_set_ip(v, f[0]);
         v->regs[RSP] = stack_merge(v->regs[RSP], v->regs[RSP] + 2 * size + drop, mask);
         vcpu_mode_changed(v);
         return X_JUMP;

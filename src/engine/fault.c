@@ -106,7 +106,7 @@ static void handler(int sig, siginfo_t *info, void *ctx)
         if (from_host[i] >= 0)
             v->regs[i] = (u64)g[from_host[i]];
     u32 at = map_entry(b, pc), fl = (u32)g[REG_EFL];
-    v->rip = v->vbase + b->off + (at & 4095);
+    v->rip = vcpu_rip_at(v, b->off + (at & 4095));
     if (at & MAP_FLAGS_HOST)
         v->fl = (u16)(((fl & 0xd5) | 2) << 8 | (fl >> 11 & 1));
     v->exc = (struct exc){ .vector = (u8)trap };

@@ -180,14 +180,14 @@ void vitro_vcpu_get_regs(struct vitro_vcpu *c, struct vitro_regs *r)
 {
     struct vcpu *v = V(c);
     memcpy(r->gpr, v->regs, sizeof(r->gpr));
-    r->rip = v->rip - (vcpu_code64(v) ? 0 : v->seg[SEG_CS].base);
+    r->rip = vcpu_ip(v);
     r->rflags = vcpu_eflags(v);
 }
 void vitro_vcpu_set_regs(struct vitro_vcpu *c, const struct vitro_regs *r)
 {
     struct vcpu *v = V(c);
     memcpy(v->regs, r->gpr, sizeof(r->gpr));
-    v->rip = r->rip + (vcpu_code64(v) ? 0 : v->seg[SEG_CS].base);
+    vcpu_set_ip(v, r->rip);
     vcpu_set_eflags(v, (u32)r->rflags);
     v->halted = 0;
     vcpu_mode_changed(v);
@@ -223,7 +223,7 @@ void vitro_vcpu_get_sregs(struct vitro_vcpu *c, struct vitro_sregs *s)
 void vitro_vcpu_set_sregs(struct vitro_vcpu *c, const struct vitro_sregs *s)
 {
     struct vcpu *v = V(c);
-    u64 rip = v->rip - (vcpu_code64(v) ? 0 : v->seg[SEG_CS].base);
+    u64 rip = vcpu_ip(v);
     const struct vitro_segment *in[NR_SEG] = { &s->es, &s->cs, &s->ss, &s->ds, &s->fs, &s->gs, &s->ldt, &s->tr };
     for (unsigned i = 0; i < NR_SEG; i++)
         seg_in(&v->seg[i], in[i]);
@@ -240,7 +240,7 @@ void vitro_vcpu_set_sregs(struct vitro_vcpu *c, const struct vitro_sregs *s)
         v->xcr0 = s->xcr0;
     memcpy(v->dr, s->dr, sizeof(s->dr));
     v->cpl = v->cr0 & CR0_PE ? (v->seg[SEG_SS].attr >> SEG_DPL_SHIFT) & 3 : 0;
-    v->rip = rip + (vcpu_code64(v) ? 0 : v->seg[SEG_CS].base);
+    vcpu_set_ip(v, rip);
     tlb_flush_all(v, true);
     tlb_switch(v, false);
     vcpu_mode_changed(v);

@@ -17,7 +17,7 @@ enum mode_slot {
 #define MODE_64 0x4u      /* CS.L                                              */
 #define MODE_32 0x8u      /* CS.D                                              */
 #define MODE_SS32 0x10u   /* SS.B                                              */
-#define MODE_FLAT 0x20u   /* CS, DS, ES, SS: base 0, limit 4 GiB               */
+#define MODE_FLAT 0x20u   /* DS, ES, SS: base 0, limit 4 GiB                   */
 #define MODE_TS 0x40u     /* CR0.TS                                            */
 #define MODE_EM 0x80u     /* CR0.EM                                            */
 #define MODE_SSE 0x100u   /* CR4.OSFXSR                                        */
@@ -32,4 +32,5 @@ enum mode_slot {
 #define MODE_TSD 0x40000u    /* CR4.TSD                                           */
 #define MODE_FSGS 0x80000u   /* CR4.FSGSBASE                                      */
 #define MODE_NOSHARE 0x10000u /* no shared checks: what slow.c falls back on; only in keys of blocks */
+#define MODE_CSFLAT 0x200000u /* CS: 32-bit code, base 0, limit 4 GiB             */
 #define MODE_AC 0x100000u /* CPL 3, CR0.AM, EFLAGS.AC: every access by the slow path, which checks alignment */

@@ -31,6 +31,7 @@ SLOT_AT(rip, 96);
 #define FAR_AT(member, off) _Static_assert(offsetof(struct vcpu, member) == (off), "stub_offsets.h: " #member)
 FAR_AT(eflags, VCPU_BIAS + 40);
 FAR_AT(intr_wait, VCPU_BIAS + 44);
+FAR_AT(cs_tag, V_CS_TAG);
 FAR_AT(syscall_ok, V_SYSCALL_OK);
 FAR_AT(sysret_ok, V_SYSRET_OK);
 FAR_AT(mode_kernel, V_MODE_KERNEL);
@@ -140,9 +141,31 @@ static void hstack_select(struct vcpu *v, unsigned user)
 static bool flat(const struct vcpu *v, unsigned seg)
 {
     const struct seg *s = &v->seg[seg];
-    if (s->base || s->limit != 0xffffffffu)
-        return false;
-    return seg == SEG_CS || (v->seg_max[seg][0] == 0xffffffff && v->seg_max[seg][1] == 0xffffffff);
+    return !s->base && s->limit == 0xffffffffu && v->seg_max[seg][0] == 0xffffffff && v->seg_max[seg][1] == 0xffffffff;
+}
+
+/*
+ * Code in a segment that is not flat is translated for where it lies in the segment, and for the limit: EIPs are
+ * constants there (segment_key). A jump cache must tell apart what one linear RIP is in different segments. So
+ * its keys, and vbase, carry a number for (base, limit) above bit 32. Numbers are not used again.
+ */
+static u64 segment_tag(struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->eng;
+    const struct seg *cs = &v->seg[SEG_CS];
+    u32 hash = ((u32)cs->base * 0x9e3779b1u ^ cs->limit * 0x85ebca6bu) >> 24;
+    struct cs_id *id = &ev->cs_id[hash % ARRAY_SIZE(ev->cs_id)];
+    if (!id->tag || id->base != (u32)cs->base || id->limit != cs->limit) {
+        if (++ev->cs_tags == 1u << 24) {
+            for (unsigned i = 0; i < ARRAY_SIZE(ev->cs_id); i++)
+                ev->cs_id[i].tag = 0;
+            ev->cs_tags = 1;
+            jc_flush_all(v);
+            engine_drop_returns(v);
+        }
+        *id = (struct cs_id){ (u32)cs->base, cs->limit, ev->cs_tags };
+    }
+    return (u64)id->tag << 32;
 }
 
 /* What emitted code compares offsets with (SDM vol. 3 §5.3, §5.5). */
@@ -178,9 +201,12 @@ void vcpu_mode_changed(struct vcpu *v)
         if (v->seg[SEG_SS].attr & SEG_DB)
             m |= MODE_SS32;
         segment_limits(v);
-        if (flat(v, SEG_CS) && flat(v, SEG_DS) && flat(v, SEG_ES) && flat(v, SEG_SS))
+        if (flat(v, SEG_DS) && flat(v, SEG_ES) && flat(v, SEG_SS))
             m |= MODE_FLAT;
+        if ((m & MODE_32) && !v->seg[SEG_CS].base && v->seg[SEG_CS].limit == 0xffffffffu)
+            m |= MODE_CSFLAT;
     }
+    v->cs_tag = m & (MODE_64 | MODE_CSFLAT) ? 0 : segment_tag(v);
     if (v->cr0 & CR0_TS)
         m |= MODE_TS;
     if (v->cr0 & CR0_EM)
@@ -267,6 +293,14 @@ static gla_t fixed_page(const struct vcpu *v, const struct mmu_span *span)
 }
 
 /* The block for v->rip in v->mode, made if need be. NULL: a fault was delivered or v->exit is set. */
+/* Where a code segment that is not flat puts this page, and its limit: what its code depends on. Bit 63 is clear. */
+static gla_t segment_key(const struct vcpu *v)
+{
+    const struct seg *cs = &v->seg[SEG_CS];
+    u64 limit = cs->limit <= 0xfffff ? cs->limit : cs->limit >> 12 | BIT(20);
+    return BITULL(62) | limit << 32 | (u32)((v->rip & PAGE_MASK) - cs->base);
+}
+
 static struct block *find_block(struct vcpu *v)
 {
     struct code_cache *c = v->vm->cache;
@@ -275,14 +309,14 @@ static struct block *find_block(struct vcpu *v)
     struct mmu_span span;
     if (vcpu_long_mode(v) && !is_canonical(v->rip)) {
         x = raise_gp0(v);
-    } else if (!vcpu_code64(v) && v->rip - v->seg[SEG_CS].base > v->seg[SEG_CS].limit) {
+    } else if (!vcpu_code64(v) && (u32)(v->rip - v->seg[SEG_CS].base) > v->seg[SEG_CS].limit) {
         x = raise_gp0(v);
     } else {
         x = mmu_walk(v, v->rip, ACC_X | vcpu_acc(v), &span);
     }
     if (x == X_OK) {
         pthread_mutex_lock(&v->vm->lock);
-        gla_t fixed = fixed_page(v, &span);
+        gla_t fixed = v->mode & (MODE_64 | MODE_CSFLAT) ? fixed_page(v, &span) : segment_key(v);
         b = cache_find(c, span.gpa, v->mode, fixed);
         if (b && b->page2 != ~0ull) {
             struct mmu_span second;
@@ -356,8 +390,9 @@ static bool chains(const struct vcpu *v)
 static void *enter_at(struct vcpu *v, bool after_poll)
 {
     unsigned slot = v->mode & MODE_SLOT;
-    struct jc_entry *e = jc_at(v, slot, v->rip);
-    if (e->rip == v->rip && chains(v) && !after_poll)
+    u64 key = v->rip | v->cs_tag;
+    struct jc_entry *e = jc_at(v, slot, key);
+    if (e->rip == key && chains(v) && !after_poll)
         return (void *)e->host;
     v->eng->nr_lookup++;
     struct block *b = find_block(v);
@@ -367,11 +402,11 @@ static void *enter_at(struct vcpu *v, bool after_poll)
     engine_trace(v, VITRO_TRACE_BLOCK, "%#llx mode %#x rsp %#llx rax %#llx\n", (unsigned long long)v->rip, v->mode,
                  (unsigned long long)v->regs[RSP], (unsigned long long)v->regs[RAX]);
     if (after_poll) {
-        v->vbase = v->rip & PAGE_MASK;
+        v->vbase = (v->rip & PAGE_MASK) | v->cs_tag;
         return b->code + b->entry[ENTRY_FLAG];
     }
     if (chains(v)) {
-        jc_set(v, slot, v->rip, b->code + b->entry[ENTRY_IND]);
+        jc_set(v, slot, key, b->code + b->entry[ENTRY_IND]);
     }
     return b->code + b->entry[ENTRY_IND];
 }
@@ -439,7 +474,7 @@ static bool bad_target(struct vcpu *v, u64 rip)
 
 void *engine_lookup(struct vcpu *v, u64 rip)
 {
-    v->rip = rip;
+    v->rip = vcpu_code64(v) ? rip : (u32)rip;
     torture(v, true);
     if (unlikely(!is_canonical(rip)) && bad_target(v, rip))
         return NULL;
@@ -458,7 +493,7 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
     bool other_mode = site->s.kind & LINK_MODE;
     if (other_mode)
         vcpu_mode_changed(v);
-    v->rip = v->vbase + site->s.off;
+    v->rip = vcpu_rip_at(v, site->s.off);
     torture(v, false);
     v->eng->nr_link++;
     if (v->event)
@@ -470,7 +505,7 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
         return NULL;
     /* The link is for ever: both ends must be of one page and mode, and still be there. */
     pthread_mutex_lock(&v->vm->lock);
-    if (from && cache_generation(c, patch) == gen && !from->dead && !b->dead && (b->page2 == ~0ull || b->fixed) &&
+    if (from && cache_generation(c, patch) == gen && !from->dead && !b->dead && (b->page2 == ~0ull || b->fixed >> 63) &&
         (far ? from->fixed && b->fixed : from->page == b->page && from->fixed == b->fixed) && (other_mode || (from->mode & ~MODE_NOSHARE) == b->mode) && !(v->vm->debug & VITRO_DEBUG_NO_CHAIN))
         cache_link(c, patch, b, entry, far || b->page2 != ~0ull);
     pthread_mutex_unlock(&v->vm->lock);
@@ -479,11 +514,11 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
 
 u64 engine_poll(struct vcpu *v, const struct site *site)
 {
-    v->rip = v->vbase + site->off;
+    v->rip = vcpu_rip_at(v, site->off);
     v->eng->nr_poll++;
     /* A dropped block leaves this way too: the jump cache must not lead back to it. */
     struct jc_entry *e = jc_at(v, v->mode & MODE_SLOT, v->rip);
-    if (e->rip == v->rip)
+    if (e->rip == (v->rip | v->cs_tag))
         e->rip = JC_NONE;
     return DISPATCH;
 }
@@ -503,7 +538,7 @@ u64 engine_sys(struct vcpu *v, const struct sys_site *site)
     u32 mode = v->mode;
     unsigned len = site->s.len;
     bool end = site->s.kind;
-    v->rip = v->vbase + site->s.off;
+    v->rip = vcpu_rip_at(v, site->s.off);
     torture(v, false);
     v->nr_sys[site->in.id]++;
     engine_trace(v, VITRO_TRACE_SYS, "sys %s rip %#llx rax %#llx rcx %#llx rdx %#llx\n", insn_name(site->in.id),

@@ -274,7 +274,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
     struct tlb_entry *e = (struct tlb_entry *)(v->space->base + g->tlb_off + v->s2);
     gla_t ea = v->s1 + (site->acc & ACC_W ? e->tag_w : e->tag_r);
     unsigned acc = site->acc | (site->slot >= SLOT_U ? ACC_USER : 0) | (site->hashed ? ACC_HASHED : 0);
-    v->rip = v->vbase + site->s.off;
+    v->rip = vcpu_rip_at(v, site->s.off);
     v->nr_slow++;
 
     enum xret x = check_canonical(v, ea, site->size, site->s.kind);
@@ -401,7 +401,7 @@ u64 engine_commit(struct vcpu *v, const struct slow_site *site)
     struct commit *c = &ev->commit;
     bool self = c->redispatch;
     u8 *from = c->from;
-    v->rip = v->vbase + site->s.off;
+    v->rip = vcpu_rip_at(v, site->s.off);
     ev->nr_commit++;
     for (unsigned i = 0; i < c->nr; i++) {
         if (!c->part[i].len) {

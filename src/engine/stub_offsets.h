@@ -9,17 +9,18 @@
 #define JC_MASK_U32 0x3fe
 
 /* struct vcpu members stubs.S uses beyond the disp8 ones; asserted in run.c */
-#define V_SYSCALL_OK 232
-#define V_SYSRET_OK 236
-#define V_MODE_KERNEL 240
-#define V_MODE_USER 244
-#define V_HSP_SAVED 248
-#define V_HSP_BOTTOM 264
-#define V_HSTACK_USER 280
-#define V_MODE 284
-#define V_SYSCALL_CS 288
-#define V_SYSRET_CS 336
-#define V_SEG 384
-#define V_CPL 728
-#define V_LSTAR 936
-#define V_SFMASK 952
+#define V_CS_TAG 232
+#define V_SYSCALL_OK 240
+#define V_SYSRET_OK 244
+#define V_MODE_KERNEL 248
+#define V_MODE_USER 252
+#define V_HSP_SAVED 256
+#define V_HSP_BOTTOM 272
+#define V_HSTACK_USER 288
+#define V_MODE 292
+#define V_SYSCALL_CS 296
+#define V_SYSRET_CS 344
+#define V_SEG 392
+#define V_CPL 736
+#define V_LSTAR 944
+#define V_SFMASK 960

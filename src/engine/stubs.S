@@ -70,6 +70,7 @@
 .endm
 
 #include "engine/stub_offsets.h"
+#define VV(off) ((off) - 128)(%r14)
     .text
     .globl enter_code, stub_fault, stub_table
 
@@ -93,13 +94,14 @@ stub_dispatch:
     call engine_dispatch
     test %rax, %rax
     jz leave
-go: /* enter rax, an ENTRY_IND, with s1 = RIP */
+go: /* enter rax, an ENTRY_IND, with s1 = RIP and CS's tag */
     mov REGION, %r14
     mov %rax, S2
     mov HOST_RSP, %rsp
     LOAD_ALL
     POISON
     mov RIP, %r10
+    add VV(V_CS_TAG), %r10
     jmp *S2
 leave:
     mov C_RSP, %rsp
@@ -204,7 +206,6 @@ stub_sys:
  * vcpu_mode_changed). What they do: SDM vol. 2, SYSCALL, SYSRET. Not ready: *_ok is 0 and the helper does it
  * (the caller tests). s1 = RIP of the next instruction for SYSCALL; flags in fl.
  */
-#define VV(off) ((off) - 128)(%r14)
 .macro LOAD_CS_SS from
     mov VV(\from), %r11
     mov %r11, VV(V_SEG + 24)

@@ -81,10 +81,47 @@ static void probe(struct xl *x, enum section sec, bool call, bool note)
     }
 }
 
-/* mov s1, page + t; wrapped to 32 bits outside 64-bit mode by the 32-bit lea */
+/* mov s1, page + t; wrapped to 32 bits in flat 32-bit code by the 32-bit lea */
 static void rip_to_s1(struct xl *x, enum section sec, s32 t)
 {
-    tr_load_rip(x, sec == SEC_HOT ? &x->hot : &x->cold, H_S1, t);
+    struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
+    tr_load_rip(x, b, H_S1, t);
+    if (x->narrow) { /* movzx s1d, s1w */
+        e8(b, rex(0, H_S1, 0, H_S1)); e8(b, 0x0f); e8(b, 0xb7); e8(b, (u8)(0xc0 | (H_S1 & 7) << 3 | (H_S1 & 7)));
+    }
+}
+
+/* -- Code segments that are not flat ------------------------------------------------------------------ */
+
+/* A target beyond the limit: the branch itself is what faults (SDM vol. 2, JMP, CALL, RET, Jcc, LOOP). */
+static bool beyond_limit(const struct xl *x, s32 t) { return x->seg && x->page_eip + (u32)t > x->cs_limit; }
+
+/* s1 = offset in CS to RIP: the limit, CS's base, its tag. Flags must be in fl. */
+static void segment_target(struct xl *x, const struct insn *in)
+{
+    struct buf *b = &x->hot;
+    if (!x->seg)
+        return;
+    if (x->cs_limit < (in->opsize == 2 ? 0xffffu : ~0u)) { /* cmp s1d, limit; ja #GP */
+        e8(b, 0x41); e8(b, 0x81); e8(b, 0xf8 | (H_S1 & 7)); e32(b, x->cs_limit);
+        xl_bind(x, xl_jcc(x, SEC_HOT, 7), SEC_COLD, cold_at(x));
+        tr_raise_cold(x, in, sys_raise_gp);
+    }
+    /* add s1d, [cs.base]; add s1, [cs_tag] */
+    e8(b, rex(0, H_S1, 0, H_VCPU)); e8(b, 0x03);
+    e_modrm_disp(b, H_S1, H_VCPU, (s32)(offsetof(struct vcpu, seg) + SEG_CS * sizeof(struct seg) +
+                                        offsetof(struct seg, base)) - VCPU_BIAS);
+    e_rm64(b, 0x03, H_S1, H_VCPU, VOFF(cs_tag));
+}
+
+/* What a call pushes: the offset in CS of page + next, in s1. */
+static void return_address(struct xl *x, s32 next)
+{
+    if (!x->seg) {
+        tr_load_rip(x, &x->hot, H_S1, next);
+        return;
+    }
+    e8(&x->hot, 0x41); e8(&x->hot, 0xb8 | (H_S1 & 7)); e32(&x->hot, x->page_eip + (u32)next); /* mov s1d, imm32 */
 }
 
 void tr_leave(struct xl *x, s32 off)
@@ -100,7 +137,7 @@ void tr_leave(struct xl *x, s32 off)
 static bool linkable(struct xl *x, s32 t)
 {
     struct insn in;
-    if (t < 0 || t >= 4096 || x->nochain)
+    if (t < 0 || t >= 4096 || x->nochain || x->narrow)
         return false;
     enum dmode dm = x->m64 ? DMODE_64 : x->mode & MODE_32 ? DMODE_32 : DMODE_16;
     return t <= 4096 - INSN_MAX || insn_decode(dm, x->page + t, (size_t)(4096 - t), &in) != DECODE_SHORT;
@@ -193,7 +230,7 @@ static void push_return(struct xl *x, const struct insn *in, s32 next)
         e_lea_full(&x->hot, true, H_S2, H_S1, H_S2, 1, 0);
         g.mem = (struct hostmem){ H_S2, REG_NONE, 0 };
     }
-    rip_to_s1(x, SEC_HOT, next);
+    return_address(x, next);
     e_mem(&x->hot, 0x89, size, H_S1, &g.mem);
     tr_add_sp(x, -(s32)size);
     tr_guard_end(x, &g, op, false);
@@ -206,7 +243,7 @@ static void return_point(struct xl *x, s32 next)
     /* pop s2; mov [vbase], s2; lea s2, [s2 + next]; cmp s1, s2; jne */
     e8(b, 0x41); e8(b, 0x58 | (H_S2 & 7));
     e_store_vcpu(b, H_S2, VOFF(vbase));
-    e_lea(b, x->m64, H_S2, H_S2, next);
+    e_lea(b, x->m64 || x->seg, H_S2, H_S2, next);
     e_rr64(b, 0x3b, H_S1, H_S2);
     struct fixup miss = xl_jcc(x, SEC_HOT, 5);
     xl_bind(x, miss, SEC_COLD, cold_at(x));
@@ -224,8 +261,10 @@ static void push_prediction(struct xl *x)
 
 static void call_direct(struct xl *x, const struct insn *in, s32 next)
 {
-    s32 t = next + (s32)in->imm;
+    s32 t = xl_target(x, in, x->off[x->cur]);
+    x->narrow = false;
     push_return(x, in, next);
+    x->narrow = xl_narrow(x, in);
     bool near = linkable(x, t), far = !x->nochain && far_linkable(x, t), backward = t <= x->off[x->cur];
     if (!predicts_returns(x)) {
         tr_edge(x, t, -1, backward);
@@ -244,6 +283,7 @@ static void call_direct(struct xl *x, const struct insn *in, s32 next)
         rip_to_s1(x, SEC_HOT, t);
         probe(x, SEC_HOT, true, false);
     }
+    x->narrow = false;
     return_point(x, next);
 }
 
@@ -299,7 +339,10 @@ static void check_canonical(struct xl *x, const struct insn *in)
 
 static void call_indirect(struct xl *x, const struct insn *in, s32 next)
 {
+    if (x->seg)
+        xl_need_saved(x);
     load_target(x, in);
+    segment_target(x, in);
     e_store_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
     if (x->m64)
         check_canonical(x, in);
@@ -329,6 +372,7 @@ static void ret(struct xl *x, const struct insn *in)
         e_mem(&x->hot, 0x8b, size, H_S1, &g.mem);
     }
     tr_guard_end(x, &g, op, false);
+    segment_target(x, in);
     u32 imm = in->imm_size ? (u16)in->imm : 0;
     if (x->m64 || (x->mode & MODE_SS32)) {
         tr_add_sp(x, (s32)(size + imm));
@@ -349,7 +393,7 @@ static void ret(struct xl *x, const struct insn *in)
 static void loop(struct xl *x, const struct insn *in, s32 next)
 {
     struct buf *b = &x->hot;
-    s32 t = next + (s32)in->imm;
+    s32 t = xl_target(x, in, x->off[x->cur]);
     bool backward = t <= x->off[x->cur];
     if (in->id != I_JRCXZ) {
         if (in->addrsize == 2) { /* lea s1, [rcx - 1]; mov cx, s1w */
@@ -405,10 +449,18 @@ static void loop(struct xl *x, const struct insn *in, s32 next)
     if (has_nt)
         xl_bind(x, not_taken, SEC_HOT, hot_at(x));
     xl_bind(x, edge, SEC_COLD, cold_at(x));
+    x->narrow = xl_narrow(x, in);
     bool in_page = linkable(x, t);
     if (st == FLAGS_HOST)
         xl_flags_save(x, SEC_COLD);
-    if (in_page) {
+    if (beyond_limit(x, t)) {
+        if (in->id != I_JRCXZ) { /* the fault leaves the count as it was: inc rcx, at its width */
+            if (in->addrsize != 4)
+                e8(&x->cold, in->addrsize == 2 ? 0x66 : 0x48);
+            e8(&x->cold, 0xff); e8(&x->cold, 0xc1);
+        }
+        tr_raise_cold(x, in, sys_raise_gp);
+    } else if (in_page) {
         while ((cold_at(x) + 1) % 8 > 4)
             e8(&x->cold, 0x90);
         link_stub(x, xl_jmp(x, SEC_COLD), t, backward ? ENTRY_POLL : ENTRY_FLAG, false);
@@ -416,19 +468,40 @@ static void loop(struct xl *x, const struct insn *in, s32 next)
         rip_to_s1(x, SEC_COLD, t);
         probe(x, SEC_COLD, false, false);
     }
+    x->narrow = false;
     x->fstate = st;
     tr_edge(x, next, -1, false);
 }
 
 void tr_branch(struct xl *x, const struct insn *in)
 {
-    s32 next = x->off[x->cur] + in->len, t = next + (s32)in->imm;
+    s32 next = x->off[x->cur] + in->len, t = xl_target(x, in, x->off[x->cur]);
     bool backward = t <= x->off[x->cur];
     switch (in->id) {
     case I_JCC:
+        if (beyond_limit(x, t)) {
+            xl_need_host(x, xl_s1_free(x));
+            xl_bind(x, xl_jcc(x, SEC_HOT, in->opcode & 15), SEC_COLD, cold_at(x));
+            xl_flags_save(x, SEC_COLD);
+            tr_raise_cold(x, in, sys_raise_gp);
+            return;
+        }
+        x->narrow = xl_narrow(x, in);
         tr_edge(x, t, in->opcode & 15, backward);
+        x->narrow = false;
         return;
+    case I_JMP: case I_CALL:
+        if (beyond_limit(x, t)) {
+            tr_call_helper(x, in, sys_raise_gp, true);
+            return;
+        }
+        break;
+    default:
+        break;
+    }
+    switch (in->id) {
     case I_JMP:
+        x->narrow = xl_narrow(x, in);
         tr_edge(x, t, -1, backward);
         return;
     case I_CALL:
@@ -438,7 +511,10 @@ void tr_branch(struct xl *x, const struct insn *in)
         call_indirect(x, in, next);
         return;
     case I_JMP_IND:
+        if (x->seg)
+            xl_need_saved(x);
         load_target(x, in);
+        segment_target(x, in);
         xl_need_saved(x);
         probe(x, SEC_HOT, false, true);
         x->ended = true;

@@ -66,6 +66,18 @@ static bool scalar_memory(const struct insn *in)
     return in->map == MAP_0F3A && ((op & 0xfc) == 0x60 || op == 0x16 || op == 0x22);
 }
 
+/*
+ * Does the copy need a 66h prefix? In 16-bit code the prefix asks for 32 bits, and none for 16; the copy runs in 64-bit mode,
+ * where it is the other way round. Where the prefix selects another instruction it stays what it is.
+ */
+static bool has_66(const struct xl *x, const struct insn *in)
+{
+    bool code16 = !x->m64 && !(x->mode & MODE_32);
+    if (code16 && (in->map == MAP_ONE || (in->cls == CLS_GPR && in->id != I_ADCX)))
+        return in->opsize == 2;
+    return in->prefixes & PFX_66;
+}
+
 /* The instruction with new register numbers into b. */
 static void reencode(struct xl *x, struct buf *b, const struct insn *in, const struct regs *r)
 {
@@ -109,7 +121,7 @@ static void reencode(struct xl *x, struct buf *b, const struct insn *in, const s
     } else {
         if (in->prefixes & PFX_LOCK)
             e8(b, 0xf0);
-        if (in->prefixes & PFX_66)
+        if (has_66(x, in))
             e8(b, 0x66);
         if (in->prefixes & PFX_F2)
             e8(b, 0xf2);

@@ -61,14 +61,14 @@ void tr_load_rip(struct xl *x, struct buf *b, unsigned reg, s32 off)
     }
     e_load_vcpu(b, reg, VOFF(vbase));
     if (off)
-        e_lea(b, x->m64, reg, reg, off);
+        e_lea(b, x->m64 || x->seg, reg, reg, off);
 }
 
 static bool needs_seg_base(const struct xl *x, unsigned seg)
 {
     if (seg == SEG_FS || seg == SEG_GS)
         return true;
-    return !x->m64 && !(x->mode & MODE_FLAT);
+    return !x->m64 && !(x->mode & (seg == SEG_CS ? MODE_CSFLAT : MODE_FLAT));
 }
 /* add s1, [seg.base]; 32-bit outside 64-bit mode */
 static void add_seg_base(struct xl *x, unsigned seg)

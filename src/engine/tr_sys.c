@@ -155,7 +155,7 @@ static void ac_inline(struct xl *x, const struct insn *in, bool set)
 
 void tr_system(struct xl *x, const struct insn *in)
 {
-    bool cpl0 = x->mode & MODE_CPL0 && !(x->mode & MODE_REAL);
+    bool cpl0 = x->mode & MODE_CPL0; /* real mode too */
     switch (in->id) {
     case I_CLD:
         eflags_op(x, 4, ~EFL_DF);

@@ -140,7 +140,9 @@ static u16 flags_scan(struct xl *x, s32 off, u16 pending, unsigned depth, u16 lo
         if (!pending)
             break;
         if (in.how == HOW_BRANCH) {
-            s32 t = off + in.len + (s32)in.imm;
+            s32 t = xl_target(x, &in, off);
+            if (xl_narrow(x, &in))
+                return live | pending;
             if (in.id == I_JMP) {
                 if (++depth > 3)
                     return live | pending;
@@ -182,8 +184,8 @@ static void flags_liveness(struct xl *x)
     for (unsigned i = x->nr; i-- > 0;) {
         const struct insn *in = &x->in[i];
         if (in->how == HOW_BRANCH) {
-            s32 t = x->off[i] + in->len + (s32)in->imm;
-            u16 taken = x->single ? EFL_ARITH : 0;
+            s32 t = xl_target(x, in, x->off[i]);
+            u16 taken = x->single || xl_narrow(x, in) ? EFL_ARITH : 0;
             switch (in->id) {
             case I_JMP:
                 live = taken | xl_flags_at(x, t, x->look[0]);
@@ -270,8 +272,15 @@ static enum xret fetch(struct xl *x, struct fetched *f)
     f->bad = DECODE_OK;
     while (x->nr < max && off < 4096) {
         struct insn *in = &x->in[x->nr];
-        enum decode_status st = insn_decode(dm, x->page + off, 4096 - off, in);
-        if (st == DECODE_SHORT && x->nr == 0) {
+        /* What the code segment has from here on; beyond it the fetch is #GP. */
+        u32 room = x->seg ? x->cs_limit - (x->page_eip + off) : ~0u;
+        if (x->seg && x->page_eip + off > x->cs_limit)
+            break;
+        room = MIN(room, (u32)INSN_MAX) + (room < INSN_MAX);
+        enum decode_status st = insn_decode(dm, x->page + off, MIN(4096u - off, room), in);
+        if (st == DECODE_SHORT && room <= 4096 - off && room < INSN_MAX) {
+            st = DECODE_LONG;
+        } else if (st == DECODE_SHORT && x->nr == 0) {
             /* Crosses the page: a block of its own, checked against both pages when entered. */
             unsigned n1 = 4096 - off;
             for (unsigned i = 0; i < n1; i++)
@@ -285,7 +294,9 @@ static enum xret fetch(struct xl *x, struct fetched *f)
                 return raise_gp0(v);
             for (unsigned i = n1; i < INSN_MAX; i++)
                 f->bytes[i] = p2[i - n1];
-            st = insn_decode(dm, f->bytes, INSN_MAX, in);
+            st = insn_decode(dm, f->bytes, MIN((u32)INSN_MAX, room), in);
+            if (st == DECODE_SHORT)
+                st = DECODE_LONG;
             f->page2 = span.gpa & PAGE_MASK;
         }
         if (st != DECODE_OK) {
@@ -490,7 +501,11 @@ again:
     x->noshare = x->mode & MODE_NOSHARE || x->single || (v->vm->debug & (VITRO_DEBUG_SLOW_PATH | VITRO_DEBUG_ONE_INSN));
     x->grp.active = false;
     x->hashed = false;
-    x->fixed = fixed && !x->nochain;
+    x->fixed = fixed >> 63 && !x->nochain;
+    x->seg = !(x->mode & (MODE_64 | MODE_CSFLAT));
+    x->narrow = false;
+    x->page_eip = (u32)((v->rip & PAGE_MASK) - v->seg[SEG_CS].base);
+    x->cs_limit = v->seg[SEG_CS].limit;
     x->nr_relocs = x->nr = 0;
     x->poll_next = x->ended = x->x87_noted = false;
     gla_t la = v->rip;

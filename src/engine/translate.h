@@ -69,6 +69,10 @@ struct xl {
     unsigned slot;
     bool m64, single, nochain, noshare, hashed;
     bool fixed;          /* the linear page is a constant: kernel half, global mapping */
+    bool seg;            /* CS is not flat: RIPs in s1 and vbase carry v->cs_tag, EIPs are constants: */
+    bool narrow;         /* a branch with a 16-bit operand in a flat segment: tr_edge cuts its target */
+    u32 page_eip;        /* EIP of the page's first byte (modulo 2^32) */
+    u32 cs_limit;
     struct group grp;
     gla_t page_la;
     gpa_t page_pa;
@@ -93,6 +97,17 @@ struct xl {
     u16 look[2][2];
     u8 hot_buf[XL_HOT], cold_buf[XL_COLD];
 };
+
+/* xl_target - page offset of a direct branch's target. EIP wraps at the operand size: 16-bit branches stay in 64 KiB. */
+static inline s32 xl_target(const struct xl *x, const struct insn *in, s32 off)
+{
+    u32 t = (u32)(off + in->len + (s32)in->imm);
+    if (x->seg && in->opsize == 2)
+        t = ((x->page_eip + t) & 0xffff) - x->page_eip;
+    return (s32)t;
+}
+/* xl_narrow - a 16-bit branch where EIP is not a constant: the target is known only when it runs. */
+static inline bool xl_narrow(const struct xl *x, const struct insn *in) { return !x->m64 && !x->seg && in->opsize == 2; }
 
 /* Guest register to host register, REG_NONE for those that live in vcpu->regs. */
 extern const u8 host_gpr[NR_GPR];

@@ -87,7 +87,8 @@ struct vcpu {
     u64 hsp_base;     /* bottom of the return-prediction stack in use                        */
     u64 region;       /* space->base + bias: what the host register holds in emitted code    */
     /* -- cold -------------------------------------------------------------------------------- */
-    u64 rip;          /* valid whenever C runs: the instruction being done                    */
+    u64 rip;          /* linear address; valid whenever C runs: the instruction being done    */
+    u64 cs_tag;       /* what a jump cache's key has above a linear RIP: which CS base and limit (run.c); 0: flat */
     /* What stub_syscall and stub_sysret need, kept by vcpu_mode_changed (run.c); offsets in stub_offsets.h. */
     u32 syscall_ok, sysret_ok;  /* the short way may be taken now                             */
     u32 mode_kernel, mode_user; /* v->mode on the other side                                  */
@@ -177,6 +178,14 @@ static inline bool vcpu_protected(const struct vcpu *v) { return v->cr0 & CR0_PE
 static inline bool vcpu_v86(const struct vcpu *v) { return v->eflags & EFL_VM; }
 static inline unsigned vcpu_iopl(const struct vcpu *v) { return (v->eflags >> 12) & 3; }
 static inline bool is_canonical(u64 a) { return (u64)((s64)(a << 16) >> 16) == a; }
+
+/*
+ * v->rip is a linear address; what the guest sees is the offset in CS. vcpu_set_ip: CS is loaded already.
+ */
+static inline u64 vcpu_ip(const struct vcpu *v) { return vcpu_code64(v) ? v->rip : (u32)(v->rip - v->seg[SEG_CS].base); }
+static inline void vcpu_set_ip(struct vcpu *v, u64 ip) { v->rip = vcpu_code64(v) ? ip : (u32)(v->seg[SEG_CS].base + ip); }
+/* vcpu_rip_at - the linear RIP of page offset `off` of the page that translated code is in. */
+static inline u64 vcpu_rip_at(const struct vcpu *v, u64 off) { return vcpu_code64(v) ? v->vbase + off : (u32)(v->vbase + off); }
 
 /* -- memory as an instruction sees it (slow.c) ---------------------------------------- */
 #define ACC_R 1u

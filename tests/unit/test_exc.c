@@ -493,7 +493,7 @@ static void test_legacy(void)
     u32 f[9] = { 0x100, 0x1000, EFL_VM | EFL_IF | EFL_IOPL, 0x800, 0x1900, 0x1111, 0x2222, 0x3333, 0x4444 };
     memcpy(mem + STACK, f, sizeof(f));
     CHECK(sys_iret(v, &in) == X_JUMP && v->cpl == 3 && vcpu_v86(v) && v->seg[SEG_CS].base == 0x10000);
-    CHECK(v->seg[SEG_SS].base == 0x19000 && v->seg[SEG_GS].sel == 0x4444 && v->regs[RSP] == 0x800 && v->rip == 0x100);
+    CHECK(v->seg[SEG_SS].base == 0x19000 && v->seg[SEG_GS].sel == 0x4444 && v->regs[RSP] == 0x800 && vcpu_ip(v) == 0x100);
     CHECK(intr_deliver(v, 0x20) == X_JUMP && !vcpu_v86(v) && v->cpl == 0 && v->regs[RSP] == KSTACK - 36);
     CHECK(r32(KSTACK - 4) == 0x4444 && r32(KSTACK - 16) == 0x1111 && r32(KSTACK - 20) == 0x1900);
     CHECK((r32(KSTACK - 28) & EFL_VM) && v->seg[SEG_DS].sel == 0 && (v->seg[SEG_DS].attr & SEG_UNUSABLE));
@@ -511,18 +511,18 @@ static void test_real(void)
     seg_load_real(v, SEG_SS, 0x2000);
     seg_load_real(v, SEG_CS, 0x1000);
     v->regs[RSP] = 0xabcd0000; /* SP 0: the push wraps to the top */
-    v->rip = 0x55;
+    vcpu_set_ip(v, 0x55);
     mem[0x21 * 4 + 1] = 0x12;
     mem[0x21 * 4 + 3] = 0x05;
     CHECK(sys_int(v, &(struct insn){ .len = 2, .imm = 0x21 }) == X_JUMP);
-    CHECK(v->rip == 0x1200 && v->seg[SEG_CS].base == 0x5000 && v->regs[RSP] == 0xabcdfffa && !(v->eflags & EFL_IF));
+    CHECK(vcpu_ip(v) == 0x1200 && v->seg[SEG_CS].base == 0x5000 && v->regs[RSP] == 0xabcdfffa && !(v->eflags & EFL_IF));
     CHECK(r16(0x2fffa) == 0x57 && r16(0x2fffc) == 0x1000);
-    CHECK(sys_iret(v, &in) == X_JUMP && v->rip == 0x57 && v->seg[SEG_CS].sel == 0x1000 && v->regs[RSP] == 0xabcd0000);
+    CHECK(sys_iret(v, &in) == X_JUMP && vcpu_ip(v) == 0x57 && v->seg[SEG_CS].sel == 0x1000 && v->regs[RSP] == 0xabcd0000);
     CHECK(v->eflags & EFL_IF);
     in = (struct insn){ .len = 5, .opsize = 2, .imm = 0x10 | (s64)0x2000 << 32 };
-    CHECK(sys_call_far(v, &in) == X_JUMP && v->rip == 0x10 && v->seg[SEG_CS].base == 0x20000);
+    CHECK(sys_call_far(v, &in) == X_JUMP && vcpu_ip(v) == 0x10 && v->seg[SEG_CS].base == 0x20000);
     CHECK(r16(0x2fffc) == 0x57 + 5 && r16(0x2fffe) == 0x1000);
-    CHECK(sys_ret_far(v, &(struct insn){ .len = 1, .opsize = 2 }) == X_JUMP && v->rip == 0x5c);
+    CHECK(sys_ret_far(v, &(struct insn){ .len = 1, .opsize = 2 }) == X_JUMP && vcpu_ip(v) == 0x5c);
     /* an interrupt table too short, with no way out */
     v->idtr.limit = 3;
     v->exc = (struct exc){ .vector = VEC_UD };
