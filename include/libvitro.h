@@ -115,6 +115,11 @@ int vitro_vm_add_memory(struct vitro_vm *vm, uint64_t gpa, uint64_t size, void *
  * page) where no code was. */
 void vitro_vm_memory_written(struct vitro_vm *vm, uint64_t gpa, uint64_t len);
 
+/* vitro_vm_set_a20 - the A20 line: off, bit 20 of every guest-physical address that an instruction uses is zero (the walk of
+ * page tables ignores it). On at first, and not changed by a vCPU's reset. Any thread, also from within struct vitro_ops;
+ * the calling vCPU sees it with its next instruction, others soon. */
+void vitro_vm_set_a20(struct vitro_vm *vm, bool on);
+
 struct vitro_vcpu *vitro_vcpu_create(struct vitro_vm *vm, unsigned index, char *err, size_t err_len);
 void vitro_vcpu_destroy(struct vitro_vcpu *vcpu);
 /* vitro_vcpu_reset - power-on state (SDM vol. 3 table 9-1). */

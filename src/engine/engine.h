@@ -20,6 +20,7 @@ struct vm {
     struct code_cache *cache;
     struct vcpu *vcpu[64];
     unsigned nr_vcpus;
+    bool a20_off;             /* what the board wants; each vCPU follows (engine_a20) */
     unsigned debug;           /* VITRO_DEBUG_*, VITRO_TRACE_* */
     FILE *trace;
     pthread_mutex_t lock;     /* translation and the code cache */
