@@ -724,7 +724,9 @@ void *engine_dispatch(struct vcpu *v)
             v->mode |= MODE_STEP;
             ev->shadow_step = true;
         }
-        void *code = enter_at(v, shadow);
+        torture(v, true);
+        /* Events were just looked at. A step that the block's poll undid would be a trap without an instruction. */
+        void *code = enter_at(v, shadow || (v->mode & (MODE_STEP | MODE_BRK)));
         if (code) {
             v->region = (u64)v->space->base + VCPU_BIAS;
             return code;
