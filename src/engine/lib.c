@@ -106,15 +106,6 @@ int vitro_vm_add_memory(struct vitro_vm *pub, uint64_t gpa, uint64_t size, void 
     return 0;
 }
 
-void vitro_vm_set_a20(struct vitro_vm *pub, bool on)
-{
-    struct vm *vm = &pub->vm;
-    __atomic_store_n(&vm->a20_off, !on, __ATOMIC_SEQ_CST);
-    for (unsigned i = 0; i < vm->nr_vcpus; i++)
-        if (vm->vcpu[i])
-            __atomic_fetch_or(&vm->vcpu[i]->event, EVENT_RESCHED, __ATOMIC_SEQ_CST);
-}
-
 static int fpu_init(struct vcpu *v);
 static void fpu_fini(struct vcpu *v);
 

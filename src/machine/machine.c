@@ -331,7 +331,7 @@ gpa_t machine_build_acpi(struct machine *m)
     u8 *buf = calloc(1, LAYOUT_ACPI_SIZE);
     if (!buf)
         return 0;
-    size_t len = acpi_build(&config, buf, LAYOUT_ACPI_SIZE);
+    size_t len = acpi_build(&config, buf, LAYOUT_ACPI_SIZE, NULL);
     bug_on(!len);
     int err = ram_write(m->config.ram, LAYOUT_ACPI, buf, len);
     free(buf);

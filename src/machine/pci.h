@@ -74,6 +74,7 @@ struct pci_dev {
     /* Before the guest reads (for windows and status); may be NULL. */
     void (*config_read)(struct pci_dev *dev, unsigned off, unsigned size);
     void (*reset)(struct pci_dev *dev);
+    void *owner;           /* for the callbacks; the chip's own */
     u8 reset_config[256];  /* config as it was at pci_add() */
 };
 

@@ -1,5 +1,6 @@
 /* config.c - what the command line left open: the default guest, and the kernel's command line. */
 #include "monitor/config.h"
+#include "monitor/firmware.h"
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,21 @@ static bool names_console(const char *s)
 
 int config_complete(struct config *c)
 {
+    if (c->firmware || (!c->kernel && (c->nr_drives || c->boot.given))) {
+        if (c->kernel || c->initrd || c->append) {
+            say("--%s does not go with --firmware, which starts what is on a disk; leave one out",
+                c->kernel ? "kernel" : c->initrd ? "initrd" : "append");
+            return STATUS_USAGE;
+        }
+        if (!firmware_find(c->firmware, c->firmware_path, sizeof(c->firmware_path)))
+            return STATUS_FAIL;
+        c->firmware = c->firmware_path;
+        return STATUS_OK;
+    }
+    if (c->boot.given) {
+        say("--boot is for firmware; it does not go with --kernel");
+        return STATUS_USAGE;
+    }
     if (!c->kernel) {
         char exe[PATH_MAX];
         ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);

@@ -21,6 +21,8 @@ struct config {
     const char *cpu;    /* CPU model; NULL: the host's */
     const char *symbols;
     const char *trace_file;
+    const char *firmware;  /* the image's name, then its path; NULL: --kernel is booted */
+    const char *firmware_log;
     u64 mem;            /* bytes, a multiple of 1 MiB */
     unsigned cpus;
     unsigned trace, debug; /* VITRO_TRACE_*, VITRO_DEBUG_* */
@@ -32,6 +34,7 @@ struct config {
     struct boot_choice boot;
     char cmdline[CONFIG_CMDLINE_MAX];
     char kernel_path[4096], initrd_path[4096]; /* of the default guest */
+    char firmware_path[4096];
 };
 
 /* say - one line on stderr with the program's name before it. */

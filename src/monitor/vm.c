@@ -6,6 +6,7 @@
 #include "machine/layout.h"
 #include "machine/machine.h"
 #include "monitor/file.h"
+#include "monitor/firmware.h"
 #include "monitor/gdbstub.h"
 #include "paravirt/paravirt.h"
 #include "storage/disk.h"
@@ -123,6 +124,13 @@ static void on_written(void *opaque, gpa_t gpa, u64 len)
     vitro_vm_memory_written(opaque, gpa, len);
 }
 
+static void on_firmware_log(void *opaque, const u8 *bytes, size_t len)
+{
+    struct guest *vm = opaque;
+
+    fwrite(bytes, 1, len, vm->firmware_log);
+}
+
 static void on_leave(void *opaque)
 {
     vm_end(opaque, VM_LEAVE, STATUS_OK, "%s", "");
@@ -188,6 +196,11 @@ static int make_machine(struct guest *vm)
         .tsc_now = on_tsc,
         .console_tx = on_output,
         .debugcon_tx = on_output,
+        .firmware = vm->config->firmware,
+        .shadow = firmware_shadow,
+        .firmware_log = vm->firmware_log ? on_firmware_log : NULL,
+        .boot_order = vm->config->boot.order,
+        .boot_menu = vm->config->boot.menu,
     };
     int r = machine_create(&mc, &vm->machine);
 
@@ -257,7 +270,8 @@ static int make_engine(struct guest *vm)
     vm->view.written_opaque = vm->vm;
     for (unsigned i = 0; i < vm->view.nr_slots; i++) {
         const struct ram_slot *s = &vm->view.slot[i];
-        int r = vitro_vm_add_memory(vm->vm, s->gpa, s->size, s->host, 0);
+        int r = vm->rom ? firmware_add_memory(vm, s)
+                        : vitro_vm_add_memory(vm->vm, s->gpa, s->size, s->host, 0);
         if (r) {
             say("cannot give the engine the guest's memory: %s", strerror(-r));
             return r;
@@ -327,6 +341,14 @@ static int open_trace(struct guest *vm)
             return -errno;
         }
     }
+    if (c->firmware_log) {
+        vm->firmware_log = fopen(c->firmware_log, "we");
+        if (!vm->firmware_log) {
+            say("--firmware-log: cannot open %s: %s", c->firmware_log, strerror(errno));
+            return -errno;
+        }
+        setvbuf(vm->firmware_log, NULL, _IOLBF, 0);
+    }
     return c->symbols ? symbols_load(&vm->symbols, c->symbols) : 0;
 }
 
@@ -394,6 +416,9 @@ static void destroy(struct guest *vm)
     symbols_free(&vm->symbols);
     if (vm->trace && vm->trace != stderr)
         fclose(vm->trace);
+    if (vm->firmware_log)
+        fclose(vm->firmware_log);
+    firmware_free(vm);
     pthread_cond_destroy(&vm->ended);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
@@ -415,8 +440,10 @@ enum vm_outcome vm_run(const struct config *c, int *status)
     ram_init(&vm->view);
     vm->outcome = VM_RUNNING;
 
-    if (open_trace(vm) || open_drives(vm) || make_ram(vm) || make_machine(vm) ||
-        make_paravirt(vm) || make_engine(vm) || load_guest(vm) ||
+    if (open_trace(vm) || open_drives(vm) || make_ram(vm) ||
+        (c->firmware && firmware_load(vm)) || make_machine(vm) ||
+        make_paravirt(vm) || make_engine(vm) ||
+        (c->firmware ? firmware_files(vm) : load_guest(vm)) ||
         (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
         destroy(vm);
         return VM_FAIL;

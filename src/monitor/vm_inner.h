@@ -40,6 +40,9 @@ struct guest {
     const struct config *config;
     struct backing ram;
     struct ram view; /* the loaders' view of guest memory */
+    u8 *rom;         /* the firmware's image, then BIOS_WINDOW bytes of ones; NULL: no firmware */
+    u64 rom_size;
+    FILE *firmware_log;
     struct disk *disk[DRIVES_MAX]; /* as config->drive; NULL: not opened */
     struct machine *machine;
     struct paravirt *pv;
