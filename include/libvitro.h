@@ -181,6 +181,12 @@ uint64_t vitro_vcpu_tsc_offset(const struct vitro_vcpu *vcpu); /* guest TSC minu
 uint64_t vitro_tsc_khz(void);
 /* Rate of the local APIC's timer before its divider, in kHz, as CPUID leaf 0x15 gives it. */
 #define VITRO_APIC_KHZ 1000000u
+/*
+ * vitro_vm_clock_stop, _start - while no vCPU runs: every vCPU's TSC stands still in between. The latter returns how
+ * many ticks of the host's TSC that was.
+ */
+void vitro_vm_clock_stop(struct vitro_vm *vm);
+uint64_t vitro_vm_clock_start(struct vitro_vm *vm);
 
 /* -- Debugger support (the gdb stub is its user) ------------------------------------------------ */
 /* Copies of guest memory at linear addresses, no rights checked, no A/D bits: 0 or -EFAULT. */

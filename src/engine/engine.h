@@ -31,6 +31,7 @@ struct vm {
         struct { gpa_t gpa; u32 len; } range[256]; /* each within a page */
         unsigned nr;          /* above ARRAY_SIZE: too many to remember, everything goes */
     } written;
+    u64 stopped_tsc;          /* host TSC when the guest's clocks were stopped; 0: they run */
 };
 #define WTAG_MANY 1ull
 #define WTAG_WAYS 4

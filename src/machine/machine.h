@@ -63,6 +63,13 @@ void machine_destroy(struct machine *m);
 /* machine_reset - as by the reset line: every chip; RAM, CMOS RAM and time stay. */
 void machine_reset(struct machine *m);
 
+/*
+ * machine_stop, machine_start - hold time and devices still while no vCPU runs: timers do not run, the I/O
+ * thread is ended; and let them go on where they were. 0 or -errno. From one thread; not the I/O thread.
+ */
+int machine_stop(struct machine *m);
+int machine_start(struct machine *m);
+
 /* -- For struct engine_host ----------------------------------------------- */
 
 u32 machine_port_in(void *machine, u16 port, unsigned size);

@@ -5,6 +5,8 @@
 #include "monitor/vm_inner.h"
 #include "machine/layout.h"
 #include "machine/machine.h"
+#include "monitor/control.h"
+#include "monitor/detach.h"
 #include "monitor/file.h"
 #include "monitor/firmware.h"
 #include "monitor/gdbstub.h"
@@ -41,6 +43,7 @@ void vm_end(struct guest *vm, enum vm_outcome outcome, int status,
         return;
     for (unsigned i = 0; i < vm->nr_vcpus; i++)
         vm_vcpu_kick(&vm->vcpu[i], VITRO_KICK_STOP);
+    vm_pause_wake(vm);
     if (vm->gdb)
         gdbstub_wake(vm->gdb);
 }
@@ -101,6 +104,7 @@ static void on_output(void *opaque, const u8 *bytes, size_t len)
 {
     struct guest *vm = opaque;
 
+    control_console(vm->control, bytes, len);
     console_write(&vm->console, bytes, len);
 }
 
@@ -358,12 +362,14 @@ static int start(struct guest *vm)
                                      .listening = on_listening,
                                      .leave = on_leave,
                                      .broken = on_broken };
-    int r = console_start(&vm->console, &ops);
+    int r = console_start(&vm->console, &ops, vm->config->detach);
 
     if (!r)
         r = machine_console_attach(vm->machine, vm->console.guest_fd);
+    clock_gettime(CLOCK_MONOTONIC, &vm->started);
     for (unsigned i = 0; i < vm->nr_vcpus && !r; i++)
         r = vm_vcpu_start(&vm->vcpu[i]);
+    control_attach(vm->control, vm);
     if (r)
         vm_end(vm, VM_FAIL, STATUS_FAIL, "cannot start: %s", strerror(-r));
     return r;
@@ -375,7 +381,9 @@ static int start(struct guest *vm)
 static void stop(struct guest *vm)
 {
     bool stopped = true;
+    bool again = vm->outcome == VM_RESET && !vm->config->no_reboot;
 
+    control_detach(vm->control, vm->outcome, again);
     for (unsigned i = 0; i < vm->nr_vcpus; i++)
         stopped &= vm_vcpu_join(&vm->vcpu[i], STOP_MS);
     if (stopped)
@@ -419,12 +427,13 @@ static void destroy(struct guest *vm)
     if (vm->firmware_log)
         fclose(vm->firmware_log);
     firmware_free(vm);
+    vm_pause_fini(vm);
     pthread_cond_destroy(&vm->ended);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
 }
 
-enum vm_outcome vm_run(const struct config *c, int *status)
+enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status)
 {
     struct guest *vm = calloc(1, sizeof(*vm));
 
@@ -434,9 +443,11 @@ enum vm_outcome vm_run(const struct config *c, int *status)
         return VM_FAIL;
     }
     vm->config = c;
+    vm->control = ctl;
     vm->ram.fd = -1;
     pthread_mutex_init(&vm->lock, NULL);
     pthread_cond_init(&vm->ended, NULL);
+    vm_pause_init(vm);
     ram_init(&vm->view);
     vm->outcome = VM_RUNNING;
 
@@ -448,7 +459,8 @@ enum vm_outcome vm_run(const struct config *c, int *status)
         destroy(vm);
         return VM_FAIL;
     }
-    start(vm);
+    if (!start(vm))
+        detach_ready(c->parent);
     pthread_mutex_lock(&vm->lock);
     while (vm->outcome == VM_RUNNING)
         pthread_cond_wait(&vm->ended, &vm->lock);
