@@ -425,7 +425,7 @@ static int parse_run(struct config *c, int argc, char **argv)
     if (vm) {
         if (config_vm_path(path, sizeof(path), vm, "vm.conf") || access(path, R_OK)) {
             say("no VM named '%s': %s: %s", vm, path, strerror(errno));
-            return STATUS_FAIL;
+            return STATUS_USAGE;
         }
         file = path;
     }

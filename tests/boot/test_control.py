@@ -328,7 +328,7 @@ def test_config_by_name():
     config("append = quiet " + script("echo named") + "\n", "vitro/mine/vm.conf")
     with Vitro("run", "mine", stdin=None) as v:
         check(v.wait(60) == 0 and b"named" in v.seen, v.tail())
-    check("no VM named 'other'" in error_line("run", "other"), "unknown name")
+    check("no VM named 'other'" in error_line("run", "other", status=2), "unknown name")
     check("both" in error_line("run", "mine", "--config", "x", status=2), "name and file")
 
 
@@ -350,4 +350,4 @@ def test_config_paths_are_relative_to_it():
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.modules[__name__], "control"))
+    sys.exit(main(sys.modules[__name__], "boot/control"))
