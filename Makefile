@@ -61,6 +61,7 @@ $(BUILD)/config.mk: Makefile $(wildcard /var/lib/dpkg/status)
 		echo "vitro: no C compiler; 'make setup' installs what the build needs" >&2; exit 1; }
 	@{ echo 'HAVE_ZYDIS := $(call try,-Werror -lZydis,#include <Zydis/Zydis.h>\n int main(void) { return !ZydisGetVersion(); })'; \
 	echo 'HAVE_CF_PROTECTION := $(call try,-Werror -fcf-protection=none,$(main))'; \
+	echo 'HAVE_URING := $(call try,-Werror -luring,#include <liburing.h>\n int main(void) { struct io_uring r; return io_uring_queue_init(8, &r, 0); })'; \
 	echo 'HAVE_ASAN := $(call try,-Werror -fsanitize=address -fsanitize=undefined,$(main))'; \
 	} > $@
 
@@ -75,8 +76,10 @@ endif
 CFLAGS  ?= -O2 -g
 cflags   = -std=gnu11 -D_GNU_SOURCE= -DVITRO_VERSION='"$(VERSION)"' -Isrc -Iinclude \
 	   $(if $(HAVE_CF_PROTECTION),-fcf-protection=none) $(WARN) $(extra) $(CFLAGS)
-ldflags  = -pthread $(extra) $(LDFLAGS)
-libs    := -ljansson -lxxhash
+# Libraries that are used where they are there.
+libs     = $(if $(HAVE_URING),-luring)
+lib_defs = $(if $(HAVE_URING),-DHAVE_URING=1)
+ldflags  = -pthread $(extra) $(LDFLAGS) $(libs)
 # Engine code runs while the guest's vector registers are live: it must not touch them.
 # libvitro.a's other folders run outside translated code and are compiled like anything else.
 engine_cflags := -mgeneral-regs-only -fno-stack-protector -minline-all-stringops -fno-tree-loop-distribute-patterns
@@ -94,7 +97,7 @@ endif
 # -- Sources: by wildcard, nothing to list --------------------------------------
 
 lib_src   := $(wildcard src/base/*.c src/x86/*.c src/mem/*.c src/engine/*.c src/engine/*.S)
-board_src := $(wildcard src/storage/*.c src/machine/*.c src/machine/chips/*.c src/paravirt/*.c src/boot/*.c src/monitor/*.c)
+board_src := $(wildcard src/storage/*.c src/virtio/*.c src/machine/*.c src/machine/chips/*.c src/paravirt/*.c src/boot/*.c src/monitor/*.c)
 test_src  := $(wildcard tests/*/test_*.c)
 tlib_src  := $(wildcard tests/lib/*.c)
 
@@ -118,7 +121,7 @@ tests: all $(test_bin) $(test_extra)
 
 $(BUILD)/vitro: $(main_obj) $(board_obj) $(BUILD)/libvitro.a
 	$(call say,LD,$@)
-	$(Q)$(CC) -o $@ $(main_obj) $(board_obj) $(BUILD)/libvitro.a $(libs) $(ldflags)
+	$(Q)$(CC) -o $@ $(main_obj) $(board_obj) $(BUILD)/libvitro.a $(ldflags)
 
 $(BUILD)/libvitro.a: $(lib_obj)
 	$(call say,AR,$@)
@@ -135,7 +138,7 @@ $(BUILD)/vitro.1: docs/man/vitro.1
 	$(Q)sed 's/@VERSION@/$(VERSION)/' $< > $@
 
 # Objects are rebuilt when the flags change, and only then.
-flags_now = $(CC) $(cflags) $(engine_cflags) $(HAVE_ZYDIS)
+flags_now = $(CC) $(cflags) $(engine_cflags) $(HAVE_ZYDIS) $(lib_defs)
 $(BUILD)/flags: FORCE
 	@mkdir -p $(@D)
 	@printf '%s\n' '$(subst ','\'',$(flags_now))' | cmp -s - $@ || \
@@ -157,7 +160,7 @@ $(BUILD)/obj/src/paravirt/%_fast.o: src/paravirt/%_fast.c $(BUILD)/flags
 $(BUILD)/obj/%.o: %.c $(BUILD)/flags
 	$(call say,CC,$<)
 	@mkdir -p $(@D)
-	$(Q)$(CC) $(cflags) $(if $(filter tests/%,$<),-I.) $(if $(HAVE_ZYDIS),-DHAVE_ZYDIS=1) \
+	$(Q)$(CC) $(cflags) $(if $(filter tests/%,$<),-I.) $(if $(HAVE_ZYDIS),-DHAVE_ZYDIS=1) $(lib_defs) \
 		-MMD -MP -c -o $@ $<
 
 $(BUILD)/obj/%.o: %.S $(BUILD)/flags
@@ -174,7 +177,7 @@ $(test_bin): $(BUILD)/%: $(BUILD)/obj/%.o $(BUILD)/libtest.a $(BUILD)/libboard.a
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) -o $@ $< $(BUILD)/libtest.a $(BUILD)/libboard.a $(BUILD)/libvitro.a \
-		$(if $(HAVE_ZYDIS),-lZydis) $(libs) $(ldflags)
+		$(if $(HAVE_ZYDIS),-lZydis) $(ldflags)
 
 .SECONDARY: $(test_obj) $(tlib_obj)
 

@@ -20,9 +20,9 @@ struct vm {
     struct code_cache *cache;
     struct vcpu *vcpu[64];
     unsigned nr_vcpus;
+    bool a20_off;             /* what the board wants; each vCPU follows (engine_a20) */
     unsigned debug;           /* VITRO_DEBUG_*, VITRO_TRACE_* */
     FILE *trace;
-    u32 map_gen;              /* counts changes of what is behind an address */
     pthread_mutex_t lock;     /* translation and the code cache */
     struct xl *xl;            /* the translator's work area, under lock */
     /* What devices wrote over translated code; vCPUs drop those translations at their next event poll. */
@@ -31,7 +31,6 @@ struct vm {
         struct { gpa_t gpa; u32 len; } range[256]; /* each within a page */
         unsigned nr;          /* above ARRAY_SIZE: too many to remember, everything goes */
     } written;
-    u64 stopped_tsc;          /* host TSC when the guest's clocks were stopped; 0: they run */
 };
 #define WTAG_MANY 1ull
 #define WTAG_WAYS 4
@@ -141,7 +140,6 @@ struct watch {
 struct engine_vcpu {
     struct tlb_space space[NR_SPACES];
     u64 space_clock;
-    u32 map_seen;          /* vm->map_gen at the last look */
     bool k_nonglobal;      /* the shared kernel table, or its jump caches, holds a non-global page */
     struct tlb_large k_large; /* of the shared kernel table and its jump caches */
     u64 code_seen[1024];   /* filter: pages entered as code */
@@ -289,8 +287,6 @@ bool tlb_guest_address(struct vcpu *v, u64 host, gla_t *la);
 
 /* engine_drop_written - drop what translations there are of the bytes devices wrote. dma.c */
 void engine_drop_written(struct vcpu *v);
-/* engine_see_remap - flush this vCPU's TLB if memory was exchanged since the last time. remap.c */
-void engine_see_remap(struct vcpu *v);
 
 /* -- Signals (fault.c) ----------------------------------------------------------------------------------- */
 int fault_thread_init(struct vcpu *v);

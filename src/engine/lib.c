@@ -106,6 +106,15 @@ int vitro_vm_add_memory(struct vitro_vm *pub, uint64_t gpa, uint64_t size, void 
     return 0;
 }
 
+void vitro_vm_set_a20(struct vitro_vm *pub, bool on)
+{
+    struct vm *vm = &pub->vm;
+    __atomic_store_n(&vm->a20_off, !on, __ATOMIC_SEQ_CST);
+    for (unsigned i = 0; i < vm->nr_vcpus; i++)
+        if (vm->vcpu[i])
+            __atomic_fetch_or(&vm->vcpu[i]->event, EVENT_RESCHED, __ATOMIC_SEQ_CST);
+}
+
 static int fpu_init(struct vcpu *v);
 static void fpu_fini(struct vcpu *v);
 
@@ -294,26 +303,7 @@ bool vitro_vcpu_event_pending(const struct vitro_vcpu *c)
 
 uint64_t vitro_vcpu_tsc(const struct vitro_vcpu *c)
 {
-    const struct vcpu *v = V(c);
-    return (v->vm->stopped_tsc ? v->vm->stopped_tsc : host_rdtsc()) + v->tsc_offset;
-}
-void vitro_vm_clock_stop(struct vitro_vm *vm)
-{
-    if (!vm->vm.stopped_tsc)
-        vm->vm.stopped_tsc = host_rdtsc();
-}
-uint64_t vitro_vm_clock_start(struct vitro_vm *vm)
-{
-    struct vm *m = &vm->vm;
-    if (!m->stopped_tsc)
-        return 0;
-    u64 gone = host_rdtsc() - m->stopped_tsc;
-    m->model->tsc_base += gone;
-    for (unsigned i = 0; i < m->nr_vcpus; i++)
-        if (m->vcpu[i])
-            m->vcpu[i]->tsc_offset -= gone;
-    m->stopped_tsc = 0;
-    return gone;
+    return vcpu_tsc(V(c));
 }
 
 uint64_t vitro_vcpu_tsc_offset(const struct vitro_vcpu *c)

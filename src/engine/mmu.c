@@ -9,7 +9,8 @@
  * A and D of tables in ROM slots are dropped, as any write there is.
  *
  * Not modelled: LA57, protection keys, shadow stacks. PAE PDPTEs are read from memory at each walk, not
- * held since the last CR3 load: a guest that edits one sees it without reloading CR3.
+ * held since the last CR3 load: a guest that edits one sees it without reloading CR3. The A20 gate masks what a
+ * walk comes to, not where it passes.
  */
 #include "engine/mmu.h"
 
@@ -19,6 +20,7 @@
 #define RSVD_LONG (((BITULL(52) - 1) & ~(BITULL(MMU_PHYS_BITS) - 1)))  /* 51:MAXPHYADDR  */
 #define RSVD_PAE ((~(BITULL(MMU_PHYS_BITS) - 1)) & ~PTE_NX)            /* 62:MAXPHYADDR  */
 #define RSVD_PDPTE (~(BITULL(MMU_PHYS_BITS) - 1) | 0x1e6)              /* PAE, SDM table 4-8 */
+#define A20 BITULL(20)
 #define SIZE_2M (2ull << 20)
 #define SIZE_4M (4ull << 20)
 #define SIZE_1G (1ull << 30)
@@ -362,19 +364,20 @@ static enum xret walk_32(struct vcpu *v, gla_t la, unsigned access, struct mmu_s
 
 enum xret mmu_walk(struct vcpu *v, gla_t la, unsigned access, struct mmu_span *out)
 {
-    if (likely((v->efer & EFER_LMA) && (v->cr0 & CR0_PG)))
-        return walk_long(v, la, access, out);
-    la = (u32)la;
-    if (!(v->cr0 & CR0_PG)) {
-        *out = (struct mmu_span){ .gpa = la, .page_size = PAGE_SIZE, .writable = true, .user = true, .exec = true };
-        return X_OK;
+    enum xret x = X_OK;
+    if (likely((v->efer & EFER_LMA) && (v->cr0 & CR0_PG))) {
+        x = walk_long(v, la, access, out);
+    } else if (!(v->cr0 & CR0_PG)) {
+        *out = (struct mmu_span){ .gpa = (u32)la, .page_size = PAGE_SIZE, .writable = true, .user = true, .exec = true };
+    } else {
+        x = v->cr4 & CR4_PAE ? walk_pae(v, (u32)la, access, out) : walk_32(v, (u32)la, access, out);
     }
-    if (v->cr4 & CR4_PAE)
-        return walk_pae(v, la, access, out);
-    return walk_32(v, la, access, out);
+    if (unlikely(v->a20_off))
+        out->gpa &= ~A20;
+    return x;
 }
 
-bool mmu_translate_debug(struct vcpu *v, gla_t la, gpa_t *gpa)
+static bool translate_debug(struct vcpu *v, gla_t la, gpa_t *gpa)
 {
     bool lma = v->efer & EFER_LMA, wide = lma || (v->cr4 & CR4_PAE);
     unsigned levels = lma ? 4 : wide ? 3 : 2, bits = wide ? 9 : 10;
@@ -407,6 +410,14 @@ bool mmu_translate_debug(struct vcpu *v, gla_t la, gpa_t *gpa)
     }
     *gpa = table | (la & (PAGE_SIZE - 1));
     return true;
+}
+
+bool mmu_translate_debug(struct vcpu *v, gla_t la, gpa_t *gpa)
+{
+    bool ok = translate_debug(v, la, gpa);
+    if (v->a20_off)
+        *gpa &= ~A20;
+    return ok;
 }
 
 bool mmu_pdptes_valid(struct vcpu *v, u64 cr3)

@@ -576,14 +576,25 @@ void engine_fault(struct vcpu *v)
     deliver(v);
 }
 
+void engine_a20(struct vcpu *v)
+{
+    bool off = __atomic_load_n(&v->vm->a20_off, __ATOMIC_SEQ_CST);
+    if (likely(v->a20_off == off))
+        return;
+    v->a20_off = off;
+    tlb_flush_all(v, true);
+    v->eng->smc_hit = true; /* links of the running block lead to what was there before */
+}
+
 /* -- Events ------------------------------------------------------------------------------------------------- */
 
 static void handle_events(struct vcpu *v)
 {
     u32 e = __atomic_exchange_n(&v->event, 0, __ATOMIC_ACQ_REL) | v->intr_wait;
+    engine_a20(v);
     v->intr_wait = 0;
     if (e & EVENT_RESCHED)
-        engine_drop_written(v), engine_see_remap(v);
+        engine_drop_written(v);
     if (e & EVENT_FLUSH)
         tlb_flush_all(v, true);
     if (e & EVENT_WAKE) {

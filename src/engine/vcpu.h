@@ -105,6 +105,7 @@ struct vcpu {
     u8 int_shadow;    /* SHADOW_*, between sti / mov ss / pop ss and the end of the next instruction */
     u8 nmi_masked;    /* between NMI delivery and iret                                       */
     u8 halted;
+    u8 a20_off;       /* bit 20 of physical addresses is masked (mmu.c)                      */
     u8 wake;          /* EVENT_WAKE came while not halted: the next HLT goes on at once */
     struct exc exc;   /* valid when a helper returns X_FAULT */
     enum vcpu_exit exit;
@@ -240,6 +241,9 @@ void tlb_flush_pcid(struct vcpu *v, u16 pcid);                 /* not global */
 void tlb_flush_all(struct vcpu *v, bool global_too);           /* every PCID */
 /* tlb_switch - CR3 or CR4.PCIDE changed: make the set of this PCID current; flush it unless noflush. */
 void tlb_switch(struct vcpu *v, bool noflush);
+
+/* engine_a20 - follow the board's A20 line: flush what was translated under the other setting. run.c */
+void engine_a20(struct vcpu *v);
 
 /* exc.c */
 /*

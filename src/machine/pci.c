@@ -164,45 +164,58 @@ static void address_write(void *opaque, u64 off, unsigned size, u64 value)
     }
 }
 
-static u64 data_read(void *opaque, u64 off, unsigned size)
+/* One access to a register. The table of devices does not change while vCPUs run. */
+static u32 locked_read(struct pci_host *host, unsigned bus, unsigned devfn, unsigned off, unsigned size)
 {
-    struct pci_host *host = opaque;
-    u32 value = ~0u;
+    struct pci_dev *dev = find(host, bus, devfn);
+    if (dev && dev->config_window && off + size <= sizeof(dev->config))
+        dev->config_window(dev, off, size, false);
     pthread_mutex_lock(&host->lock);
-    u32 a = host->address;
-    if (a >> 31)
-        value = config_read(host, a >> 16 & 0xff, a >> 8 & 0xff, (a & 0xfc) + (unsigned)off, size);
+    u32 value = config_read(host, bus, devfn, off, size);
     pthread_mutex_unlock(&host->lock);
     return value;
 }
 
-static void data_write(void *opaque, u64 off, unsigned size, u64 value)
+static void locked_write(struct pci_host *host, unsigned bus, unsigned devfn, unsigned off, unsigned size, u32 value)
 {
-    struct pci_host *host = opaque;
+    struct pci_dev *dev = find(host, bus, devfn);
+    pthread_mutex_lock(&host->lock);
+    config_write(host, bus, devfn, off, size, value);
+    pthread_mutex_unlock(&host->lock);
+    if (dev && dev->config_window && off + size <= sizeof(dev->config))
+        dev->config_window(dev, off, size, true);
+}
+
+static u32 address(struct pci_host *host)
+{
     pthread_mutex_lock(&host->lock);
     u32 a = host->address;
-    if (a >> 31)
-        config_write(host, a >> 16 & 0xff, a >> 8 & 0xff, (a & 0xfc) + (unsigned)off, size,
-                     (u32)value);
     pthread_mutex_unlock(&host->lock);
+    return a;
+}
+
+static u64 data_read(void *opaque, u64 off, unsigned size)
+{
+    u32 a = address(opaque);
+    return a >> 31 ? locked_read(opaque, a >> 16 & 0xff, a >> 8 & 0xff, (a & 0xfc) + (unsigned)off, size) : ~0u;
+}
+
+static void data_write(void *opaque, u64 off, unsigned size, u64 value)
+{
+    u32 a = address(opaque);
+    if (a >> 31)
+        locked_write(opaque, a >> 16 & 0xff, a >> 8 & 0xff, (a & 0xfc) + (unsigned)off, size, (u32)value);
 }
 
 /* ECAM offset: 27:20 bus, 19:12 device and function, 11:0 register. */
 static u64 ecam_read(void *opaque, u64 off, unsigned size)
 {
-    struct pci_host *host = opaque;
-    pthread_mutex_lock(&host->lock);
-    u32 value = config_read(host, off >> 20 & 0xff, off >> 12 & 0xff, off & 0xfff, size);
-    pthread_mutex_unlock(&host->lock);
-    return value;
+    return locked_read(opaque, off >> 20 & 0xff, off >> 12 & 0xff, off & 0xfff, size);
 }
 
 static void ecam_write(void *opaque, u64 off, unsigned size, u64 value)
 {
-    struct pci_host *host = opaque;
-    pthread_mutex_lock(&host->lock);
-    config_write(host, off >> 20 & 0xff, off >> 12 & 0xff, off & 0xfff, size, (u32)value);
-    pthread_mutex_unlock(&host->lock);
+    locked_write(opaque, off >> 20 & 0xff, off >> 12 & 0xff, off & 0xfff, size, (u32)value);
 }
 
 const struct io_ops pci_address_io = { "pci_address", 1, 4, address_read, address_write };
@@ -271,7 +284,7 @@ int pci_add(struct pci_host *host, unsigned devfn, struct pci_dev *dev)
     dev->devfn = devfn;
     if (dev->config[PCI_INT_PIN]) /* what a kernel without ACPI or APIC goes by */
         dev->config[PCI_INT_LINE] =
-            (u8)PCI_PIC_IRQ(pci_gsi(devfn >> 3, dev->config[PCI_INT_PIN] - 1u));
+            (u8)(PIC_IRQ_PCI + (pci_gsi(devfn >> 3, dev->config[PCI_INT_PIN] - 1u) & 1));
     if (devfn & 7) {
         struct pci_dev *first = host->dev[devfn & ~7u];
         if (first)
@@ -339,7 +352,12 @@ int pci_host_init(struct pci_host *host, const struct irq_line gsi[8])
         .class_code = 0x060000, .revision = 2,
     };
     memset(host, 0, sizeof(*host));
-    pthread_mutex_init(&host->lock, NULL);
+    /* Recursive: a device that changes its state and INTx together holds it around pci_set_intx(). */
+    pthread_mutexattr_t attr;
+    pthread_mutexattr_init(&attr);
+    pthread_mutexattr_settype(&attr, PTHREAD_MUTEX_RECURSIVE);
+    pthread_mutex_init(&host->lock, &attr);
+    pthread_mutexattr_destroy(&attr);
     for (unsigned i = 0; i < 8; i++)
         irq_or_init(&host->intx[i], gsi[i]);
     pci_dev_init(&host->bridge, "i440fx", &i440fx);

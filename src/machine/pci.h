@@ -73,8 +73,9 @@ struct pci_dev {
     void (*config_write)(struct pci_dev *dev, unsigned off, unsigned size);
     /* Before the guest reads (for windows and status); may be NULL. */
     void (*config_read)(struct pci_dev *dev, unsigned off, unsigned size);
+    /* The same two moments without the bridge's lock, for registers that reach into the device; may be NULL. */
+    void (*config_window)(struct pci_dev *dev, unsigned off, unsigned size, bool write);
     void (*reset)(struct pci_dev *dev);
-    void *owner;           /* for the callbacks; the chip's own */
     u8 reset_config[256];  /* config as it was at pci_add() */
 };
 
@@ -111,7 +112,7 @@ void pci_add_bar(struct pci_dev *dev, unsigned n, enum pci_bar_kind kind, u64 si
 unsigned pci_add_cap(struct pci_dev *dev, u8 id, unsigned len);
 /* pci_add - 0, -EEXIST. */
 int pci_add(struct pci_host *host, unsigned devfn, struct pci_dev *dev);
-/* pci_set_intx - drive the device's INTx pin. Any thread; takes the bridge's lock. */
+/* pci_set_intx - drive the device's INTx pin. Any thread; takes the bridge's lock (which may be held: it is recursive). */
 void pci_set_intx(struct pci_dev *dev, bool level);
 /* pci_gsi - which GSI a slot's pin (0: INTA) is wired to; the ACPI tables ask too. */
 unsigned pci_gsi(unsigned slot, unsigned pin);

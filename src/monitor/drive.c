@@ -1,10 +1,10 @@
 /* drive.c - parses what --disk, --cdrom, --floppy and --boot say. See drive.h. */
 #include "monitor/drive.h"
 #include "monitor/config.h"
+#include <stdlib.h>
 #include <string.h>
 
-/* The next piece up to a comma; two commas stand for one. NULL at the end, or when it is too long. */
-static const char *next_piece(const char *s, char *out, size_t cap)
+const char *option_piece(const char *s, char *out, size_t cap)
 {
     size_t n = 0;
 
@@ -27,7 +27,7 @@ static int wrong(const char *option, const char *piece, const char *there)
     return STATUS_USAGE;
 }
 
-static int switch_parse(const char *option, const char *key, const char *value, bool *on)
+int option_switch(const char *option, const char *key, const char *value, bool *on)
 {
     *on = !strcmp(value, "on");
     if (*on || !strcmp(value, "off"))
@@ -38,20 +38,21 @@ static int switch_parse(const char *option, const char *key, const char *value, 
 
 int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const char *text)
 {
-    static const char keys[] = "if=ide, format=raw, readonly=on";
+    static const char keys[] = "if=virtio|ide, format=raw, readonly=on, and for virtio serial=TEXT, queues=N, "
+                               "packed=on, aio=threads";
 
     memset(d, 0, sizeof(*d));
     d->kind = kind;
     d->bus = kind == DRIVE_FLOPPY ? DRIVE_FDC : DRIVE_IDE;
     d->readonly = kind == DRIVE_CDROM;
-    const char *s = next_piece(text, d->path, sizeof(d->path));
+    const char *s = option_piece(text, d->path, sizeof(d->path));
     if (!s || !d->path[0]) {
         say("--%s: %s; write --%s FILE", option, s ? "no file" : "the name is too long", option);
         return STATUS_USAGE;
     }
     while (*s) {
         char piece[64] = "";
-        s = next_piece(s, piece, sizeof(piece));
+        s = option_piece(s, piece, sizeof(piece));
         char *value = strchr(piece, '=');
         if (!s || !value)
             return wrong(option, piece, keys);
@@ -59,10 +60,21 @@ int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const
         int r = -1;
         if (!strcmp(piece, "if") && kind == DRIVE_DISK && !strcmp(value, "ide")) {
             d->bus = DRIVE_IDE;
+        } else if (!strcmp(piece, "if") && kind == DRIVE_DISK && !strcmp(value, "virtio")) {
+            d->bus = DRIVE_VIRTIO;
+        } else if (!strcmp(piece, "serial") && strlen(value) <= 20) {
+            strcpy(d->serial, value);
+        } else if (!strcmp(piece, "queues") && strspn(value, "0123456789") == strlen(value) && atoi(value) > 0 &&
+                   atoi(value) <= DRIVE_QUEUES_MAX) {
+            d->queues = (unsigned)atoi(value);
+        } else if (!strcmp(piece, "packed")) {
+            r = option_switch(option, piece, value, &d->packed);
+        } else if (!strcmp(piece, "aio") && !strcmp(value, "threads")) {
+            d->threads = true;
         } else if (!strcmp(piece, "format") && strlen(value) < sizeof(d->format)) {
             strcpy(d->format, value);
         } else if (!strcmp(piece, "readonly") && kind != DRIVE_CDROM) {
-            r = switch_parse(option, piece, value, &d->readonly);
+            r = option_switch(option, piece, value, &d->readonly);
         } else {
             value[-1] = '=';
             r = wrong(option, piece, keys);
@@ -79,7 +91,7 @@ int boot_choice_parse(struct boot_choice *boot, const char *text)
     for (const char *s = text; *s;) {
         char piece[64] = "";
         int r = -1;
-        s = next_piece(s, piece, sizeof(piece));
+        s = option_piece(s, piece, sizeof(piece));
         if (s && !strncmp(piece, "order=", 6)) {
             size_t n = strlen(piece + 6);
             if (!n || n > 3 || strspn(piece + 6, "acdn") != n) {
@@ -89,7 +101,7 @@ int boot_choice_parse(struct boot_choice *boot, const char *text)
             }
             strcpy(boot->order, piece + 6);
         } else if (s && !strncmp(piece, "menu=", 5)) {
-            r = switch_parse("boot", "menu", piece + 5, &boot->menu);
+            r = option_switch("boot", "menu", piece + 5, &boot->menu);
         } else {
             say("--boot: '%s' is not understood; write for example order=dc,menu=on", piece);
             return STATUS_USAGE;

@@ -4,15 +4,20 @@
 
 #define DRIVES_MAX 16
 #define DRIVE_PATH_MAX 4096
+#define DRIVE_QUEUES_MAX 16
 
 enum drive_kind { DRIVE_DISK, DRIVE_CDROM, DRIVE_FLOPPY };
-enum drive_bus { DRIVE_IDE, DRIVE_FDC };
+enum drive_bus { DRIVE_IDE, DRIVE_FDC, DRIVE_VIRTIO };
 
 struct drive {
     enum drive_kind kind;
     enum drive_bus bus;
     bool readonly;
     char format[16]; /* "": find out */
+    /* DRIVE_VIRTIO */
+    unsigned queues;  /* 0: one */
+    bool packed, threads;
+    char serial[24];  /* "": none */
     char path[DRIVE_PATH_MAX];
 };
 
@@ -22,6 +27,10 @@ struct boot_choice {
     bool given;    /* --boot was there */
 };
 
+/* option_piece - the next piece up to a comma; two commas stand for one. Where to go on; NULL: it is too long. */
+const char *option_piece(const char *s, char *out, size_t cap);
+/* option_switch - on or off. Returns as drive_parse does. */
+int option_switch(const char *option, const char *key, const char *value, bool *on);
 /*
  * drive_parse - FILE[,KEY=VALUE]... as --help describes it; a comma in FILE is written twice.
  * -1: done, else the exit status, with the mistake explained. @option: its name, for messages.

@@ -52,5 +52,3 @@ void paravirt_destroy(struct paravirt *pv);
 const struct vitro_pv *paravirt_ops(struct paravirt *pv);
 /* paravirt_attach - tell it a vCPU that was made. */
 void paravirt_attach(struct paravirt *pv, unsigned index, struct vitro_vcpu *vcpu);
-/* paravirt_clock_skip - so many ticks of the host's TSC did not count: the guest stood still. While no vCPU runs. */
-void paravirt_clock_skip(struct paravirt *pv, u64 ticks);

@@ -2,13 +2,16 @@
 #include "storage/disk.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/fs.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 static int fail(char *err, int code, const char *fmt, ...)
@@ -90,4 +93,61 @@ int disk_discard(struct disk *disk, u64 sector, u64 count)
     if (!disk_has(disk, sector, count))
         return -EINVAL;
     return disk->readonly ? -EROFS : disk->ops->discard(disk, sector, count);
+}
+
+int disk_zero(struct disk *disk, u64 sector, u64 count, bool unmap)
+{
+    if (!disk_has(disk, sector, count))
+        return -EINVAL;
+    return disk->readonly ? -EROFS : count ? disk->ops->zero(disk, sector, count, unmap) : 0;
+}
+
+/* A part of a request that ends within a sector: by way of a buffer of its own. */
+static int rw_bounced(struct disk *disk, bool write, u64 sector, u32 count, const struct iovec *iov, unsigned nr)
+{
+    size_t len = (size_t)count * DISK_SECTOR, at = 0;
+    u8 *buf = malloc(len);
+    if (!buf)
+        return -ENOMEM;
+    for (unsigned i = 0; write && i < nr; at += iov[i++].iov_len)
+        memcpy(buf + at, iov[i].iov_base, iov[i].iov_len);
+    int r = write ? disk->ops->write(disk, sector, buf, count) : disk->ops->read(disk, sector, buf, count);
+    for (unsigned i = 0; !write && !r && i < nr; at += iov[i++].iov_len)
+        memcpy(iov[i].iov_base, buf + at, iov[i].iov_len);
+    free(buf);
+    return r;
+}
+
+int disk_rwv(struct disk *disk, bool write, u64 sector, u32 count, const struct iovec *iov, unsigned nr)
+{
+    struct disk_extent e;
+    u64 sum = 0, len = (u64)count * DISK_SECTOR;
+    bool whole = true;
+    int r = 0;
+
+    for (unsigned i = 0; i < nr; i++) {
+        sum += iov[i].iov_len;
+        whole &= !(iov[i].iov_len % DISK_SECTOR);
+    }
+    if (!disk_has(disk, sector, count) || sum != len)
+        return -EINVAL;
+    if (write && disk->readonly)
+        return -EROFS;
+    if (nr <= IOV_MAX && disk->ops->extent && disk->ops->extent(disk, sector, count, write, &e)) {
+        ssize_t n = write ? pwritev(e.fd, iov, (int)nr, (off_t)e.offset) : preadv(e.fd, iov, (int)nr, (off_t)e.offset);
+        if (n >= 0 && (u64)n == len)
+            return 0;
+        /* Interrupted, short or failed: again the slow way, which says what is wrong. */
+    }
+    if (!whole)
+        return rw_bounced(disk, write, sector, count, iov, nr);
+    for (unsigned i = 0; i < nr && !r; i++) {
+        u32 n = (u32)(iov[i].iov_len / DISK_SECTOR);
+        if (!n)
+            continue;
+        r = write ? disk->ops->write(disk, sector, iov[i].iov_base, n)
+                  : disk->ops->read(disk, sector, iov[i].iov_base, n);
+        sector += n;
+    }
+    return r;
 }

@@ -10,6 +10,12 @@
 #define DISK_ERR_LEN 320
 
 struct disk;
+struct iovec;
+
+struct disk_extent {
+    int fd;
+    u64 offset; /* bytes */
+};
 
 /* All counts are sectors; the caller has checked them with disk_has(). 0 or -errno. */
 struct disk_ops {
@@ -18,6 +24,10 @@ struct disk_ops {
     int (*write)(struct disk *disk, u64 sector, const void *buf, u32 count);
     int (*flush)(struct disk *disk); /* what was written survives a crash of the host */
     int (*discard)(struct disk *disk, u64 sector, u64 count); /* then reads as anything */
+    int (*zero)(struct disk *disk, u64 sector, u64 count, bool unmap); /* unmap: room may be given back */
+    /* Where those sectors lie in one piece, if that is known without waiting and, to write, nothing but the bytes
+     * needs to change. May be NULL. */
+    bool (*extent)(struct disk *disk, u64 sector, u32 count, bool write, struct disk_extent *out);
     void (*close)(struct disk *disk); /* frees it */
 };
 
@@ -52,6 +62,10 @@ int disk_read(struct disk *disk, u64 sector, void *buf, u32 count);
 int disk_write(struct disk *disk, u64 sector, const void *buf, u32 count);
 int disk_flush(struct disk *disk); /* nothing to do, 0, when it is read-only */
 int disk_discard(struct disk *disk, u64 sector, u64 count);
+/* disk_zero - the sectors read as zeros afterwards; unmap: their room may be given back to the host. As above. */
+int disk_zero(struct disk *disk, u64 sector, u64 count, bool unmap);
+/* disk_rwv - read or write count sectors from or to scattered memory, whose sum must be as long (-EINVAL). */
+int disk_rwv(struct disk *disk, bool write, u64 sector, u32 count, const struct iovec *iov, unsigned nr);
 
 /* -- Formats ----------------------------------------------------------------------------------- */
 

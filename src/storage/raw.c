@@ -4,11 +4,16 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 struct raw_disk {
     struct disk disk;
     int fd;
+    u64 bytes;
+    bool block; /* a block device */
 };
 
 static struct raw_disk *raw(struct disk *disk)
@@ -65,11 +70,55 @@ static int raw_flush(struct disk *disk)
 
 static int raw_discard(struct disk *disk, u64 sector, u64 count)
 {
+    u64 range[2] = { sector * DISK_SECTOR, count * DISK_SECTOR };
+
+    if (raw(disk)->block) {
+        if (count)
+            (void)!ioctl(raw(disk)->fd, BLKDISCARD, range);
+        return 0;
+    }
     int r = fallocate(raw(disk)->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                       (off_t)(sector * DISK_SECTOR), (off_t)(count * DISK_SECTOR));
 
     /* A hint: a file system that cannot punch holes keeps the bytes. */
     return !count || !r || errno == EOPNOTSUPP || errno == ENOSYS ? 0 : -errno;
+}
+
+static int raw_write_zeros(struct disk *disk, u64 sector, u64 count)
+{
+    static const u8 zeros[64 * 1024];
+    int r = 0;
+
+    while (count && !r) {
+        u32 n = (u32)MIN(count, sizeof(zeros) / DISK_SECTOR);
+        r = raw_write(disk, sector, zeros, n);
+        sector += n;
+        count -= n;
+    }
+    return r;
+}
+
+static int raw_zero(struct disk *disk, u64 sector, u64 count, bool unmap)
+{
+    off_t at = (off_t)(sector * DISK_SECTOR), len = (off_t)(count * DISK_SECTOR);
+    u64 range[2] = { (u64)at, (u64)len };
+
+    if (raw(disk)->block && !ioctl(raw(disk)->fd, BLKZEROOUT, range))
+        return 0;
+    if (unmap && !fallocate(raw(disk)->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, len))
+        return 0;
+    if (!fallocate(raw(disk)->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, at, len))
+        return 0;
+    return raw_write_zeros(disk, sector, count);
+}
+
+static bool raw_extent(struct disk *disk, u64 sector, u32 count, bool write, struct disk_extent *out)
+{
+    (void)write;
+    if ((sector + count) * DISK_SECTOR > raw(disk)->bytes)
+        return false; /* the last sector is padded */
+    *out = (struct disk_extent){ raw(disk)->fd, sector * DISK_SECTOR };
+    return true;
 }
 
 static void raw_close(struct disk *disk)
@@ -80,7 +129,7 @@ static void raw_close(struct disk *disk)
 
 static const struct disk_ops raw_ops = {
     .format = "raw", .read = raw_read, .write = raw_write, .flush = raw_flush,
-    .discard = raw_discard, .close = raw_close,
+    .discard = raw_discard, .zero = raw_zero, .extent = raw_extent, .close = raw_close,
 };
 
 int raw_disk_open(int fd, bool readonly, u64 bytes, struct disk **out)
@@ -91,7 +140,10 @@ int raw_disk_open(int fd, bool readonly, u64 bytes, struct disk **out)
         close(fd);
         return -ENOMEM;
     }
+    struct stat st;
     d->fd = fd;
+    d->bytes = bytes;
+    d->block = !fstat(fd, &st) && S_ISBLK(st.st_mode);
     d->disk = (struct disk){
         .ops = &raw_ops, .sectors = bytes / DISK_SECTOR + !!(bytes % DISK_SECTOR),
         .readonly = readonly,

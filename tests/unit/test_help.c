@@ -121,6 +121,7 @@ bool cache_kill_range(struct vcpu *cpu, struct code_cache *c, gpa_t gpa, unsigne
     (void)cpu, (void)c, (void)gpa, (void)len, (void)pc;
     return *any_left = false;
 }
+void engine_a20(struct vcpu *c) { (void)c; }
 void vcpu_mode_changed(struct vcpu *c)
 {
     nr_mode++;

@@ -135,6 +135,24 @@ asm(".pushsection .rodata\n"
     "   movb $0xcb, %es:0\n"              /* lret */
     "   lcall $0x2000, $0xfffc\n"
     "   movw $1, 0x536\n"
+    /* A20: 0xffff:0x0610 is 0x100600, or 0x600 while the line is off */
+    "   mov $0xffff, %ax\n"
+    "   mov %ax, %es\n"
+    "   movw $0x1111, 0x600\n"
+    "   movw $0x2222, %es:0x610\n"
+    "   mov 0x600, %ax\n"
+    "   mov %ax, 0x538\n"                /* 1111 */
+    "   xor %al, %al\n"
+    "   out %al, $0x92\n"
+    "   mov %es:0x610, %ax\n"
+    "   mov %ax, 0x53a\n"                /* 1111 */
+    "   movw $0x3333, %es:0x610\n"
+    "   mov 0x600, %ax\n"
+    "   mov %ax, 0x53c\n"                /* 3333 */
+    "   mov $2, %al\n"
+    "   out %al, $0x92\n"
+    "   mov %es:0x610, %ax\n"
+    "   mov %ax, 0x53e\n"                /* 2222 */
     "   hlt\n"
     "far1: mov %cs, %ax\n"
     "   lret\n"
@@ -162,11 +180,20 @@ static unsigned char *low, *rom;
 static unsigned rd16(unsigned at) { return low[at] | low[at + 1] << 8; }
 static unsigned rd32(unsigned at) { return rd16(at) | rd16(at + 2) << 16; }
 
+static struct vitro_vm *board;
+static void port_out(void *opaque, uint16_t port, unsigned size, uint32_t value)
+{
+    (void)opaque, (void)size;
+    if (port == 0x92)
+        vitro_vm_set_a20(board, value & 2);
+}
+
 static void power_on(unsigned debug)
 {
     char err[256];
     struct vitro_config config = { .debug = debug };
-    struct vitro_vm *vm = vitro_vm_create(&config, NULL, err, sizeof(err));
+    const struct vitro_ops ops = { .port_out = port_out };
+    struct vitro_vm *vm = board = vitro_vm_create(&config, &ops, err, sizeof(err));
     if (!vm) {
         printf("%s\n", err);
         exit(1);
@@ -196,6 +223,8 @@ static void power_on(unsigned debug)
         { 0x518, 0x80, "rep stosw" },                    { 0x51a, 0xa5, "the effective address wraps" },
         { 0x528, 0x100, "leave" },                       { 0x530, 0xbabe, "unreal read" },
         { 0x534, 0xf000, "CS in real mode again" },      { 0x536, 1, "IP wraps" },
+        { 0x538, 0x1111, "A20 on" },                     { 0x53a, 0x1111, "A20 off: read" },
+        { 0x53c, 0x3333, "A20 off: write" },             { 0x53e, 0x2222, "A20 on again" },
     };
     for (unsigned i = 0; i < sizeof(word) / sizeof(word[0]); i++)
         CHECK_MSG(rd16(word[i].at) == word[i].want, "debug %x: %s: %#x, not %#x", debug, word[i].what, rd16(word[i].at),

@@ -1,0 +1,19 @@
+/* devices.h - what is plugged into the board's PCI bus because the user asked for it. */
+#pragma once
+#include "base/types.h"
+
+struct guest;
+struct virtio_dev;
+struct virtio_pci;
+
+#define DEVICES_MAX 28
+
+struct devices {
+    struct { struct virtio_dev *dev; struct virtio_pci *pci; } virtio[DEVICES_MAX];
+    unsigned nr;
+};
+
+/* devices_create - after the engine, before the guest is loaded. 0, or -errno with the reason said. */
+int devices_create(struct guest *vm);
+/* devices_destroy - no vCPU runs any more; before the board goes. Waits for what is under way. */
+void devices_destroy(struct devices *d);

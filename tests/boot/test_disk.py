@@ -1,0 +1,152 @@
+#!/usr/bin/env python3
+"""Virtio disks: bytes, file systems, flushes, discards; what the guest wrote is looked at from the host."""
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from harness import Vitro, check, error_line, main, script
+
+MIB = 1 << 20
+
+
+class Image:
+    """A raw image file, removed at the end."""
+
+    def __init__(self, mib, fill=False):
+        self.file = tempfile.NamedTemporaryFile(prefix="vitro-disk-")
+        self.path = self.file.name
+        if fill:
+            self.file.write(random.Random(4).randbytes(mib * MIB))
+        self.file.truncate(mib * MIB)
+        self.file.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.file.close()
+
+    def md5(self, offset=0, length=-1):
+        with open(self.path, "rb") as f:
+            f.seek(offset)
+            return hashlib.md5(f.read(length)).hexdigest()
+
+
+def run_script(text, *args, seconds=120):
+    """The output of a script in the guest that must succeed."""
+    with Vitro("run", "--append", "quiet " + script(text), *args, stdin=None) as v:
+        v.expect(rb"vitro.test: status 0", seconds)
+        check(v.wait() == 0, v.tail())
+        return v.seen.decode(errors="replace").replace("\r", "")
+
+
+def test_read_and_write():
+    """Each way the disk can be set up gives the same bytes, both ways."""
+    for options in ("", ",packed=on", ",queues=4", ",aio=threads", ",packed=on,queues=2,aio=threads"):
+        with Image(32, fill=True) as image:
+            before = image.md5()
+            out = run_script("set -e; md5sum /dev/vda; cat /proc/interrupts\n"
+                             "dd if=/dev/vda of=/dev/vda bs=1M count=8 seek=16 conv=fsync 2>/dev/null\n"
+                             "echo tail | dd of=/dev/vda bs=512 seek=65535 conv=fsync 2>/dev/null",
+                             "--disk", image.path + ",if=virtio" + options)
+            check(before in out, f"{options}: the guest read something else")
+            check("virtio0-req.0" in out, f"{options}: no MSI-X")
+            check(image.md5(0, 8 * MIB) == image.md5(16 * MIB, 8 * MIB), f"{options}: a copy is wrong")
+            with open(image.path, "rb") as f:
+                f.seek(65535 * 512)
+                check(f.read(5) == b"tail\n", f"{options}: the last sector is wrong")
+
+
+def test_without_msi():
+    with Image(8, fill=True) as image:
+        out = run_script("md5sum /dev/vda; cat /proc/interrupts", "--disk", image.path + ",if=virtio",
+                         "--append", "quiet pci=nomsi " + script("set -e; md5sum /dev/vda; cat /proc/interrupts"))
+        check(image.md5() in out, "the guest read something else")
+        check("IO-APIC" in out and "virtio0" in out, "no INTx")
+
+
+def test_read_only():
+    with Image(8, fill=True) as image:
+        before = image.md5()
+        out = run_script("echo ro=$(cat /sys/block/vda/ro); dd if=/dev/zero of=/dev/vda bs=4k count=1 && exit 1; true",
+                         "--disk", image.path + ",if=virtio,readonly=on")
+        check("ro=1\n" in out, "not read-only in the guest")
+        check(image.md5() == before, "a read-only disk was written")
+
+
+def test_serial_and_discard():
+    with Image(64, fill=True) as image:
+        used = os.stat(image.path).st_blocks
+        out = run_script("set -e; cat /sys/block/vda/serial; echo; blkdiscard -o 1M -l 32M /dev/vda\n"
+                         "cat /sys/block/vda/queue/write_zeroes_max_bytes", "--disk",
+                         image.path + ",if=virtio,serial=VITRO-0001")
+        check("VITRO-0001" in out, "no serial number")
+        freed = (used - os.stat(image.path).st_blocks) * 512
+        check(freed >= 31 * MIB, f"only {freed} bytes were given back to the host")
+
+
+def test_file_system():
+    with Image(64) as image:
+        run_script("set -e; mke2fs -F /dev/vda >/dev/null; mkdir /mnt; mount -t ext2 /dev/vda /mnt\n"
+                   "for i in $(seq 50); do cp /bin/busybox /mnt/$i; done 2>/dev/null || true\n"
+                   "umount /mnt", "--disk", image.path + ",if=virtio")
+        fsck = subprocess.run(["e2fsck", "-fn", image.path], capture_output=True, text=True)
+        check(fsck.returncode == 0, fsck.stdout)
+
+
+def test_many_disks():
+    with Image(8, fill=True) as a, Image(9, fill=True) as b, Image(10, fill=True) as c:
+        out = run_script("md5sum /dev/vda /dev/vdb /dev/vdc",
+                         *[word for i in (a, b, c) for word in ("--disk", i.path + ",if=virtio")])
+        for image, name in ((a, "vda"), (b, "vdb"), (c, "vdc")):
+            check(f"{image.md5()}  /dev/{name}" in out, name)
+
+
+def test_reset_in_use():
+    """The driver goes away and comes back while requests are under way."""
+    with Image(32, fill=True) as image:
+        out = run_script("""set -e
+d=$(basename $(readlink /sys/block/vda/device))
+for i in $(seq 5); do
+    dd if=/dev/vda of=/dev/null bs=1M 2>/dev/null &
+    sleep 0.05; echo $d > /sys/bus/virtio/drivers/virtio_blk/unbind; wait
+    echo $d > /sys/bus/virtio/drivers/virtio_blk/bind
+done
+md5sum /dev/vda""", "--disk", image.path + ",if=virtio")
+        check(image.md5() in out, "the guest read something else")
+
+
+def test_flushed_writes_survive_kill():
+    """After kill -9 everything that was flushed is in the file."""
+    with Image(64) as image:
+        with Vitro("run", "--append", "quiet " + script(
+                "i=0; while true; do i=$((i + 1)); printf '%08d' $i |"
+                "dd of=/dev/vda bs=512 seek=$i conv=fsync,notrunc 2>/dev/null; echo flushed $i.; done"),
+                "--disk", image.path + ",if=virtio", stdin=None) as v:
+            v.expect(rb"flushed 20\.")
+            os.killpg(v.process.pid, signal.SIGKILL)
+            v.wait()
+            while v.pump(0):
+                pass
+            last = int(v.seen.decode().rsplit("flushed ", 1)[1].split(".")[0])
+        with open(image.path, "rb") as f:
+            for i in range(1, last + 1):
+                f.seek(i * 512)
+                check(f.read(8) == b"%08d" % i, f"write {i} of {last} is lost")
+
+
+def test_bad_options():
+    with Image(1) as image:
+        for options, words in ((",if=scsi", "if="), (",queues=0", "queues"), (",queues=17", "queues"),
+                               (",serial=" + "x" * 21, "serial"), (",packed=maybe", "packed")):
+            line = error_line("run", "--disk", image.path + options, status=2)
+            check(words in line, line)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.modules[__name__], "boot/disk"))
