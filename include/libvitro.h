@@ -79,6 +79,8 @@ struct vitro_pv {
     int (*msr_write)(void *opaque, unsigned vcpu, uint32_t msr, uint64_t value);
     /* The guest moved its TSC (IA32_TSC or IA32_TSC_ADJUST). */
     void (*tsc_moved)(void *opaque, unsigned vcpu);
+    /* From time to time while it runs: the engine is about to ask ops->intr_ack. */
+    void (*tick)(void *opaque, unsigned vcpu);
 };
 
 /* Halving aids: slower, same results. */

@@ -622,6 +622,8 @@ static void handle_events(struct vcpu *v)
         int vec = -1;
         if (v->host->intr_ack) {
             fpu_leave(v);
+            if (v->vm->pv.tick)
+                v->vm->pv.tick(v->vm->pv.opaque, v->index);
             vec = v->host->intr_ack(v->host->opaque, v->index);
             fpu_enter(v);
         }

@@ -166,6 +166,46 @@ int machine_intr_ack(void *machine, unsigned vcpu)
     return vector;
 }
 
+void machine_pv_eoi_set(void *machine, unsigned vcpu, u64 msr, u32 *word)
+{
+    struct machine *m = machine;
+    pthread_mutex_lock(&m->irq_lock);
+    lapic_pv_eoi(&m->apics.cpu[vcpu], msr, word);
+    pthread_mutex_unlock(&m->irq_lock);
+}
+
+u64 machine_pv_eoi_get(void *machine, unsigned vcpu)
+{
+    struct machine *m = machine;
+    pthread_mutex_lock(&m->irq_lock); /* another vCPU may send INIT */
+    u64 msr = m->apics.cpu[vcpu].pv_eoi;
+    pthread_mutex_unlock(&m->irq_lock);
+    return msr;
+}
+
+int machine_ipi_mask(void *machine, u32 first, const u64 mask[2], u32 icr)
+{
+    struct machine *m = machine;
+    struct apic_msg msg = { .mode = icr >> 8 & 7, .vector = (u8)icr };
+    int taken = 0;
+
+    if (msg.mode == APIC_LOWEST) /* each is named by itself */
+        msg.mode = APIC_FIXED;
+    if ((icr & 0x800) || (msg.mode != APIC_FIXED && msg.mode != APIC_NMI))
+        return -1;
+    pthread_mutex_lock(&m->irq_lock);
+    for (unsigned half = 0; half < 2; half++)
+        for (u64 left = mask[half]; left; left &= left - 1) {
+            u64 id = (u64)first + half * 64 + (unsigned)__builtin_ctzll(left);
+            if (id >= m->apics.nr)
+                break;
+            msg.dest = (u32)id;
+            taken += (int)lapic_bus_send(&m->apics, &msg);
+        }
+    pthread_mutex_unlock(&m->irq_lock);
+    return taken;
+}
+
 u64 machine_cr8_read(void *machine, unsigned vcpu)
 {
     struct machine *m = machine;

@@ -63,6 +63,13 @@ void machine_mmio_write(void *machine, unsigned vcpu, gpa_t gpa, const void *buf
 /* APIC base, TSC deadline, x2APIC. 0, or -1: #GP(0). */
 int machine_msr_read(void *machine, unsigned vcpu, u32 msr, u64 *value);
 int machine_msr_write(void *machine, unsigned vcpu, u32 msr, u64 value);
+/* KVM's paravirtual end of interrupt (lapic.c): MSR_KVM_PV_EOI_EN, and the host's address of the word it names (NULL:
+ * off). INIT switches it off. On the vCPU's own thread. */
+void machine_pv_eoi_set(void *machine, unsigned vcpu, u64 msr, u32 *word);
+u64 machine_pv_eoi_get(void *machine, unsigned vcpu);
+/* machine_ipi_mask - an IPI as by an ICR write (fixed or NMI; edge) to APIC IDs first + the bits of a mask of 128. How
+ * many there are of them; -1: another kind of IPI. */
+int machine_ipi_mask(void *machine, u32 first, const u64 mask[2], u32 icr);
 /* machine_intr_ack - the vector of the interrupt to take now, or -1. */
 int machine_intr_ack(void *machine, unsigned vcpu);
 u64 machine_cr8_read(void *machine, unsigned vcpu);

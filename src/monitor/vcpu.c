@@ -2,6 +2,7 @@
 #include "monitor/vm_inner.h"
 #include "machine/machine.h"
 #include "monitor/gdbstub.h"
+#include "paravirt/paravirt.h"
 #include <errno.h>
 #include <signal.h>
 #include <string.h>
@@ -9,12 +10,14 @@
 
 static void vcpu_sleep(struct vm_vcpu *cpu)
 {
+    paravirt_vcpu_sleep(cpu->vm->pv, cpu->index);
     pthread_mutex_lock(&cpu->lock);
     atomic_store(&cpu->asleep, true);
     while (!vitro_vcpu_event_pending(cpu->vcpu) && !vm_has_ended(cpu->vm))
         pthread_cond_wait(&cpu->wake, &cpu->lock);
     atomic_store(&cpu->asleep, false);
     pthread_mutex_unlock(&cpu->lock);
+    paravirt_vcpu_wake(cpu->vm->pv, cpu->index);
 }
 
 void vm_vcpu_kick(struct vm_vcpu *cpu, unsigned why)
@@ -34,6 +37,7 @@ static void *vcpu_thread(void *arg)
     struct guest *vm = cpu->vm;
     struct vitro_regs regs;
 
+    paravirt_vcpu_start(vm->pv, cpu->index);
     if (vm->gdb)
         gdbstub_stopped(vm->gdb, cpu, 0);
     while (!vm_has_ended(vm)) {
@@ -64,6 +68,7 @@ static void *vcpu_thread(void *arg)
             break;
         }
     }
+    paravirt_vcpu_stop(vm->pv, cpu->index);
     return NULL;
 }
 

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ALL_KVM (PV_BIT(PV_CLOCK) | PV_BIT(PV_IO_DELAY))
+#define ALL_KVM (PV_BIT(PV_MAP_GPA + 1) - 1)
 #define ALL (ALL_KVM | PV_BIT(PV_VITRO))
 
 const struct paravirt_word paravirt_words[] = {
@@ -18,6 +18,14 @@ const struct paravirt_word paravirt_words[] = {
     { "vitro", PV_BIT(PV_VITRO) },
     { "clock", PV_BIT(PV_CLOCK) },
     { "io-delay", PV_BIT(PV_IO_DELAY) },
+    { "steal", PV_BIT(PV_STEAL) },
+    { "eoi", PV_BIT(PV_EOI) },
+    { "unhalt", PV_BIT(PV_UNHALT) },
+    { "tlb", PV_BIT(PV_TLB) },
+    { "ipi", PV_BIT(PV_IPI) },
+    { "poll", PV_BIT(PV_POLL) },
+    { "yield", PV_BIT(PV_YIELD) },
+    { "map-gpa", PV_BIT(PV_MAP_GPA) },
     { NULL, 0 },
 };
 
@@ -122,6 +130,19 @@ static void tsc_moved(void *opaque, unsigned vcpu)
         kvm_tsc_moved(pv, vcpu);
 }
 
+static void tick(void *opaque, unsigned vcpu)
+{
+    struct paravirt *pv = opaque;
+    if (vcpu < pv->nr_cpus)
+        kvm_tick(pv, vcpu);
+}
+
+void paravirt_vcpu_reset(struct paravirt *pv, unsigned cpu)
+{
+    kvm_reset(pv, cpu);
+    native_reset(pv, cpu);
+}
+
 /* -- Life --------------------------------------------------------------------------------------------- */
 
 int paravirt_create(const struct paravirt_config *config, struct paravirt **out)
@@ -134,6 +155,10 @@ int paravirt_create(const struct paravirt_config *config, struct paravirt **out)
     pv->config = *config;
     pv->nr_cpus = config->nr_cpus;
     pv_clock_init(pv);
+    for (unsigned i = 0; i < pv->nr_cpus; i++) {
+        pv->cpu[i].kvm.schedstat_fd = -1;
+        paravirt_vcpu_reset(pv, i);
+    }
     if (kvm_offered(pv)) {
         kvm_leaves(pv, base);
         base += PV_LEAF_STEP;
@@ -147,6 +172,7 @@ int paravirt_create(const struct paravirt_config *config, struct paravirt **out)
     pv->ops.msr_read = msr_read;
     pv->ops.msr_write = msr_write;
     pv->ops.tsc_moved = tsc_moved;
+    pv->ops.tick = tick;
     *out = pv;
     return 0;
 }

@@ -14,7 +14,10 @@
 #define PV_LEAF_STEP 0x100u
 
 struct kvm_vcpu {
-    u64 system_time, wall_clock; /* MSRs as written */
+    u64 system_time, wall_clock, steal_time, poll_control, migration; /* MSRs as written */
+    struct kvm_steal_time *steal; /* in guest memory; NULL: off, or not RAM */
+    u64 run_delay, steal_due;     /* ns as last read; host TSC from when it may be read again */
+    int schedstat_fd;             /* -1: none */
 };
 
 struct pv_vcpu {
@@ -59,21 +62,30 @@ static inline u64 pv_host_tsc(void)
 }
 
 /* -- kvm.c: contract 1 ---------------------------------------------------------------------------------- */
+#define PV_STEAL_ADDRESS (~0x3full)
 bool kvm_offered(const struct paravirt *pv);
+/* kvm_reset - nothing is switched on for this vCPU. */
+void kvm_reset(struct paravirt *pv, unsigned cpu);
 void kvm_leaves(struct paravirt *pv, u32 base);
-enum vitro_hc kvm_hypercall(struct paravirt *pv, const struct vitro_hypercall *call);
 int kvm_msr_read(struct paravirt *pv, unsigned cpu, u32 msr, u64 *value);
 int kvm_msr_write(struct paravirt *pv, unsigned cpu, u32 msr, u64 value);
 /* kvm_clock.c */
 int kvm_clock_write(struct paravirt *pv, unsigned cpu, u64 value);
 int kvm_wall_write(struct paravirt *pv, unsigned cpu, u64 value);
 void kvm_tsc_moved(struct paravirt *pv, unsigned cpu);
+/* kvm_steal.c */
+int kvm_steal_write(struct paravirt *pv, unsigned cpu, u64 value);
+void kvm_tick(struct paravirt *pv, unsigned cpu);
+/* kvm_calls.c */
+enum vitro_hc kvm_hypercall(struct paravirt *pv, const struct vitro_hypercall *call);
 
 /* -- native.c: contract 2 --------------------------------------------------------------------------------- */
 void native_leaves(struct paravirt *pv, u32 base);
 /* Both are asked for numbers PV_NATIVE_CALLS + n only. The first: see hypercall_fast in libvitro.h. */
 enum vitro_hc native_hypercall_fast(struct paravirt *pv, const struct vitro_hypercall *call, u32 nr);
 enum vitro_hc native_hypercall(struct paravirt *pv, const struct vitro_hypercall *call, u32 nr);
+/* native_reset - the same. */
+void native_reset(struct paravirt *pv, unsigned cpu);
 /* Asked for PV_NATIVE_MSRS + 0..0xff. 0, or -1: #GP(0). */
 int native_msr_read(struct paravirt *pv, unsigned cpu, u32 msr, u64 *value);
 int native_msr_write(struct paravirt *pv, unsigned cpu, u32 msr, u64 value);

@@ -1,7 +1,12 @@
 /*
  * kvm.c - contract 1: KVM's guest ABI, which stock kernels speak. Sources: Linux
  * Documentation/virt/kvm/x86/{cpuid,msr,hypercalls}.rst.
+ *
+ * Not offered, and why: asynchronous page faults (4, 10, 14: what the host does with the guest's memory happens to the
+ * thread that touches it, and nobody tells us before); the MMU calls (2: withdrawn by KVM); wider MSI destinations (15:
+ * there are no APIC IDs above 254). Hints (EDX): none, vCPUs are threads among others.
  */
+#include "machine/machine.h"
 #include "paravirt/inner.h"
 
 /* Leaf 0x40000001: which of our features answers for which of KVM's bits. */
@@ -11,6 +16,14 @@ static const struct {
 } feature_bits[] = {
     { PV_CLOCK, BIT(0) | BIT(3) | BIT(24) }, /* CLOCKSOURCE, CLOCKSOURCE2, CLOCKSOURCE_STABLE_BIT */
     { PV_IO_DELAY, BIT(1) },                 /* NOP_IO_DELAY */
+    { PV_STEAL, BIT(5) },                    /* STEAL_TIME */
+    { PV_EOI, BIT(6) },                      /* PV_EOI */
+    { PV_UNHALT, BIT(7) },                   /* PV_UNHALT */
+    { PV_TLB, BIT(9) },                      /* PV_TLB_FLUSH */
+    { PV_IPI, BIT(11) },                     /* PV_SEND_IPI */
+    { PV_POLL, BIT(12) },                    /* POLL_CONTROL */
+    { PV_YIELD, BIT(13) },                   /* PV_SCHED_YIELD */
+    { PV_MAP_GPA, BIT(16) | BIT(17) },       /* HC_MAP_GPA_RANGE, MIGRATION_CONTROL */
 };
 
 /* Leaf 0x40000010 is VMware's, and KVM users' too: kHz of the TSC and of the APIC timer. */
@@ -21,9 +34,11 @@ enum {
     MSR_SYSTEM_TIME_OLD = 0x12,
     MSR_WALL_CLOCK = PV_KVM_MSRS,
     MSR_SYSTEM_TIME,
+    MSR_STEAL_TIME = PV_KVM_MSRS + 3,
+    MSR_PV_EOI,
+    MSR_POLL_CONTROL,
+    MSR_MIGRATION_CONTROL = PV_KVM_MSRS + 8,
 };
-
-enum { KVM_EPERM = 1, KVM_ENOSYS = 1000 };
 
 bool kvm_offered(const struct paravirt *pv)
 {
@@ -45,19 +60,51 @@ void kvm_leaves(struct paravirt *pv, u32 base)
     r[1] = VITRO_APIC_KHZ;
 }
 
-/* -- Hypercalls: number in RAX, arguments in RBX, RCX, RDX, RSI; the result in RAX ------------------------ */
+/* -- MSRs --------------------------------------------------------------------------------------------------- */
 
-enum vitro_hc kvm_hypercall(struct paravirt *pv, const struct vitro_hypercall *call)
+/* Bit 0 on, bit 1 reserved; the rest is the address of 4 bytes of RAM. */
+static int eoi_write(struct paravirt *pv, unsigned cpu, u64 value)
 {
-    s64 result = -KVM_ENOSYS;
-    (void)pv;
-    if (call->cpl != 0)
-        result = -KVM_EPERM;
-    call->gpr[0] = call->code64 ? (u64)result : (u32)result;
-    return VITRO_HC_DONE;
+    u32 *word = NULL;
+
+    if ((value & 2) || !pv->config.machine)
+        return -1;
+    if (value & 1) {
+        word = ram_dma_ptr(pv->config.ram, value & ~3ull, sizeof(*word));
+        if (!word)
+            return -1;
+    }
+    machine_pv_eoi_set(pv->config.machine, cpu, value, word);
+    return 0;
 }
 
-/* -- MSRs --------------------------------------------------------------------------------------------------- */
+static int poll_write(struct paravirt *pv, unsigned cpu, u64 value)
+{
+    if (value & ~1ull)
+        return -1;
+    pv->cpu[cpu].kvm.poll_control = value;
+    return 0;
+}
+
+bool paravirt_may_poll(const struct paravirt *pv, unsigned cpu)
+{
+    return pv->cpu[cpu].kvm.poll_control & 1;
+}
+
+static int migration_write(struct paravirt *pv, unsigned cpu, u64 value)
+{
+    if (value & ~1ull)
+        return -1;
+    pv->cpu[cpu].kvm.migration = value;
+    return 0;
+}
+
+/* Values at reset: waiting awake is allowed, and so is moving the guest (nothing of it is encrypted). */
+void kvm_reset(struct paravirt *pv, unsigned cpu)
+{
+    struct kvm_vcpu *k = &pv->cpu[cpu].kvm;
+    *k = (struct kvm_vcpu){ .poll_control = 1, .migration = 1, .schedstat_fd = k->schedstat_fd };
+}
 
 struct msr_row {
     u32 msr;
@@ -71,6 +118,10 @@ static const struct msr_row msr_rows[] = {
     { MSR_SYSTEM_TIME_OLD, PV_CLOCK, AT(system_time), kvm_clock_write },
     { MSR_WALL_CLOCK, PV_CLOCK, AT(wall_clock), kvm_wall_write },
     { MSR_SYSTEM_TIME, PV_CLOCK, AT(system_time), kvm_clock_write },
+    { MSR_STEAL_TIME, PV_STEAL, AT(steal_time), kvm_steal_write },
+    { MSR_PV_EOI, PV_EOI, 0, eoi_write }, /* kept by the local APIC */
+    { MSR_POLL_CONTROL, PV_POLL, AT(poll_control), poll_write },
+    { MSR_MIGRATION_CONTROL, PV_MAP_GPA, AT(migration), migration_write },
 };
 
 /* A number whose feature is off does not exist. */
@@ -87,7 +138,10 @@ int kvm_msr_read(struct paravirt *pv, unsigned cpu, u32 msr, u64 *value)
     const struct msr_row *row = find_msr(pv, msr);
     if (!row)
         return -1;
-    *value = *(const u64 *)((const u8 *)&pv->cpu[cpu].kvm + row->at);
+    if (msr == MSR_PV_EOI)
+        *value = pv->config.machine ? machine_pv_eoi_get(pv->config.machine, cpu) : 0;
+    else
+        *value = *(const u64 *)((const u8 *)&pv->cpu[cpu].kvm + row->at);
     return 0;
 }
 

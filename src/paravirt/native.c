@@ -11,6 +11,11 @@ void native_leaves(struct paravirt *pv, u32 base)
     pv_leaf(pv, base + 1)[0] = NATIVE_VERSION;
 }
 
+void native_reset(struct paravirt *pv, unsigned cpu)
+{
+    (void)pv, (void)cpu;
+}
+
 enum vitro_hc native_hypercall(struct paravirt *pv, const struct vitro_hypercall *call, u32 nr)
 {
     (void)pv, (void)nr;

@@ -15,8 +15,16 @@ struct ram;
 
 /* What can be switched off, one bit each. PV_VITRO is all of Vitro's own ABI. */
 enum pv_feature {
-    PV_CLOCK,     /* kvmclock, wall clock, clock pairing */
+    PV_CLOCK,     /* KVM's, up to PV_MAP_GPA: kvmclock, wall clock, clock pairing */
     PV_IO_DELAY,  /* ports need no delay */
+    PV_STEAL,     /* steal time */
+    PV_EOI,       /* end of interrupt without the APIC */
+    PV_UNHALT,    /* kick a halted vCPU: spinlocks that sleep */
+    PV_TLB,       /* flushes left to vCPUs that do not run */
+    PV_IPI,       /* many IPIs in one call */
+    PV_POLL,      /* the guest may forbid that we wait awake in its HLT */
+    PV_YIELD,     /* give up the CPU for another vCPU */
+    PV_MAP_GPA,   /* answers about encrypted memory and migration: there is none, and it may */
     PV_VITRO,
     NR_PV_FEATURES,
 };
@@ -52,3 +60,13 @@ void paravirt_destroy(struct paravirt *pv);
 const struct vitro_pv *paravirt_ops(struct paravirt *pv);
 /* paravirt_attach - tell it a vCPU that was made. */
 void paravirt_attach(struct paravirt *pv, unsigned index, struct vitro_vcpu *vcpu);
+
+/* A vCPU's thread says: it begins and ends; it is about to sleep in the guest's HLT, and woke; it was reset or took
+ * INIT, which switches off what the guest had switched on for this vCPU. */
+void paravirt_vcpu_start(struct paravirt *pv, unsigned cpu);
+void paravirt_vcpu_stop(struct paravirt *pv, unsigned cpu);
+void paravirt_vcpu_sleep(struct paravirt *pv, unsigned cpu);
+void paravirt_vcpu_wake(struct paravirt *pv, unsigned cpu);
+void paravirt_vcpu_reset(struct paravirt *pv, unsigned cpu);
+/* paravirt_may_poll - does the guest allow that its thread waits awake for a moment before it sleeps? */
+bool paravirt_may_poll(const struct paravirt *pv, unsigned cpu);

@@ -1,14 +1,6 @@
 /* pv_call.c - vmcall and vmmcall: both reach a contract, from any privilege, and touch nothing but RAX. */
-#include "lib/guest.h"
+#include "lib/pv.h"
 
-#define NATIVE 0x56540000ul
-
-static inline u64 vmcall(u64 nr, u64 b, u64 c, u64 d, u64 s)
-{
-    u64 r;
-    asm volatile("vmcall" : "=a"(r) : "a"(nr), "b"(b), "c"(c), "d"(d), "S"(s) : "memory");
-    return r;
-}
 static inline u64 vmmcall(u64 nr)
 {
     u64 r;

@@ -6,6 +6,7 @@
  * faster than TIMER_MIN_NS runs at TIMER_MIN_NS, and periods the host was too late for are merged.
  * At reset the boot CPU's LINT0 is ExtINT and LINT1 NMI, as firmware would leave them: kernels
  * that we enter directly expect virtual wire mode.
+ * Paravirtual end of interrupt: Linux Documentation/virt/kvm/x86/msr.rst, MSR_KVM_PV_EOI_EN.
  * Threads: vCPU threads and the I/O thread, all under bus->lock; `pending` is also read without.
  */
 #include "machine/chips/lapic.h"
@@ -102,7 +103,8 @@ static void publish(struct lapic *l, u32 bits)
 static void lapic_update(struct lapic *l)
 {
     u32 bits = atomic_load_explicit(&l->pending, memory_order_relaxed) & ~LAPIC_INTR;
-    if (extint(l) || deliverable(l) >= 0)
+    /* With an end left to the guest's word only its own thread can tell what is in service: let it look. */
+    if (extint(l) || deliverable(l) >= 0 || (l->pv_eoi_told && highest(l->irr) >= 0))
         bits |= LAPIC_INTR;
     publish(l, bits);
 }
@@ -419,10 +421,46 @@ static void lapic_timer_due(void *opaque)
     pthread_mutex_unlock(l->bus->lock);
 }
 
+/* -- Paravirtual end of interrupt -------------------------------------------- */
+
+/*
+ * An interrupt whose end changes nothing for anyone - edge triggered, none waiting - need not be reported at once. We
+ * say so by setting bit 0 of a word of the guest's; the guest ends the interrupt by clearing it, with no access to the
+ * APIC, or finds it clear and writes EOI as ever. The guest clears it with an instruction that is not locked, so only
+ * its own thread may touch the word. Whoever else makes something pending meanwhile gets that thread to come here.
+ */
+static void pv_eoi_tell(struct lapic *l, u8 vector)
+{
+    if (!l->pv_eoi_word || test_bit(l->tmr, vector) || highest(l->irr) >= 0 || extint(l))
+        return;
+    __atomic_fetch_or(l->pv_eoi_word, 1, __ATOMIC_RELAXED);
+    l->pv_eoi_told = true;
+}
+
+/* Before what is in service matters: did the guest end it? If not, it is to write EOI after all. */
+static void pv_eoi_sync(struct lapic *l)
+{
+    if (!l->pv_eoi_told)
+        return;
+    l->pv_eoi_told = false;
+    int v = highest(l->isr);
+    if (!(__atomic_fetch_and(l->pv_eoi_word, ~1u, __ATOMIC_RELAXED) & 1) && v >= 0)
+        clear_bit(l->isr, (u8)v);
+}
+
+void lapic_pv_eoi(struct lapic *l, u64 msr, u32 *word)
+{
+    pv_eoi_sync(l);
+    l->pv_eoi = msr;
+    l->pv_eoi_word = word;
+    lapic_update(l);
+}
+
 /* -- Registers ------------------------------------------------------------ */
 
 void lapic_eoi(struct lapic *l)
 {
+    pv_eoi_sync(l);
     int v = highest(l->isr);
     if (v < 0)
         return;
@@ -435,6 +473,7 @@ void lapic_eoi(struct lapic *l)
 int lapic_ack(struct lapic *l)
 {
     int v;
+    pv_eoi_sync(l);
     if (extint(l)) {
         l->extint_msg = false;
         v = l->bus->extint_ack(l->bus->owner); /* lowers lint0 when nothing else is pending */
@@ -443,6 +482,7 @@ int lapic_ack(struct lapic *l)
         if (v >= 0) {
             clear_bit(l->irr, (u8)v);
             set_bit(l->isr, (u8)v);
+            pv_eoi_tell(l, (u8)v);
         }
     }
     lapic_take(l, LAPIC_INTR); /* so that one that is still pending kicks again */
@@ -452,6 +492,7 @@ int lapic_ack(struct lapic *l)
 
 void lapic_set_tpr(struct lapic *l, u32 tpr)
 {
+    pv_eoi_sync(l);
     l->tpr = tpr & 0xff;
     lapic_update(l);
 }
@@ -490,10 +531,14 @@ static bool reg_read(struct lapic *l, unsigned reg, u32 *value)
         return true;
     case APIC_VERSION: *value = VERSION; return true;
     case APIC_TPR: *value = l->tpr; return true;
-    case APIC_PPR: *value = ppr(l); return true;
+    case APIC_PPR:
+        pv_eoi_sync(l);
+        *value = ppr(l);
+        return true;
     case APIC_LDR: *value = l->ldr; return true;
     case APIC_SVR: *value = l->svr; return true;
     case APIC_ISR ... APIC_ISR + 7:
+        pv_eoi_sync(l);
         *value = (u32)(l->isr[(reg & 7) / 2] >> (reg & 1) * 32);
         return true;
     case APIC_TMR ... APIC_TMR + 7:
@@ -678,6 +723,9 @@ int lapic_msr_write(struct lapic *l, u32 msr, u64 value)
 static void init_registers(struct lapic *l)
 {
     timer_stop(l);
+    l->pv_eoi = 0;
+    l->pv_eoi_word = NULL;
+    l->pv_eoi_told = false;
     l->tpr = l->ldr = l->esr = l->esr_latched = l->divide = l->initial = 0;
     l->dfr = 0xffffffff;
     l->svr = 0xff;

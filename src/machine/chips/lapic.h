@@ -66,6 +66,9 @@ struct lapic {
     u64 tsc_deadline;                 /* 0: off */
     u8 sipi_vector;
     bool wait_sipi, lint0, extint_msg;
+    u64 pv_eoi;      /* MSR_KVM_PV_EOI_EN as the guest wrote it */
+    u32 *pv_eoi_word; /* host address of the guest's word; NULL: off */
+    bool pv_eoi_told; /* the guest may end the interrupt in service by clearing the word's bit 0 */
     struct vm_timer timer;
 };
 
@@ -104,6 +107,9 @@ void lapic_eoi(struct lapic *l);
 /* lapic_ack - take the pending interrupt: its vector, or -1. */
 int lapic_ack(struct lapic *l);
 void lapic_set_tpr(struct lapic *l, u32 tpr);
+/* lapic_pv_eoi - switch the paravirtual end of interrupt on (word: where bit 0 is), or off (NULL). On the vCPU's own
+ * thread, like all that reads or changes what is in service. */
+void lapic_pv_eoi(struct lapic *l, u64 msr, u32 *word);
 /* lapic_lint1 - a pulse on LINT1: the board's NMI. */
 void lapic_lint1(struct lapic *l);
 /* lapic_take - clear one of NMI, INIT, SIPI from pending; was it there? */
