@@ -77,7 +77,7 @@ static const struct option options[] = {
     { "no-reboot",  NULL,     OPT_FLAG,  AT(no_reboot),  NULL, 0, 0,
       "leave with status 0 when the guest resets, instead of starting it again" },
     { "pv",         "WHAT",   OPT_PV,    AT(pv),         NULL, 0, 0,
-      "what the guest may ask the hypervisor: kvm, vitro, none, or parts, as in kvm,-clock" },
+      "what the guest may ask the hypervisor: kvm, vitro, none, or parts, as in kvm,-eoi" },
     { "stats",      NULL,     OPT_FLAG,  AT(stats),      NULL, 0, 0,
       "print counters to stderr at the end" },
     { "symbols",    "FILE",   OPT_STR,   AT(symbols),    NULL, 0, 0,

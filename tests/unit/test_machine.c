@@ -734,6 +734,106 @@ static void test_x2apic(void)
     teardown(&f);
 }
 
+static void send(struct machine *m, u32 to, u32 icr)
+{
+    EQUAL(machine_msr_write(m, 0, 0x830, (u64)to << 32 | 0x4000 | icr), 0);
+}
+
+static void test_pv_eoi(void)
+{
+    struct fixture f;
+    u64 v;
+    u32 word = 0xfffffff0; /* only bit 0 is ours */
+    setup(&f, 4);
+    struct machine *m = f.m;
+    for (unsigned i = 0; i < 4; i++)
+        x2apic_on(&f, i);
+    machine_pv_eoi_set(m, 1, 0x1001, &word);
+    EQUAL(machine_pv_eoi_get(m, 1), 0x1001);
+    EQUAL(machine_pv_eoi_get(m, 0), 0);
+
+    /* Told, ended by the word; the APIC learns of it when it matters. */
+    send(m, 1, 0x41);
+    EQUAL(machine_intr_ack(m, 1), 0x41);
+    EQUAL(word, 0xfffffff1);
+    word &= ~1u;
+    EQUAL(machine_pending(m, 1), 0);
+    unsigned kicks = f.kicks[1];
+    send(m, 1, 0x41); /* the same again: what is in service is stale, so it must be asked */
+    EQUAL(machine_pending(m, 1), MACHINE_INTR);
+    CHECK(f.kicks[1] > kicks);
+    EQUAL(machine_intr_ack(m, 1), 0x41);
+    EQUAL(word, 0xfffffff1);
+
+    /* Not ended when another comes: then it is to be ended by the APIC. */
+    send(m, 1, 0x42);
+    EQUAL(machine_pending(m, 1), MACHINE_INTR); /* only its own thread can tell */
+    EQUAL(machine_intr_ack(m, 1), -1);          /* the same class: waits */
+    EQUAL(word, 0xfffffff0);
+    EQUAL(machine_pending(m, 1), 0);
+    EQUAL(machine_msr_write(m, 1, 0x80b, 0), 0);
+    EQUAL(machine_pending(m, 1), MACHINE_INTR);
+    EQUAL(machine_intr_ack(m, 1), 0x42);
+
+    /* Nested: the inner by the word, the outer by the APIC. */
+    send(m, 1, 0x81);
+    EQUAL(machine_intr_ack(m, 1), 0x81);
+    EQUAL(word, 0xfffffff1);
+    word &= ~1u;
+    EQUAL(machine_msr_write(m, 1, 0x80b, 0), 0); /* ends 0x42, not 0x81 a second time */
+    EQUAL(machine_msr_read(m, 1, 0x812, &v), 0);
+    EQUAL(v, 0);
+    EQUAL(machine_msr_read(m, 1, 0x814, &v), 0);
+    EQUAL(v, 0);
+
+    /* More waiting: not told. */
+    send(m, 1, 0x51);
+    send(m, 1, 0x61);
+    EQUAL(machine_intr_ack(m, 1), 0x61);
+    EQUAL(word, 0xfffffff0);
+    EQUAL(machine_msr_write(m, 1, 0x80b, 0), 0);
+    EQUAL(machine_intr_ack(m, 1), 0x51);
+    EQUAL(word, 0xfffffff1);
+    /* Off while one is told: it is ended by the APIC. */
+    machine_pv_eoi_set(m, 1, 0, NULL);
+    EQUAL(word, 0xfffffff0);
+    EQUAL(machine_msr_read(m, 1, 0x812, &v), 0);
+    EQUAL(v, 1u << 17);
+    EQUAL(machine_msr_write(m, 1, 0x80b, 0), 0);
+
+    /* INIT switches it off, from another thread, without touching the word. */
+    machine_pv_eoi_set(m, 1, 0x1001, &word);
+    send(m, 1, 0x51);
+    EQUAL(machine_intr_ack(m, 1), 0x51);
+    send(m, 1, 0x500);
+    EQUAL(machine_pv_eoi_get(m, 1), 0);
+    EQUAL(word, 0xfffffff1);
+    teardown(&f);
+}
+
+static void test_ipi_mask(void)
+{
+    struct fixture f;
+    setup(&f, 100);
+    for (unsigned i = 0; i < 100; i++)
+        x2apic_on(&f, i);
+    EQUAL(machine_ipi_mask(f.m, 0, (u64[]){ 6, 0 }, 0x41), 2);
+    EQUAL(machine_intr_ack(f.m, 1), 0x41);
+    EQUAL(machine_intr_ack(f.m, 2), 0x41);
+    EQUAL(machine_intr_ack(f.m, 3), -1);
+    EQUAL(machine_ipi_mask(f.m, 30, (u64[]){ 1, 1 }, 0x42), 2);
+    EQUAL(machine_intr_ack(f.m, 30), 0x42);
+    EQUAL(machine_intr_ack(f.m, 94), 0x42);
+    EQUAL(machine_ipi_mask(f.m, 90, (u64[]){ ~0ull, ~0ull }, 0x43), 10);
+    EQUAL(machine_ipi_mask(f.m, 99, (u64[]){ 2, 0 }, 0x43), 0);
+    EQUAL(machine_ipi_mask(f.m, ~0u, (u64[]){ ~0ull, ~0ull }, 0x43), 0);
+    EQUAL(machine_ipi_mask(f.m, 0, (u64[]){ 1, 0 }, 0x400), 1);
+    CHECK(machine_nmi_take(f.m, 0));
+    EQUAL(machine_ipi_mask(f.m, 0, (u64[]){ 1, 0 }, 0x500), -1);
+    EQUAL(machine_ipi_mask(f.m, 0, (u64[]){ 1, 0 }, 0x841), -1);
+    teardown(&f);
+}
+
 /* -- I/O APIC ------------------------------------------------------------- */
 
 static void test_ioapic(void)
@@ -1470,6 +1570,8 @@ int main(int argc, char **argv)
     test_lapic_timer();
     test_ipi();
     test_x2apic();
+    test_pv_eoi();
+    test_ipi_mask();
     test_ioapic();
     test_uart();
     test_rtc();
