@@ -126,6 +126,10 @@ struct vitro_vcpu *vitro_vcpu_create(struct vitro_vm *vm, unsigned index, char *
 void vitro_vcpu_destroy(struct vitro_vcpu *vcpu);
 /* vitro_vcpu_reset - power-on state (SDM vol. 3 table 9-1). */
 void vitro_vcpu_reset(struct vitro_vcpu *vcpu);
+/* vitro_vcpu_init - an INIT signal: reset, but the TSC, MSRs, vector state and pending kicks stay (the same table).
+ * vitro_vcpu_start - a start-up IPI, after INIT: to run from vector << 12 in real mode (SDM vol. 3 §8.4.3). */
+void vitro_vcpu_init(struct vitro_vcpu *vcpu);
+void vitro_vcpu_start(struct vitro_vcpu *vcpu, unsigned vector);
 
 struct vitro_regs {
     uint64_t gpr[16]; /* rax rcx rdx rbx rsp rbp rsi rdi r8-r15 */

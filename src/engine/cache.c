@@ -7,11 +7,11 @@
  * leave the index. Nothing else is flushed.
  *
  * A block dropped because its bytes were written (cache_kill_range) stays in memory until its segment
- * is reclaimed: links to it are undone, and its entries are overwritten by jumps to its "dead" exits, so that
- * jump caches need not be searched.
+ * is reclaimed: links to it are undone, and its event poll is made to leave always, so that jump caches need not be
+ * searched. Both are stores of one naturally aligned piece: another vCPU that runs the code sees the old
+ * instruction or the new one.
  *
- * Threads: everything under vm->lock, but cache_find's hash walk by the vCPU's own look-ups, which
- * also take it for now.
+ * Threads: everything under vm->lock, but what says otherwise and cache_block_at for code that the caller runs.
  */
 #include <sys/mman.h>
 #include <unistd.h>
@@ -52,6 +52,7 @@ struct code_page {
     struct block *blocks;  /* through page_next, or page2_next for those that end here; oldest first */
     struct block **tail;
     u64 granules;          /* 64-byte granules any block ever came from (superset) */
+    u32 claims;            /* a translation of it is being made (smp.c) */
 };
 struct code_cache {
     struct vm *vm;
@@ -61,6 +62,8 @@ struct code_cache {
     s64 to_rw;             /* add to an executable address */
     struct segment seg[NR_SEGMENTS];
     unsigned cur;
+    bool wants_room;       /* the next segment must be reclaimed, and vCPUs waited for */
+    u64 reclaims;          /* segments taken out of use */
     struct block *hash[1u << HASH_BITS];
     struct code_page *page_hash[1u << PAGE_HASH_BITS];
     struct code_page *page_pool;
@@ -68,6 +71,8 @@ struct code_cache {
     struct code_page *page_free;
     struct inbound *far;   /* links between pages, by address only */
     u32 nr_far;
+    u64 far_region[8];     /* where they lead: 4 MiB pieces of the top 2 GiB */
+    bool far_huge;         /* ... to a page of 1 GiB, perhaps */
     u64 hashed[256];       /* filter by block hash */
     u64 nr_made, nr_killed, nr_reclaimed, nr_links, bytes_guest;
 };
@@ -197,6 +202,7 @@ static struct code_page *page_get(struct code_cache *c, gpa_t page)
     p->blocks = NULL;
     p->tail = &p->blocks;
     p->granules = 0;
+    p->claims = 0;
     p->next = c->page_hash[page_hash(page)];
     c->page_hash[page_hash(page)] = p;
     return p;
@@ -204,6 +210,24 @@ static struct code_page *page_get(struct code_cache *c, gpa_t page)
 static struct block **page_link(struct block *b, gpa_t page)
 {
     return b->page == page ? &b->page_next : &b->page2_next;
+}
+static u8 *page_state(struct code_cache *c, gpa_t page)
+{
+    struct ram_slot *rs = ram_find(&c->vm->ram, page);
+    return &rs->page_state[(page - rs->gpa) >> PAGE_SHIFT];
+}
+/* The last translation of a page is gone: writes may go direct again. */
+static void page_drop(struct code_cache *c, struct code_page *p)
+{
+    if (p->blocks || p->claims)
+        return;
+    *page_state(c, p->page) &= (u8)~PAGE_HAS_CODE;
+    struct code_page **pp = &c->page_hash[page_hash(p->page)];
+    while (*pp != p)
+        pp = &(*pp)->next;
+    *pp = p->next;
+    p->next = c->page_free;
+    c->page_free = p;
 }
 static void page_remove(struct code_cache *c, gpa_t page, struct block *b)
 {
@@ -214,17 +238,7 @@ static void page_remove(struct code_cache *c, gpa_t page, struct block *b)
     *at = *page_link(b, page);
     if (p->tail == page_link(b, page))
         p->tail = at;
-    if (p->blocks)
-        return;
-    /* The last translation of this page is gone: writes may go direct again. */
-    struct ram_slot *rs = ram_find(&c->vm->ram, page);
-    rs->page_state[(page - rs->gpa) >> PAGE_SHIFT] &= (u8)~PAGE_HAS_CODE;
-    struct code_page **pp = &c->page_hash[page_hash(page)];
-    while (*pp != p)
-        pp = &(*pp)->next;
-    *pp = p->next;
-    p->next = c->page_free;
-    c->page_free = p;
+    page_drop(c, p);
 }
 static void index_remove(struct code_cache *c, struct block *b)
 {
@@ -235,6 +249,29 @@ static void index_remove(struct code_cache *c, struct block *b)
     page_remove(c, b->page, b);
     if (b->page2 != ~0ull && b->page2 != b->page)
         page_remove(c, b->page2, b);
+}
+
+bool cache_claim(struct code_cache *c, gpa_t page)
+{
+    struct code_page *p = page_get(c, page);
+    bug_on(!p);
+    p->claims++;
+    u8 *state = page_state(c, page);
+    if (*state & PAGE_HAS_CODE)
+        return false;
+    *state |= PAGE_HAS_CODE;
+    return true;
+}
+bool cache_claimed(struct code_cache *c, gpa_t page)
+{
+    struct code_page *p = page_find(c, page);
+    return p && p->claims;
+}
+void cache_unclaim(struct code_cache *c, gpa_t page)
+{
+    struct code_page *p = page_find(c, page);
+    p->claims--;
+    page_drop(c, p);
 }
 
 static u64 granule_mask(unsigned lo, unsigned hi) /* bytes [lo, hi) of a page */
@@ -255,18 +292,18 @@ static void page_add(struct vcpu *v, struct code_cache *c, gpa_t page, struct bl
     *page_link(b, page) = NULL;
     *p->tail = b;
     p->tail = page_link(b, page);
-    struct ram_slot *rs = ram_find(&c->vm->ram, page);
-    u8 *state = &rs->page_state[(page - rs->gpa) >> PAGE_SHIFT];
+    u8 *state = page_state(c, page);
     if (*state & PAGE_HAS_CODE)
         return;
     *state |= PAGE_HAS_CODE;
-    tlb_unwrite_page(v, rs, page);
+    tlb_unwrite_page(v, ram_find(&c->vm->ram, page), page);
 }
 
 void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b)
 {
     struct segment *s = &c->seg[c->cur];
-    s->blocks[s->nr_blocks++] = b;
+    s->blocks[s->nr_blocks] = b;
+    __atomic_store_n(&s->nr_blocks, s->nr_blocks + 1, __ATOMIC_RELEASE); /* cache_block_at takes no lock */
     unsigned h = block_hash(b->page + b->off, b->mode);
     b->hash_next = c->hash[h];
     c->hash[h] = b;
@@ -286,32 +323,52 @@ void cache_patch32(struct code_cache *c, u8 *at, u32 value)
     __atomic_store_n((u32 *)cache_rw(c, at), value, __ATOMIC_RELEASE);
 }
 
-/* jmp rel32 over whatever stands at `at`. */
-static void patch_jump(struct code_cache *c, u8 *at, const u8 *to)
+/* The event poll at the block's start leaves whatever the event word is: it never is 0x7f. */
+static void patch_poll(struct code_cache *c, struct block *b)
 {
-    u8 *rw = cache_rw(c, at);
-    rw[0] = 0xe9;
-    s32 rel = (s32)(to - (at + 5));
-    __builtin_memcpy(rw + 1, &rel, 4);
+    __atomic_store_n(cache_rw(c, b->code + b->entry[ENTRY_POLL] + POLL_IMM), 0x7f, __ATOMIC_RELEASE);
 }
+_Static_assert((EVENT_INTR | EVENT_NMI | EVENT_STOP | EVENT_DEBUG | EVENT_RESCHED) < 0x7f, "patch_poll");
 
 static struct segment *segment_of(struct code_cache *c, const u8 *pc)
 {
     return &c->seg[(size_t)(pc - c->rx - STUB_AREA) / c->seg_size];
 }
 
-void cache_cut_far(struct code_cache *c)
+static void cut_far(struct code_cache *c)
 {
     for (u32 i = 0; i < c->nr_far; i++)
         if (segment_of(c, c->far[i].patch)->gen == c->far[i].src_gen)
             cache_patch32(c, c->far[i].patch, c->far[i].back);
     c->nr_far = 0;
+    for (unsigned i = 0; i < ARRAY_SIZE(c->far_region); i++)
+        __atomic_store_n(&c->far_region[i], 0, __ATOMIC_RELAXED);
+    c->far_huge = false;
+}
+void cache_cut_far(struct code_cache *c)
+{
+    engine_lock(c->vm);
+    cut_far(c);
+    engine_unlock(c->vm);
+}
+static void far_note(struct code_cache *c, gla_t la)
+{
+    u64 *w = &c->far_region[la >> 28 & 7], bit = BITULL(la >> 22 & 63);
+    __atomic_store_n(w, *w | bit, __ATOMIC_RELAXED);
+}
+bool cache_far_near(const struct code_cache *c, gla_t la)
+{
+    return c->far_huge || (__atomic_load_n(&c->far_region[la >> 28 & 7], __ATOMIC_RELAXED) >> (la >> 22 & 63) & 1);
+}
+void cache_far_huge(struct code_cache *c)
+{
+    c->far_huge = true;
 }
 
 void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry, bool far)
 {
     if (far && c->nr_far == MAX_FAR)
-        cache_cut_far(c);
+        cut_far(c);
     struct segment *src = segment_of(c, patch), *dst = segment_of(c, to->code);
     if (dst->meta_cur + sizeof(struct inbound) + META_SLACK > dst->meta + META_SIZE(c))
         return; /* stays unlinked: correct, only slower */
@@ -320,8 +377,11 @@ void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entr
     *in = (struct inbound){ .next = to->inbound, .patch = patch, .src_gen = src->gen };
     __builtin_memcpy(&in->back, cache_rw(c, patch), 4);
     to->inbound = in;
-    if (far)
+    if (far) {
         c->far[c->nr_far++] = *in;
+        far_note(c, to->fixed);
+        far_note(c, to->fixed + (to->page2 == ~0ull ? 0 : PAGE_SIZE));
+    }
     cache_patch32(c, patch, (u32)(to->code + to->entry[entry] - (patch + 4)));
     c->nr_links++;
 }
@@ -339,12 +399,8 @@ static void unlink_inbound(struct code_cache *c, struct block *b)
 
 static void block_kill(struct code_cache *c, struct block *b)
 {
-    u8 *dead_flag = b->code + b->dead_flag;
     unlink_inbound(c, b);
-    patch_jump(c, b->code + b->entry[ENTRY_POLL], dead_flag);
-    if (b->host_primary && b->entry[ENTRY_HOST] != b->entry[ENTRY_FLAG])
-        patch_jump(c, b->code + b->entry[ENTRY_HOST], b->code + b->entry[ENTRY_HOST_POLL]);
-    patch_jump(c, b->code + b->entry[ENTRY_FLAG], dead_flag);
+    patch_poll(c, b);
     index_remove(c, b);
     b->dead = true;
     c->nr_killed++;
@@ -365,7 +421,7 @@ void cache_kill_block(struct code_cache *c, struct block *b)
     block_kill(c, b);
 }
 
-static bool overlaps(const struct block *b, gpa_t gpa, unsigned len)
+bool block_overlaps(const struct block *b, gpa_t gpa, unsigned len)
 {
     gpa_t lo = b->page + b->off, hi = b->page + MIN(b->end, 4096u);
     if (gpa < hi && gpa + len > lo)
@@ -384,7 +440,7 @@ bool cache_touches(struct code_cache *c, gpa_t gpa, unsigned len)
     if (!p || !(p->granules & granule_mask(gpa & 4095, (gpa & 4095) + len)))
         return false;
     for (struct block *b = p->blocks; b; b = *page_link(b, gpa & PAGE_MASK))
-        if (overlaps(b, gpa, len))
+        if (block_overlaps(b, gpa, len))
             return true;
     return false;
 }
@@ -404,7 +460,7 @@ bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned 
         return false;
     for (struct block *b = p->blocks, *next; b; b = next) {
         next = *page_link(b, page);
-        if (!overlaps(b, gpa, len))
+        if (!block_overlaps(b, gpa, len))
             continue;
         if (pc && block_holds(b, pc))
             self = true;
@@ -432,6 +488,16 @@ static void jc_purge_range(struct vcpu *v, const u8 *lo, const u8 *hi)
         }
 }
 
+static void segment_empty(struct code_cache *c, struct segment *s)
+{
+    c->nr_reclaimed += s->nr_blocks;
+    s->nr_blocks = 0;
+    s->cur = s->start;
+    s->cold = s->end;
+    s->meta_cur = s->meta;
+    s->gen++;
+}
+
 static void segment_reclaim(struct code_cache *c, struct segment *s)
 {
     for (u32 i = 0; i < s->nr_blocks; i++) {
@@ -443,12 +509,30 @@ static void segment_reclaim(struct code_cache *c, struct segment *s)
         jc_purge_range(c->vm->vcpu[i], s->start, s->end);
         engine_drop_returns(c->vm->vcpu[i]);
     }
-    c->nr_reclaimed += s->nr_blocks;
-    s->nr_blocks = 0;
-    s->cur = s->start;
-    s->cold = s->end;
-    s->meta_cur = s->meta;
-    s->gen++;
+    segment_empty(c, s);
+}
+
+void cache_retire(struct code_cache *c)
+{
+    struct segment *s = &c->seg[(c->cur + 1) % NR_SEGMENTS];
+    for (u32 i = 0; i < s->nr_blocks; i++)
+        if (!s->blocks[i]->dead)
+            block_kill(c, s->blocks[i]);
+    __atomic_store_n(&c->reclaims, c->reclaims + 1, __ATOMIC_RELEASE);
+}
+void cache_reuse(struct code_cache *c)
+{
+    c->cur = (c->cur + 1) % NR_SEGMENTS;
+    segment_empty(c, &c->seg[c->cur]);
+    c->wants_room = false;
+}
+bool cache_wants_room(const struct code_cache *c)
+{
+    return c->wants_room;
+}
+u64 cache_reclaims(const struct code_cache *c)
+{
+    return __atomic_load_n(&c->reclaims, __ATOMIC_ACQUIRE);
 }
 
 u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t hot_len, size_t cold_len, u8 **cold)
@@ -461,6 +545,10 @@ u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t hot_len, size_t c
         return NULL;
     if (s->cur + hot_len + cold_len > s->cold || s->meta_cur + META_SLACK > s->meta + META_SIZE(c) ||
         s->nr_blocks >= c->seg_size / 32 - 1) {
+        if (c->vm->smp && c->seg[(c->cur + 1) % NR_SEGMENTS].cur != c->seg[(c->cur + 1) % NR_SEGMENTS].start) {
+            c->wants_room = true;
+            return NULL;
+        }
         c->cur = (c->cur + 1) % NR_SEGMENTS;
         s = &c->seg[c->cur];
         if (s->cur != s->start)
@@ -494,6 +582,13 @@ u32 cache_generation(struct code_cache *c, const u8 *pc)
 void cache_flush(struct vcpu *v, struct code_cache *c)
 {
     (void)v;
+    if (c->vm->smp) { /* their memory stays until every vCPU has left it */
+        for (unsigned i = 0; i < NR_SEGMENTS; i++)
+            for (u32 k = 0; k < c->seg[i].nr_blocks; k++)
+                if (!c->seg[i].blocks[k]->dead)
+                    block_kill(c, c->seg[i].blocks[k]);
+        return;
+    }
     for (unsigned i = 0; i < NR_SEGMENTS; i++)
         segment_reclaim(c, &c->seg[i]);
     c->cur = 0;
@@ -506,7 +601,7 @@ struct block *cache_block_at(struct code_cache *c, const u8 *pc)
     struct segment *s = segment_of(c, pc);
     /* Hot code ascends with the block's number, cold code descends: the first block that is too far. */
     bool in_cold = pc >= s->cold;
-    u32 lo = 0, hi = s->nr_blocks;
+    u32 lo = 0, hi = __atomic_load_n(&s->nr_blocks, __ATOMIC_ACQUIRE);
     while (lo < hi) {
         u32 mid = (lo + hi) / 2;
         if (in_cold ? s->blocks[mid]->cold > pc : s->blocks[mid]->code <= pc)

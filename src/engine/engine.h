@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include "engine/smp.h"
 #include "engine/tlb.h"
 #include "engine/vcpu.h"
 #include "libvitro.h"
@@ -23,8 +24,12 @@ struct vm {
     bool a20_off;             /* what the board wants; each vCPU follows (engine_a20) */
     unsigned debug;           /* VITRO_DEBUG_*, VITRO_TRACE_* */
     FILE *trace;
-    pthread_mutex_t lock;     /* translation and the code cache */
-    struct xl *xl;            /* the translator's work area, under lock */
+    bool smp;                 /* more than one vCPU: the locks are taken, and smp.c's rules hold */
+    pthread_mutex_t lock;     /* the code cache: its index, links, pages; held for short times, never while waiting */
+    pthread_mutex_t xl_lock;  /* who translates; taken where a vCPU may wait (smp.h) */
+    struct xl *xl;            /* the translator's work area, under both */
+    gpa_t claim[2];           /* pages being translated from, under both */
+    unsigned nr_claims;
     /* What devices wrote over translated code; vCPUs drop those translations at their next event poll. */
     struct {
         pthread_mutex_t lock;
@@ -33,7 +38,16 @@ struct vm {
     } written;
 };
 #define WTAG_MANY 1ull
-#define WTAG_WAYS 4
+static inline void engine_lock(struct vm *vm)
+{
+    if (vm->smp)
+        pthread_mutex_lock(&vm->lock);
+}
+static inline void engine_unlock(struct vm *vm)
+{
+    if (vm->smp)
+        pthread_mutex_unlock(&vm->lock);
+}
 
 /* -- Blocks --------------------------------------------------------------------------------------- */
 
@@ -62,7 +76,7 @@ struct block {
     u8 *code;                 /* executable alias: hot code */
     u8 *cold;                 /* slow paths, exits, records: far from what runs */
     u32 entry[NR_ENTRIES];
-    u32 dead_flag;            /* exit for a dropped block: flags in fl */
+#define POLL_IMM 4            /* the byte behind ENTRY_POLL that kills a block: `cmp dword [event], imm8` */
     bool host_primary;        /* the body starts with flags in host flags (else in fl) */
     bool dead;
     bool hashed;              /* guards use the hashed TLB index */
@@ -97,12 +111,14 @@ struct slow_site {         /* behind `call stub_slow; jmp resume` */
     u8 masked : 1;         /* lanes may be off: EVEX with an opmask, VMASKMOV */
     u8 aligned : 1;        /* the operation raises #GP if misaligned */
     u8 loose : 1;          /* no #AC: aligned, or a VMASKMOV */
+    u8 locked : 1;         /* LOCK, or XCHG with memory */
     u8 group;              /* shared check: how many instructions it covers (0: not shared) */
 } __attribute__((packed));
 struct group_site {        /* the record of a shared check */
     struct slow_site s;
-    u32 alt_gen;           /* its unshared translation, once one was needed */
-    void *alt;
+    u32 alt_gen;           /* its unshared translation, once one was needed; under vm->lock */
+    struct block *alt;
+    s32 alt_off;           /* its code, from this record on */
 } __attribute__((packed));
 enum { FORM_SUM /* [s1 + s2]: page offset + host page */, FORM_DELTA /* [EA + s2] */ };
 struct sys_site {
@@ -153,7 +169,9 @@ struct engine_vcpu {
     u8 *hstack;            /* return-prediction stacks: [guard][user][guard][kernel] */
     /* The page with translations that was written last: writes beside its code need no walk. Any flush forgets it. */
     struct { gla_t page; u8 *host; gpa_t gpa; u8 slot; bool valid; } watched;
+    struct smp_vcpu smp;   /* what other vCPUs may know and ask (smp.h) */
     u8 bounce[192] __attribute__((aligned(64)));
+    u8 before[128];        /* what the operation found there */
     u8 *masked_pages;      /* bounce pages for masked accesses that fault: [none][read, write][none][none] */
     u8 *masked_at;         /* where in them, */
     gla_t masked_ea;       /* for which address, */
@@ -198,8 +216,9 @@ struct code_cache *cache_create(struct vm *vm, size_t bytes);
 void cache_destroy(struct code_cache *c);
 /* cache_find - translation of a guest-physical address in a mode (at a linear page, if fixed), or NULL. */
 struct block *cache_find(struct code_cache *c, gpa_t gpa, u32 mode, gla_t fixed);
-/* cache_reserve - room for a block: where its hot code will run (NULL if it is absurdly long), *cold for the rest.
- * Written through cache_rw, up to the next multiple of 8. May reclaim old blocks. */
+/* cache_reserve - room for a block: where its hot code will run, *cold for the rest. NULL: it is absurdly long, or
+ * (cache_wants_room) with several vCPUs the oldest segment must be reclaimed first, by smp_make_room.
+ * Written through cache_rw, up to the next multiple of 8. With one vCPU this may reclaim old blocks. */
 u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t hot_len, size_t cold_len, u8 **cold);
 /* block_holds - is pc in the block's code? block_offset - where: hot code from 0, cold code from hot_len. */
 static inline bool block_holds(const struct block *b, const u8 *pc)
@@ -210,6 +229,22 @@ static inline u32 block_offset(const struct block *b, const u8 *pc)
 {
     return pc >= b->cold && pc < b->cold + b->cold_len ? (u32)(pc - b->cold) + b->hot_len : (u32)(pc - b->code);
 }
+bool cache_wants_room(const struct code_cache *c);
+/* cache_retire - take every block of the next segment out of use; whoever runs one may go on until it is reclaimed.
+ * cache_reuse - no vCPU runs its code or remembers it: begin to fill it. Both with vm->lock held. */
+void cache_retire(struct code_cache *c);
+void cache_reuse(struct code_cache *c);
+u64 cache_reclaims(const struct code_cache *c);
+/*
+ * cache_claim - before the bytes of a page are read for translation: from now on writes to it are seen. True: they were
+ * not before, so the caller sees to write access there is. cache_claimed - is it?
+ * cache_unclaim - the translation was made, or not.
+ */
+bool cache_claim(struct code_cache *c, gpa_t page);
+bool cache_claimed(struct code_cache *c, gpa_t page);
+void cache_unclaim(struct code_cache *c, gpa_t page);
+/* block_overlaps - was the block made from, or looked it at, any byte of [gpa, gpa+len)? */
+bool block_overlaps(const struct block *b, gpa_t gpa, unsigned len);
 /* cache_insert - publish a finished block. */
 void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b);
 /* cache_meta - zeroed bookkeeping memory that lives as long as the code reserved last. */
@@ -218,8 +253,12 @@ void *cache_meta(struct code_cache *c, size_t len);
 u32 cache_generation(struct code_cache *c, const u8 *pc);
 /* cache_link - make the rel32 at `patch` jump to an entry of `to`. */
 void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry, bool far);
-/* cache_cut_far - undo all links between pages: a global mapping of code may have changed. */
+/* cache_cut_far - undo all links between pages: a global mapping of code may have changed. Takes vm->lock.
+ * cache_far_near - may a link lead into the same 4 MiB as a linear address, or to a page of 1 GiB? */
 void cache_cut_far(struct code_cache *c);
+bool cache_far_near(const struct code_cache *c, gla_t la);
+/* cache_far_huge - a link may lead to a page of 1 GiB. With vm->lock held. */
+void cache_far_huge(struct code_cache *c);
 /* cache_patch32 - overwrite 4 bytes of code that may be running (aligned within 8). */
 void cache_patch32(struct code_cache *c, u8 *at, u32 value);
 /* cache_touches - is any translation made from bytes in [gpa, gpa+len)? Within a page. */
@@ -240,13 +279,14 @@ u8 *cache_stub(struct code_cache *c, unsigned nr);
 /* cache_rw - writable alias of an executable address. */
 u8 *cache_rw(struct code_cache *c, u8 *rx);
 void cache_stats(struct code_cache *c, FILE *out, const char *(*symbol)(void *, u64), void *opaque);
-/* cache_flush - drop everything. */
+/* cache_flush - drop everything. With vm->lock held. */
 void cache_flush(struct vcpu *v, struct code_cache *c);
 
 /* -- Translator (translate.c) -------------------------------------------------------------------------- */
 
 /* translate_block - make a block for v->rip (fetching through the guest's page tables); caller holds vm->lock.
- * X_OK with *out, or X_FAULT (#PF on the fetch, ...). */
+ * X_OK with *out, or X_FAULT (#PF on the fetch, ...). X_RETRY, with several vCPUs only: something must be done
+ * first that needs waiting for others (smp_prepare). */
 enum xret translate_block(struct vcpu *v, gla_t fixed, struct block **out);
 
 /* -- Entered from emitted code (run.c, slow.c); the return value says where to go on ------------------- */
@@ -297,6 +337,13 @@ void vcpu_fail(struct vcpu *v, const char *fmt, ...) __attribute__((format(print
 /* engine_copy - memcpy that stays out of the vector registers. */
 static inline void engine_copy(void *dst, const void *src, size_t n)
 {
+    u64 t;
+    switch (n) { /* one access, so that an aligned one is atomic */
+    case 1: __asm__ volatile("movb (%1), %b0\n\tmovb %b0, (%2)" : "=&r"(t) : "r"(src), "r"(dst) : "memory"); return;
+    case 2: __asm__ volatile("movw (%1), %w0\n\tmovw %w0, (%2)" : "=&r"(t) : "r"(src), "r"(dst) : "memory"); return;
+    case 4: __asm__ volatile("movl (%1), %k0\n\tmovl %k0, (%2)" : "=&r"(t) : "r"(src), "r"(dst) : "memory"); return;
+    case 8: __asm__ volatile("movq (%1), %q0\n\tmovq %q0, (%2)" : "=&r"(t) : "r"(src), "r"(dst) : "memory"); return;
+    }
     __asm__ volatile("rep movsb" : "+D"(dst), "+S"(src), "+c"(n)::"memory");
 }
 static inline void engine_zero(void *dst, size_t n)

@@ -5,8 +5,7 @@
  * §18.5 (I/O permission).
  *
  * Not modelled: MONITOR/MWAIT and virtualization (#UD, not advertised); RDPMC (#GP, no counters); CR4.VME and PVI
- * (reserved); a locked bit operation that crosses a page or hits a page with translations or MMIO is not
- * atomic.
+ * (reserved); a locked bit operation on MMIO is not atomic.
  */
 #include "engine/cpuid.h"
 #include "engine/engine.h"
@@ -769,7 +768,7 @@ static enum xret bit_string(struct vcpu *v, const struct insn *in, enum bit_op o
             return X_FAULT;
         carry = val >> bit & 1;
     } else {
-        if (mem_host(v, la, size, ACC_R | ACC_W | vcpu_acc(v), &p) != X_OK)
+        if (mem_locked(v, la, size, vcpu_acc(v), &p) != X_OK)
             return X_FAULT;
         if (p) {
             carry = host_bit_op(p, size, bit, op);

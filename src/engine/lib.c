@@ -46,6 +46,7 @@ struct vitro_vm *vitro_vm_create(const struct vitro_config *config, const struct
     vm->debug = config->debug;
     vm->trace = config->trace_file;
     pthread_mutex_init(&vm->lock, NULL);
+    pthread_mutex_init(&vm->xl_lock, NULL);
     pthread_mutex_init(&vm->written.lock, NULL);
     const char *why = NULL;
     vm->model = cpu_model_create(config->cpu_model, config->nr_cpus ? config->nr_cpus : 1, vitro_tsc_khz(), &why);
@@ -83,6 +84,7 @@ void vitro_vm_destroy(struct vitro_vm *pub)
     ram_fini(&vm->ram);
     cpu_model_destroy(vm->model);
     pthread_mutex_destroy(&vm->written.lock);
+    pthread_mutex_destroy(&vm->xl_lock);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
 }
@@ -142,6 +144,7 @@ struct vitro_vcpu *vitro_vcpu_create(struct vitro_vm *pub, unsigned index, char 
     vm->vcpu[index] = v;
     if (index >= vm->nr_vcpus)
         vm->nr_vcpus = index + 1;
+    vm->smp = vm->nr_vcpus > 1;
     engine_drop_returns(v);
     vcpu_reset(v);
     return (struct vitro_vcpu *)v;
@@ -154,6 +157,7 @@ void vitro_vcpu_destroy(struct vitro_vcpu *c)
     while (v->vm->nr_vcpus && !v->vm->vcpu[v->vm->nr_vcpus - 1])
         v->vm->nr_vcpus--;
     fpu_fini(v);
+    smp_vcpu_fini(v);
     struct engine_vcpu *ev = v->eng;
     tlb_destroy(v);
     engine_vcpu_free(ev);
@@ -163,6 +167,18 @@ void vitro_vcpu_reset(struct vitro_vcpu *c)
 {
     vcpu_reset(V(c));
     fpu_init_image(V(c)->fpu);
+}
+
+void vitro_vcpu_init(struct vitro_vcpu *c)
+{
+    vcpu_init(V(c));
+}
+void vitro_vcpu_start(struct vitro_vcpu *c, unsigned vector)
+{
+    struct vcpu *v = V(c);
+    v->seg[SEG_CS].sel = (u16)((vector & 0xff) << 8);
+    v->seg[SEG_CS].base = v->rip = (u64)(vector & 0xff) << 12;
+    vcpu_mode_changed(v);
 }
 
 /* -- Vector state -------------------------------------------------------------------------------------- */
@@ -272,9 +288,11 @@ enum vitro_exit vitro_vcpu_run(struct vitro_vcpu *c)
     v->eng->stepped = false;
     v->eng->brk_skip = true;
     v->eng->brk_skip_rip = v->rip;
+    smp_online(v);
     fpu_enter(v);
     engine_run(v);
     fpu_leave(v);
+    smp_offline(v);
     fault_thread_fini(v);
     switch (v->exit) {
     case EXIT_HLT: return VITRO_EXIT_HLT;

@@ -292,7 +292,6 @@ static gla_t fixed_page(const struct vcpu *v, const struct mmu_span *span)
                ? page : 0;
 }
 
-/* The block for v->rip in v->mode, made if need be. NULL: a fault was delivered or v->exit is set. */
 /* Where a code segment that is not flat puts this page, and its limit: what its code depends on. Bit 63 is clear. */
 static gla_t segment_key(const struct vcpu *v)
 {
@@ -301,12 +300,21 @@ static gla_t segment_key(const struct vcpu *v)
     return BITULL(62) | limit << 32 | (u32)((v->rip & PAGE_MASK) - cs->base);
 }
 
+/*
+ * The block for v->rip in v->mode, made if need be, with the engine's lock held. NULL, and no lock: a fault was
+ * delivered or v->exit is set. The caller is at a safepoint (smp.h): what it knows of translated code may be reclaimed.
+ */
 static struct block *find_block(struct vcpu *v)
 {
-    struct code_cache *c = v->vm->cache;
-    enum xret x = X_OK;
-    struct block *b = NULL;
+    struct vm *vm = v->vm;
+    struct code_cache *c = vm->cache;
+    enum xret x;
+    struct block *b;
     struct mmu_span span;
+    bool translating = false; /* we hold xl_lock */
+    engine_lock(vm);
+again:
+    b = NULL;
     if (vcpu_long_mode(v) && !is_canonical(v->rip)) {
         x = raise_gp0(v);
     } else if (!vcpu_code64(v) && (u32)(v->rip - v->seg[SEG_CS].base) > v->seg[SEG_CS].limit) {
@@ -315,7 +323,6 @@ static struct block *find_block(struct vcpu *v)
         x = mmu_walk(v, v->rip, ACC_X | vcpu_acc(v), &span);
     }
     if (x == X_OK) {
-        pthread_mutex_lock(&v->vm->lock);
         gla_t fixed = v->mode & (MODE_64 | MODE_CSFLAT) ? fixed_page(v, &span) : segment_key(v);
         b = cache_find(c, span.gpa, v->mode, fixed);
         if (b && b->page2 != ~0ull) {
@@ -326,10 +333,29 @@ static struct block *find_block(struct vcpu *v)
                 b = NULL;
             }
         }
-        if (x == X_OK && !b)
+        if (x == X_OK && !b) {
+            if (vm->smp && !translating) {
+                translating = true;
+                engine_unlock(vm);
+                smp_xl_lock(v);
+                engine_lock(vm);
+                goto again; /* somebody may have made it */
+            }
+            if (vm->smp)
+                smp_claim(v, span.gpa & PAGE_MASK);
             x = translate_block(v, fixed, &b);
-        pthread_mutex_unlock(&v->vm->lock);
+            if (unlikely(x == X_RETRY)) {
+                smp_prepare(v);
+                goto again;
+            }
+        }
+        if (x == X_OK && b->fixed >> 63 && span.page_size > BITULL(BIG_SHIFT))
+            cache_far_huge(c);
     }
+    if (translating)
+        smp_xl_unlock(v);
+    if (x != X_OK)
+        engine_unlock(vm);
     if (x == X_FAULT) {
         deliver(v);
         return NULL;
@@ -363,22 +389,28 @@ void *engine_unshared(struct vcpu *v, const struct group_site *site)
 {
     struct code_cache *c = v->vm->cache;
     v->eng->nr_noshare++;
-    /* A dropped block starts with a jump out (some live ones do too: they are looked up again). */
-    if (site->alt && cache_generation(c, site->alt) == site->alt_gen && *(u8 *)site->alt != 0xe9)
-        return site->alt;
+    engine_lock(v->vm);
     u32 gen = cache_generation(c, (const u8 *)site);
+    struct block *b = site->alt;
+    void *code = b && cache_generation(c, (const u8 *)site + site->alt_off) == site->alt_gen && !b->dead
+                 ? b->code + b->entry[ENTRY_FLAG] : NULL;
+    engine_unlock(v->vm);
+    if (code)
+        return code;
     v->eng->noshare_insns = site->s.group;
     v->mode |= MODE_NOSHARE;
-    struct block *b = find_block(v);
+    b = find_block(v);
     v->mode &= ~MODE_NOSHARE;
     if (!b)
         return NULL;
-    void *code = b->code + b->entry[ENTRY_FLAG];
+    code = b->code + b->entry[ENTRY_FLAG];
     if (cache_generation(c, (const u8 *)site) == gen) {
         struct group_site *rw = (struct group_site *)cache_rw(c, (u8 *)site);
-        rw->alt = code;
-        rw->alt_gen = cache_generation(c, code);
+        rw->alt = b;
+        rw->alt_off = (s32)(b->code - (const u8 *)site);
+        rw->alt_gen = cache_generation(c, b->code);
     }
+    engine_unlock(v->vm);
     return code;
 }
 
@@ -399,16 +431,15 @@ static void *enter_at(struct vcpu *v, bool after_poll)
     if (!b)
         return NULL;
     b->runs++;
+    u8 *code = b->code + b->entry[after_poll ? ENTRY_FLAG : ENTRY_IND];
+    engine_unlock(v->vm);
     engine_trace(v, VITRO_TRACE_BLOCK, "%#llx mode %#x rsp %#llx rax %#llx\n", (unsigned long long)v->rip, v->mode,
                  (unsigned long long)v->regs[RSP], (unsigned long long)v->regs[RAX]);
-    if (after_poll) {
+    if (after_poll)
         v->vbase = (v->rip & PAGE_MASK) | v->cs_tag;
-        return b->code + b->entry[ENTRY_FLAG];
-    }
-    if (chains(v)) {
-        jc_set(v, slot, key, b->code + b->entry[ENTRY_IND]);
-    }
-    return b->code + b->entry[ENTRY_IND];
+    else if (chains(v))
+        jc_set(v, slot, key, code);
+    return code;
 }
 
 /* -- Torture builds: what may happen at any time happens all the time ------------------------------------------- */
@@ -428,9 +459,9 @@ static void torture(struct vcpu *v, bool new_code)
     case 124: tlb_flush_all(v, seed >> 40 & 1); break;
     case 125:
         if (new_code && !(seed >> 40 & 15)) {
-            pthread_mutex_lock(&v->vm->lock);
+            engine_lock(v->vm);
             cache_flush(v, v->vm->cache);
-            pthread_mutex_unlock(&v->vm->lock);
+            engine_unlock(v->vm);
         }
         break;
     }
@@ -503,13 +534,13 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
     struct block *b = find_block(v);
     if (!b)
         return NULL;
+    u8 *code = b->code + b->entry[ENTRY_IND];
     /* The link is for ever: both ends must be of one page and mode, and still be there. */
-    pthread_mutex_lock(&v->vm->lock);
     if (from && cache_generation(c, patch) == gen && !from->dead && !b->dead && (b->page2 == ~0ull || b->fixed >> 63) &&
         (far ? from->fixed && b->fixed : from->page == b->page && from->fixed == b->fixed) && (other_mode || (from->mode & ~MODE_NOSHARE) == b->mode) && !(v->vm->debug & VITRO_DEBUG_NO_CHAIN))
         cache_link(c, patch, b, entry, far || b->page2 != ~0ull);
-    pthread_mutex_unlock(&v->vm->lock);
-    return b->code + b->entry[ENTRY_IND];
+    engine_unlock(v->vm);
+    return code;
 }
 
 u64 engine_poll(struct vcpu *v, const struct site *site)
@@ -538,6 +569,7 @@ u64 engine_sys(struct vcpu *v, const struct sys_site *site)
     u32 mode = v->mode;
     unsigned len = site->s.len;
     bool end = site->s.kind;
+    ev->smp.store_len = 0;
     v->rip = vcpu_rip_at(v, site->s.off);
     torture(v, false);
     v->nr_sys[site->in.id]++;
@@ -545,6 +577,8 @@ u64 engine_sys(struct vcpu *v, const struct sys_site *site)
                  (unsigned long long)v->rip, (unsigned long long)v->regs[RAX], (unsigned long long)v->regs[RCX],
                  (unsigned long long)v->regs[RDX]);
     enum xret x = site->handler(v, &site->in);
+    ev->smp.c_holds = false;
+    ev->smp.store_len = 0;
     if (site->in.id == I_WRMSR)
         vcpu_mode_changed(v); /* STAR and EFER are part of the short system-call path */
     v->region = (u64)v->space->base + VCPU_BIAS;
@@ -593,7 +627,7 @@ static void handle_events(struct vcpu *v)
     u32 e = __atomic_exchange_n(&v->event, 0, __ATOMIC_ACQ_REL) | v->intr_wait;
     engine_a20(v);
     v->intr_wait = 0;
-    if (e & EVENT_RESCHED)
+    if ((e & EVENT_RESCHED) && __atomic_load_n(&v->vm->written.nr, __ATOMIC_ACQUIRE))
         engine_drop_written(v);
     if (e & EVENT_FLUSH)
         tlb_flush_all(v, true);
@@ -710,6 +744,8 @@ void *engine_dispatch(struct vcpu *v)
             debug_traps(v);
         if (event_due(v) && !v->int_shadow && v->exit == EXIT_NONE)
             handle_events(v);
+        if (unlikely(v->vm->smp)) /* behind the events: what is asked comes with one */
+            smp_safepoint(v);
         if (unlikely(v->exit != EXIT_NONE))
             return NULL;
         bool shadow = v->int_shadow;
@@ -753,6 +789,18 @@ void engine_run(struct vcpu *v)
 
 void vcpu_reset(struct vcpu *v)
 {
+    v->cr0 = CR0_NW | CR0_CD;
+    v->xcr0 = 1;
+    v->event = 0;
+    v->star = v->lstar = v->cstar = v->sfmask = v->kernel_gs_base = v->tsc_aux = v->xss = 0;
+    v->sysenter_cs = v->sysenter_esp = v->sysenter_eip = 0;
+    msr_reset(v);
+    vcpu_init(v);
+}
+
+/* The INIT column. EFER is cleared too, as its LMA cannot outlive CR0.PG. */
+void vcpu_init(struct vcpu *v)
+{
     for (unsigned i = 0; i < NR_GPR; i++)
         v->regs[i] = 0;
     v->regs[RDX] = 0x600;
@@ -764,9 +812,8 @@ void vcpu_reset(struct vcpu *v)
     v->seg[SEG_LDTR].attr = SEG_P | 2;
     v->seg[SEG_TR].attr = SEG_P | 11;
     v->gdtr = v->idtr = (struct dtable){ 0, 0xffff };
-    v->cr0 = CR0_ET | CR0_NW | CR0_CD;
+    v->cr0 = CR0_ET | (v->cr0 & (CR0_NW | CR0_CD));
     v->cr2 = v->cr3 = v->cr4 = v->cr8 = v->efer = 0;
-    v->xcr0 = 1;
     for (unsigned i = 0; i < 8; i++)
         v->dr[i] = 0;
     v->dr[6] = 0xffff0ff0;
@@ -774,10 +821,6 @@ void vcpu_reset(struct vcpu *v)
     v->cpl = v->int_shadow = v->nmi_masked = v->halted = v->wake = 0;
     v->exit = EXIT_NONE;
     v->intr_wait = 0;
-    v->event = 0;
-    v->star = v->lstar = v->cstar = v->sfmask = v->kernel_gs_base = v->tsc_aux = v->xss = 0;
-    v->sysenter_cs = v->sysenter_esp = v->sysenter_eip = 0;
-    msr_reset(v);
     struct engine_vcpu *ev = v->eng;
     ev->step_armed = ev->shadow_step = ev->stepped = ev->smc_hit = false;
     ev->db_hit = ev->watch_hit = 0;

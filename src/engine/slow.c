@@ -34,18 +34,47 @@ static void mmio(struct vcpu *v, gpa_t gpa, u8 *buf, unsigned len, bool write)
     fpu_enter(v);
 }
 
+/*
+ * C writes guest memory by a pointer it has. With several vCPUs: either who claims the page for translation sees that we
+ * are writing (smp_claim), or we see that there is code.
+ */
+static inline void c_write_begin(struct vcpu *v)
+{
+    if (v->vm->smp)
+        __atomic_fetch_add(&v->eng->smp.c_writes, 1, __ATOMIC_SEQ_CST);
+}
+static inline void c_write_end(struct vcpu *v)
+{
+    if (v->vm->smp)
+        __atomic_store_n(&v->eng->smp.c_writes, v->eng->smp.c_writes - 1, __ATOMIC_RELEASE);
+}
+/* The running instruction is about to store here, though the page holds translations: who makes one of these bytes
+ * waits until it has (smp_conflict). vm->lock held, and what there was is dropped. */
+static inline void store_begin(struct vcpu *v, gpa_t gpa, unsigned len)
+{
+    v->eng->smp.store_gpa = gpa;
+    __atomic_store_n(&v->eng->smp.store_len, v->vm->smp ? len : 0, __ATOMIC_RELAXED);
+}
+
 /* Write to RAM at a host address, dropping translations of those bytes. Returns whether the block holding
  * `pc` was among them. */
 static bool ram_store(struct vcpu *v, u8 *host, gpa_t gpa, const u8 *buf, unsigned len, const u8 *pc)
 {
     struct ram_slot *rs = ram_find(&v->vm->ram, gpa);
     bool self = false;
-    if (rs->page_state[(gpa - rs->gpa) >> PAGE_SHIFT] & PAGE_HAS_CODE) {
+    c_write_begin(v);
+    if (__atomic_load_n(&rs->page_state[(gpa - rs->gpa) >> PAGE_SHIFT], __ATOMIC_RELAXED) & PAGE_HAS_CODE) {
         bool left;
+        engine_lock(v->vm);
         self = cache_kill_range(v, v->vm->cache, gpa, len, pc, &left);
+        engine_copy(host, buf, len);
+        engine_unlock(v->vm);
         v->eng->nr_watched++;
+        v->eng->smc_hit |= !pc; /* perhaps the block that called a helper: leave it */
+    } else {
+        engine_copy(host, buf, len);
     }
-    engine_copy(host, buf, len);
+    c_write_end(v);
     return self;
 }
 
@@ -116,6 +145,10 @@ enum xret mem_host(struct vcpu *v, gla_t la, unsigned len, unsigned acc, void **
     if (((la & ~PAGE_MASK) + len > PAGE_SIZE) || watching(v) || (v->mode & MODE_AC))
         return X_OK;
     struct tlb_ref ref;
+    if ((acc & ACC_W) && v->vm->smp) {
+        v->eng->smp.c_holds = true;
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    }
     enum xret x = check_canonical(v, la, len, false);
     if (x == X_OK)
         x = one_page(v, la, acc, &ref);
@@ -175,24 +208,56 @@ enum xret mem_write(struct vcpu *v, gla_t la, const void *buf, unsigned len, uns
 {
     struct tlb_ref ref[2];
     unsigned n1;
+    c_write_begin(v);
     enum xret x = resolve(v, la, len, acc | ACC_W, ref, &n1);
-    if (x != X_OK)
-        return x;
-    for (unsigned i = 0, at = 0; at < len; i++) {
+    for (unsigned i = 0, at = 0; at < len && x == X_OK; i++) {
         unsigned n = i ? len - n1 : n1;
         const u8 *from = (const u8 *)buf + at;
         if (!ref[i].host) {
             mmio(v, ref[i].gpa, (u8 *)from, n, true);
         } else if (ref[i].watched) {
-            bool any;
-            cache_kill_range(v, v->vm->cache, ref[i].gpa, n, NULL, &any);
-            v->eng->smc_hit = true; /* perhaps the block that called: leave it */
-            engine_copy(ref[i].host, from, n);
+            ram_store(v, ref[i].host, ref[i].gpa, from, n, NULL);
         } else {
             engine_copy(ref[i].host, from, n);
         }
         at += n;
     }
+    c_write_end(v);
+    return x;
+}
+
+/* A host pointer at which the running instruction is one access to both pages of an operand that crosses. */
+static u8 *join(struct vcpu *v, const struct tlb_ref ref[2])
+{
+    u8 *p = smp_join(v, (u8 *)((u64)ref[0].host & PAGE_MASK), ref[1].host);
+    return p ? p + ((u64)ref[0].host & ~PAGE_MASK) : NULL;
+}
+
+enum xret mem_locked(struct vcpu *v, gla_t la, unsigned len, unsigned acc, void **host)
+{
+    struct tlb_ref ref[2];
+    unsigned n1;
+    *host = NULL;
+    if (v->vm->smp) {
+        v->eng->smp.c_holds = true;
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    }
+    enum xret x = resolve(v, la, len, acc | ACC_R | ACC_W, ref, &n1);
+    if (x != X_OK)
+        return x;
+    unsigned n = n1 < len ? 2 : 1;
+    if (!ref[0].host || (n == 2 && !ref[1].host))
+        return X_OK;
+    for (unsigned i = 0; i < n; i++)
+        if (ref[i].watched) {
+            bool left;
+            engine_lock(v->vm);
+            cache_kill_range(v, v->vm->cache, ref[i].gpa, i ? len - n1 : n1, NULL, &left);
+            store_begin(v, 0, STORE_ANYWHERE);
+            engine_unlock(v->vm);
+            v->eng->smc_hit = true;
+        }
+    *host = n == 2 ? join(v, ref) : ref[0].host;
     return X_OK;
 }
 
@@ -254,8 +319,23 @@ static void conflict(struct vcpu *v, const struct slow_site *site)
     b->conflicts = 0;
     if (__builtin_ia32_rdtsc() - b->conflict_tsc > 64 * 2000) /* now and then is normal: once in 2000 cycles is not */
         return;
-    cache_want_hashed(c, b->page + b->off, b->mode);
-    cache_kill_block(c, b);
+    engine_lock(v->vm);
+    if (!b->dead) {
+        cache_want_hashed(c, b->page + b->off, b->mode);
+        cache_kill_block(c, b);
+    }
+    engine_unlock(v->vm);
+}
+
+/* Nothing was made from the bytes of a store beside code: it may go direct. */
+static bool beside_code(struct vcpu *v, gpa_t gpa, unsigned len)
+{
+    engine_lock(v->vm);
+    bool beside = !cache_touches(v->vm->cache, gpa, len);
+    if (beside)
+        store_begin(v, gpa, len);
+    engine_unlock(v->vm);
+    return beside;
 }
 
 static void watched_note(struct vcpu *v, const struct slow_site *site, gla_t ea, const struct tlb_ref *ref)
@@ -276,6 +356,8 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
     unsigned acc = site->acc | (site->slot >= SLOT_U ? ACC_USER : 0) | (site->hashed ? ACC_HASHED : 0);
     v->rip = vcpu_rip_at(v, site->s.off);
     v->nr_slow++;
+    ev->smp.store_len = 0; /* the one before has happened */
+    ev->smp.c_holds = false;
 
     enum xret x = check_canonical(v, ea, site->size, site->s.kind);
     if (x == X_OK && unlikely(v->mode & MODE_AC) && !site->loose && misaligned(ea, site->size))
@@ -293,7 +375,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
     /* Writes beside code (mixed code and data, JIT arenas): no walk while the mapping is known. */
     if (ev->watched.valid && (site->acc & ACC_W) && (ea & PAGE_MASK) == ev->watched.page &&
         site->slot == ev->watched.slot && (ea & ~PAGE_MASK) + site->size <= PAGE_SIZE && !watching(v) &&
-        !cache_touches(v->vm->cache, ev->watched.gpa + (ea & ~PAGE_MASK), site->size)) {
+        beside_code(v, ev->watched.gpa + (ea & ~PAGE_MASK), site->size)) {
         point_at(v, site, ea, ev->watched.host + (ea & ~PAGE_MASK));
         return RESUME;
     }
@@ -301,7 +383,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
         if ((ea & ~PAGE_MASK) + site->size <= PAGE_SIZE && x == X_OK && !watching(v)) {
             struct tlb_ref r;
             if (tlb_translate(v, ea, acc, &r) == X_OK && r.host &&
-                (!r.watched || !cache_touches(v->vm->cache, r.gpa, site->size))) {
+                (!r.watched || beside_code(v, r.gpa, site->size))) {
                 if (r.watched)
                     watched_note(v, site, ea, &r);
                 point_at(v, site, ea, r.host);
@@ -335,7 +417,10 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
         bool left;
         ev->nr_watched++;
         watched_note(v, site, ea, &ref[0]);
+        engine_lock(v->vm);
         bool self = cache_kill_range(v, v->vm->cache, ref[0].gpa, site->size, (const u8 *)site, &left);
+        store_begin(v, ref[0].gpa, site->size);
+        engine_unlock(v->vm);
         point_at(v, site, ea, ref[0].host);
         if (!self || !site->final)
             return RESUME;
@@ -353,6 +438,25 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
                 return deliver(v, site, ea);
             skip1 = true;
             ev->masked_exc[1] = v->exc;
+        }
+    }
+    if (unlikely(site->locked) && v->vm->smp && !skip0 && !skip1 && ref[0].host && (n1 == site->size || ref[1].host)) {
+        /* A split lock: no bounce buffer, or it would not be one access (SDM vol. 3 §8.1.2.2). */
+        bool self = false, left;
+        u8 *p = join(v, ref);
+        if (p) {
+            ev->smp.c_holds = true; /* both pages; until the next entry to C */
+            __atomic_thread_fence(__ATOMIC_SEQ_CST);
+            engine_lock(v->vm);
+            self |= cache_kill_range(v, v->vm->cache, ref[0].gpa, n1, (const u8 *)site, &left);
+            self |= cache_kill_range(v, v->vm->cache, ref[1].gpa, site->size - n1, (const u8 *)site, &left);
+            store_begin(v, 0, STORE_ANYWHERE);
+            engine_unlock(v->vm);
+            point_at(v, site, ea, p);
+            if (!self || !site->final)
+                return RESUME;
+            ev->commit = (struct commit){ .redispatch = true };
+            return (u64)(site + 1);
         }
     }
     /* Bounce. The low six bits of the address are kept: alignment faults must stay what they are. */
@@ -374,6 +478,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
     for (unsigned i = 0, at = 0; at < site->size; i++) {
         unsigned n = i ? site->size - n1 : n1;
         bool skip = i ? skip1 : skip0;
+        bug_on(site->size > sizeof(ev->before));
         if (skip) {
             c->part[i].len = 0;
             c->part[i].skip = (u16)n;
@@ -387,12 +492,34 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
             c->part[i].gpa = ref[i].gpa;
             c->part[i].len = (u16)n;
             c->part[i].skip = 0;
+            if (v->vm->smp && ref[i].host)
+                engine_copy(ev->before + at, buf + at, n);
         }
         c->nr = (u8)(i + 1);
         at += n;
     }
     point_at(v, site, ea, buf);
     return site->copy ? (u64)(site + 1) : RESUME;
+}
+
+/*
+ * What a bounced instruction made of the bytes. With several vCPUs only those it changed are written: lanes that are off
+ * are not its to write, and another vCPU may have. A byte stored with the value it had counts as stored when it was read.
+ */
+static bool ram_commit(struct vcpu *v, u8 *host, gpa_t gpa, const u8 *from, const u8 *before, unsigned len, const u8 *pc)
+{
+    bool self = false;
+    if (!v->vm->smp)
+        return ram_store(v, host, gpa, from, len, pc);
+    for (unsigned i = 0, n; i < len; i += n) {
+        bool changed = from[i] != before[i];
+        n = 1;
+        while (i + n < len && (from[i + n] != before[i + n]) == changed)
+            n++;
+        if (changed)
+            self |= ram_store(v, host + i, gpa + i, from + i, n, pc);
+    }
+    return self;
 }
 
 u64 engine_commit(struct vcpu *v, const struct slow_site *site)
@@ -409,7 +536,7 @@ u64 engine_commit(struct vcpu *v, const struct slow_site *site)
             continue;
         }
         if (c->part[i].host)
-            self |= ram_store(v, c->part[i].host, c->part[i].gpa, from, c->part[i].len, (const u8 *)site);
+            self |= ram_commit(v, c->part[i].host, c->part[i].gpa, from, ev->before + (from - c->from), c->part[i].len, (const u8 *)site);
         else
             mmio(v, c->part[i].gpa, from, c->part[i].len, true);
         from += c->part[i].len;

@@ -194,6 +194,40 @@ static __attribute__((noinline)) void space_drop_range(struct vcpu *v, struct tl
 
 /* -- Filling -------------------------------------------------------------------------------------- */
 
+/* Remember that an entry may write a page. With several vCPUs it is set by now, and has_code() comes next: so either
+ * who claims the page finds the note, or we find the claim. */
+static void wtag_note(struct vcpu *v, u64 *wtag, u64 where)
+{
+    unsigned w = 0;
+    if (!v->vm->smp) {
+        while (w < WTAG_WAYS && wtag[w] && wtag[w] != where && wtag[w] != WTAG_MANY)
+            w++;
+        if (w == WTAG_WAYS)
+            wtag[0] = WTAG_MANY;
+        else if (wtag[w] != WTAG_MANY)
+            wtag[w] = where;
+        return;
+    }
+    while (w < WTAG_WAYS) {
+        u64 old = __atomic_load_n(&wtag[w], __ATOMIC_RELAXED);
+        if (old == where || old == WTAG_MANY)
+            return;
+        if (old) {
+            w++;
+        } else if (__atomic_compare_exchange_n(&wtag[w], &old, where, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+            return;
+        }
+    }
+    __atomic_store_n(&wtag[0], WTAG_MANY, __ATOMIC_SEQ_CST);
+}
+static inline bool has_code(struct vcpu *v, const struct ram_slot *rs, u64 idx)
+{
+    if (!v->vm->smp)
+        return false;
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    return __atomic_load_n(&rs->page_state[idx], __ATOMIC_RELAXED) & PAGE_HAS_CODE;
+}
+
 enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref)
 {
     struct mmu_span span;
@@ -211,7 +245,7 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
     u64 idx = (span.gpa - rs->gpa) >> PAGE_SHIFT;
     u8 *page = rs->host + (idx << PAGE_SHIFT);
     ref->host = page + (la & ~PAGE_MASK);
-    bool code = rs->page_state[idx] & PAGE_HAS_CODE;
+    bool code = __atomic_load_n(&rs->page_state[idx], __ATOMIC_RELAXED) & PAGE_HAS_CODE;
     ref->watched = code && (acc & ACC_W);
     /* Code may be remembered for this mapping even where data is not. */
     unsigned slot = tlb_slot(v, acc);
@@ -221,8 +255,11 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
         v->eng->k_nonglobal = true;
     if (span.page_size > PAGE_SIZE)
         tlb_note_large(v, slot, la, span.page_size);
-    if (v->vm->debug & VITRO_DEBUG_SLOW_PATH || v->eng->nr_watch || (v->dr[7] & 0xff))
-        return X_OK; /* every access is to be seen: nothing may go by the fast path */
+    if (v->vm->debug & VITRO_DEBUG_SLOW_PATH || v->eng->nr_watch || (v->dr[7] & 0xff)) {
+        /* Every access is to be seen: nothing may go by the fast path. Without a tag others cannot revoke the write. */
+        ref->watched |= v->vm->smp && (acc & ACC_W);
+        return X_OK;
+    }
 
     struct tlb_entry *e = acc & ACC_HASHED ? tlb_at_hashed(v, slot, la) : tlb_at(v, slot, la);
     gla_t tag = la & PAGE_MASK;
@@ -239,14 +276,11 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
         e->tag_w = tag;
         /* The kernel's table is one, whatever alias it was reached by. */
         u64 where = (u64)e - (slot == SLOT_K ? (u64)(v->space->base - v->eng->space[0].base) : 0);
-        u64 *wtag = &v->vm->wtag[rs - v->vm->ram.slot][idx * WTAG_WAYS];
-        unsigned w = 0;
-        while (w < WTAG_WAYS && wtag[w] && wtag[w] != where && wtag[w] != WTAG_MANY)
-            w++;
-        if (w == WTAG_WAYS)
-            wtag[0] = WTAG_MANY;
-        else if (wtag[w] != WTAG_MANY)
-            wtag[w] = where;
+        wtag_note(v, &v->vm->wtag[rs - v->vm->ram.slot][idx * WTAG_WAYS], where);
+        if (unlikely(has_code(v, rs, idx))) { /* another vCPU claims the page right now (smp_claim) */
+            e->tag_w = TLB_UNUSED(i);
+            ref->watched = acc & ACC_W;
+        }
     }
     fill_note(&(slot == SLOT_K ? &v->eng->space[0] : v->space)->tlb_log[slot >= SLOT_U ? SLOT_U : slot], i);
     v->nr_tlb_fill++;
@@ -313,6 +347,75 @@ void tlb_unwrite_page(struct vcpu *v, struct ram_slot *rs, gpa_t page)
     }
     for (unsigned w = 0; w < WTAG_WAYS; w++)
         wtag[w] = 0;
+}
+
+static inline bool may_write(const struct tlb_entry *e, u64 host)
+{
+    return __atomic_load_n(&e->host, __ATOMIC_RELAXED) == host &&
+           __atomic_load_n(&e->tag_w, __ATOMIC_RELAXED) == host - __atomic_load_n(&e->delta, __ATOMIC_RELAXED);
+}
+void tlb_unwrite_entry(struct vcpu *v, struct tlb_entry *e, u64 host)
+{
+    if (may_write(e, host))
+        unwrite_entry(v, e);
+}
+void tlb_unwrite_all(struct vcpu *v, u64 host)
+{
+    struct engine_vcpu *ev = v->eng;
+    unwrite_table(&ev->space[0], SLOT_K, host);
+    for (unsigned i = 0; i < NR_SPACES; i++) {
+        if (ev->space[i].clean)
+            continue;
+        unwrite_table(&ev->space[i], SLOT_KAC, host);
+        unwrite_table(&ev->space[i], SLOT_U, host);
+    }
+}
+
+void tlb_revoke_page(struct vcpu *v, struct ram_slot *rs, gpa_t page)
+{
+    struct vm *vm = v->vm;
+    u64 idx = (page - rs->gpa) >> PAGE_SHIFT;
+    u64 host = (u64)rs->host + (idx << PAGE_SHIFT);
+    u64 *wtag = &vm->wtag[rs - vm->ram.slot][idx * WTAG_WAYS], where[WTAG_WAYS];
+    bool many = false;
+    for (unsigned w = 0; w < WTAG_WAYS; w++) {
+        where[w] = __atomic_exchange_n(&wtag[w], 0, __ATOMIC_SEQ_CST);
+        many |= where[w] == WTAG_MANY;
+    }
+    for (unsigned i = 0; i < vm->nr_vcpus; i++) {
+        struct vcpu *b = vm->vcpu[i];
+        if (!b)
+            continue;
+        struct smp_vcpu *s = &b->eng->smp;
+        bool direct = i == v->index || !__atomic_load_n(&s->online, __ATOMIC_SEQ_CST);
+        if (many) {
+            if (direct) {
+                tlb_unwrite_all(b, host);
+            } else {
+                s->revoke_host = host;
+                s->revoke_all = true;
+                smp_ask(b);
+            }
+            continue;
+        }
+        u64 base = (u64)b->eng->space[0].base;
+        bool ask = false;
+        for (unsigned w = 0; w < WTAG_WAYS; w++) {
+            struct tlb_entry *e = (struct tlb_entry *)where[w];
+            /* It may be about to serve another page: then its vCPU is in C, and nothing is lost by asking. */
+            if (where[w] - base >= (u64)NR_SPACES * SPACE_SIZE || !may_write(e, host))
+                continue;
+            if (direct) {
+                unwrite_entry(b, e);
+            } else {
+                s->revoke_host = host;
+                s->revoke[s->nr_revoke++] = e;
+                ask = true;
+            }
+        }
+        if (ask)
+            smp_ask(b);
+    }
 }
 
 /* -- Flushing ------------------------------------------------------------------------------------- */
@@ -388,6 +491,10 @@ void tlb_flush_page(struct vcpu *v, gla_t la)
             jc_drop_page(v->space, s, page);
         engine_drop_returns(v);
         if (page >> 63)
+            cache_cut_far(v->vm->cache);
+    } else if (unlikely(v->vm->smp) && page >> 63 && (s64)page == (s32)page) { /* by a link another vCPU made */
+        engine_drop_returns(v);
+        if (cache_far_near(v->vm->cache, page))
             cache_cut_far(v->vm->cache);
     }
     if (page >> 63) /* a kernel-half page may be global and user-accessible in other spaces */

@@ -152,6 +152,12 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
 void tlb_note_large(struct vcpu *v, unsigned slot, gla_t la, u64 page_size);
 /* tlb_unwrite_page - drop every write mapping of a page of RAM: it is about to hold translations. */
 void tlb_unwrite_page(struct vcpu *v, struct ram_slot *slot, gpa_t page);
+/* tlb_revoke_page - the same with several vCPUs: at once for the caller's and for those offline; the others are asked
+ * (smp.h). vm->lock held.
+ * tlb_unwrite_entry, tlb_unwrite_all - what they then do: one entry, or every one, that lets write a host page. */
+void tlb_revoke_page(struct vcpu *v, struct ram_slot *slot, gpa_t page);
+void tlb_unwrite_entry(struct vcpu *v, struct tlb_entry *e, u64 host);
+void tlb_unwrite_all(struct vcpu *v, u64 host);
 /* jc_at - jump-cache entry of a RIP in a mode. */
 static inline struct jc_entry *jc_at(struct vcpu *v, unsigned slot, gla_t rip)
 {

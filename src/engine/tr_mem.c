@@ -303,6 +303,7 @@ void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final)
         .size = g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .final = final, .copy = copy,
         .masked = (in->enc == ENC_EVEX && in->mask) || insn_vex_masked(in), .aligned = in->how == HOW_COPY && insn_aligned(in),
         .loose = insn_aligned(in) || insn_vex_masked(in),
+        .locked = (in->prefixes & PFX_LOCK) || in->id == I_XCHG,
     };
     e_bytes(&x->cold, &site, sizeof(site));
     if (!copy)

@@ -243,6 +243,7 @@ static bool ends_block(const struct xl *x, const struct insn *in)
     case I_SYSENTER: case I_SYSEXIT: case I_CALL_FAR: case I_JMP_FAR: case I_RET_FAR: case I_HLT:
     case I_MOV_CR_R: case I_LMSW: case I_CLTS: case I_STAC: case I_CLAC: case I_XSETBV: case I_MOV_SEG:
     case I_POP_SEG: case I_LFP: case I_MOV_DR_R: case I_WRMSR: case I_INVPCID: case I_INVLPG:
+    case I_CPUID: /* serializing: what follows is fetched again (SDM vol. 3 §8.3) */
         return true;
     default:
         return false;
@@ -255,6 +256,15 @@ struct fetched {
     enum decode_status bad; /* what ended the fetch at its first instruction */
     u8 bad_len;
 };
+
+/* With several vCPUs the bytes may be read only while writes to them are seen: smp.c. */
+static bool claimed(struct xl *x, gpa_t page)
+{
+    if (!x->vm->smp || cache_claimed(x->cache, page))
+        return true;
+    x->unclaimed = page;
+    return false;
+}
 
 static enum xret fetch(struct xl *x, struct fetched *f)
 {
@@ -292,6 +302,8 @@ static enum xret fetch(struct xl *x, struct fetched *f)
             const u8 *p2 = ram_ptr(&x->vm->ram, span.gpa & PAGE_MASK, 4096);
             if (!p2)
                 return raise_gp0(v);
+            if (!claimed(x, span.gpa & PAGE_MASK))
+                return X_RETRY;
             for (unsigned i = n1; i < INSN_MAX; i++)
                 f->bytes[i] = p2[i - n1];
             st = insn_decode(dm, f->bytes, MIN((u32)INSN_MAX, room), in);
@@ -388,8 +400,8 @@ static void prologue(struct xl *x, struct block *b)
         e_lea(&x->hot, true, H_S1, H_S1, -(s32)x->start);
     e_store_vcpu(&x->hot, H_S1, VOFF(vbase));
     b->entry[ENTRY_POLL] = hot_at(x);
-    x->poll_exit = cold_at(x);
     tr_poll(x, x->start);
+    bug_on(x->hot_buf[b->entry[ENTRY_POLL] + POLL_IMM - 4] != 0x41 || x->hot_buf[b->entry[ENTRY_POLL] + POLL_IMM] != 0);
     /* Who wants the flags first? A consumer: start in host flags. A guard or exit: leave them in fl. */
     b->host_primary = true;
     if (x->live[0]) {
@@ -422,11 +434,10 @@ static void prologue(struct xl *x, struct block *b)
     }
 }
 
-/* Cold pieces every block has: the exits taken after it was dropped, and HOST of an fl-primary block. */
+/* Cold pieces every block has: HOST_POLL, and HOST of an fl-primary block. */
 static void epilogue(struct xl *x, struct block *b)
 {
-    /* What the prologue's poll does is what leaving a dropped block takes. */
-    u32 dead_flag = x->poll_exit, host = 0, host_poll = 0;
+    u32 host = 0, host_poll = 0;
     if (x->live[0]) {
         host_poll = cold_at(x);
         xl_flags_save(x, SEC_COLD);
@@ -440,7 +451,6 @@ static void epilogue(struct xl *x, struct block *b)
     while (hot_at(x) % 16)
         e8(&x->hot, 0xcc);
     b->entry[ENTRY_HOST_POLL] = x->live[0] ? hot_at(x) + host_poll : b->entry[ENTRY_POLL];
-    b->dead_flag = hot_at(x) + dead_flag;
     if (!b->host_primary)
         b->entry[ENTRY_HOST] = hot_at(x) + host;
 }
@@ -479,7 +489,6 @@ static bool place(struct xl *x, struct block *b)
     for (unsigned i = 0; i < NR_ENTRIES; i++)
         if (b->entry[i] >= hot_len)
             b->entry[i] += gap;
-    b->dead_flag += gap;
     return true;
 }
 
@@ -500,6 +509,7 @@ again:
     x->cold = (struct buf){ x->cold_buf, x->cold_buf, x->cold_buf + XL_COLD - 64, false };
     x->noshare = x->mode & MODE_NOSHARE || x->single || (v->vm->debug & (VITRO_DEBUG_SLOW_PATH | VITRO_DEBUG_ONE_INSN));
     x->grp.active = false;
+    x->in_the_way = NULL;
     x->hashed = false;
     x->fixed = fixed >> 63 && !x->nochain;
     x->seg = !(x->mode & (MODE_64 | MODE_CSFLAT));
@@ -527,6 +537,8 @@ again:
         vcpu_fail(v, "guest executes at physical address %#llx, which is not memory", (unsigned long long)span.gpa);
         return X_EXIT;
     }
+    if (!claimed(x, x->page_pa))
+        return X_RETRY;
     struct fetched f;
     xr = fetch(x, &f);
     if (xr != X_OK)
@@ -563,7 +575,11 @@ again:
         proto.look[i][1] = x->look[i][0] > x->look[i][1] ? 0 : x->look[i][1];
     }
     epilogue(x, &proto);
+    if (x->vm->smp && (x->in_the_way = smp_conflict(v, &proto)))
+        return X_RETRY;
     if (!place(x, &proto)) {
+        if (cache_wants_room(x->cache))
+            return X_RETRY;
         bug_on(x->nr == 1);
         retry_short = true;
         goto again;

@@ -90,11 +90,12 @@ struct xl {
     u16 off[XL_MAX_INSNS + 1];
     u16 live[XL_MAX_INSNS + 1]; /* flags needed on entry to instruction i */
     u32 map[XL_MAX_INSNS], cold_map[XL_MAX_INSNS]; /* where each instruction's code starts */
-    u32 poll_exit;       /* cold: leave to the dispatcher at the block's start */
     bool poll_next;      /* a poll is due after the next instruction (sti) */
     bool x87_noted;      /* x87_vbase was set */
     bool ended;          /* the last instruction emitted leaves the block  */
     u16 look[2][2];
+    gpa_t unclaimed;     /* X_RETRY: this page must be claimed, */
+    struct vcpu *in_the_way; /* or this vCPU must be past its store (smp.c) */
     u8 hot_buf[XL_HOT], cold_buf[XL_COLD];
 };
 

@@ -211,6 +211,9 @@ enum xret mem_probe(struct vcpu *v, gla_t la, unsigned len, unsigned acc);
 /* mem_host - host pointer to [la, la+len) if it lies in one page of plain RAM (no code watch on writes),
  * else NULL with X_OK, or X_FAULT. */
 enum xret mem_host(struct vcpu *v, gla_t la, unsigned len, unsigned acc, void **host);
+/* mem_locked - a host pointer at which a locked operation on [la, la+len) is atomic, wherever in RAM that is; translations
+ * of those bytes are dropped. NULL with X_OK: MMIO, or memory that cannot be mapped twice; or X_FAULT. */
+enum xret mem_locked(struct vcpu *v, gla_t la, unsigned len, unsigned acc, void **host);
 
 /* -- what engine files offer each other ------------------------------------------------------- */
 /*
@@ -256,8 +259,9 @@ enum xret intr_deliver(struct vcpu *v, unsigned vector);
 /* exc_software - INT n, INT3, INTO, INT1: @next_rip is pushed; gate DPL checked unless INT1. */
 enum xret exc_software(struct vcpu *v, unsigned vector, u64 next_rip, bool is_int1);
 
-/* Reset values (SDM vol. 3 table 9-1). vcpu_reset in run.c. */
+/* Reset and INIT values (SDM vol. 3 table 9-1). run.c. INIT leaves MSRs, TSC, XCR0, vector state and pending events. */
 void vcpu_reset(struct vcpu *v);
+void vcpu_init(struct vcpu *v);
 
 /* fpu_save, fpu_load - move guest vector state out of and into the host registers (fpu.c). fpu_leave/fpu_enter
  * wrap any call out of the engine into code that may use vector registers. */

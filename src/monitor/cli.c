@@ -50,7 +50,7 @@ struct option {
 
 #define AT(field) offsetof(struct config, field)
 #define MIB (1ull << 20)
-#define CPUS_MAX 1
+#define CPUS_MAX 16
 
 /* clang-format off */
 static const struct option options[] = {
@@ -71,7 +71,7 @@ static const struct option options[] = {
     { "mem",        "SIZE",   OPT_SIZE,  AT(mem),        NULL, MIB, 1ull << 40,
       "guest memory: a number with K, M, G or T; without one, MiB (default: 512M)" },
     { "cpus",       "N",      OPT_COUNT, AT(cpus),       NULL, 1, CPUS_MAX,
-      "virtual CPUs (default: 1; more are not supported yet)" },
+      "virtual CPUs, 1 to 16 (default: 1); each is a thread" },
     { "cpu",        "MODEL",  OPT_STR,   AT(cpu),        NULL, 0, 0,
       "host (default), x86-64-v2, x86-64-v3 or x86-64-v4" },
     { "no-reboot",  NULL,     OPT_FLAG,  AT(no_reboot),  NULL, 0, 0,

@@ -31,6 +31,46 @@ void vm_vcpu_kick(struct vm_vcpu *cpu, unsigned why)
     pthread_mutex_unlock(&cpu->lock);
 }
 
+/* An application processor runs nothing between INIT and a start-up IPI (SDM vol. 3 §8.4.3). */
+static void wait_for_sipi(struct vm_vcpu *cpu)
+{
+    struct machine *m = cpu->vm->machine;
+
+    while (!vm_has_ended(cpu->vm)) {
+        if (machine_init_take(m, cpu->index))
+            vitro_vcpu_init(cpu->vcpu);
+        int vector = machine_sipi_take(m, cpu->index);
+        if (vector >= 0) {
+            vitro_vcpu_start(cpu->vcpu, (unsigned)vector);
+            return;
+        }
+        pthread_mutex_lock(&cpu->lock);
+        atomic_store(&cpu->asleep, true);
+        while (!(machine_pending(m, cpu->index) & (MACHINE_INIT | MACHINE_SIPI)) && !vm_has_ended(cpu->vm))
+            pthread_cond_wait(&cpu->wake, &cpu->lock);
+        atomic_store(&cpu->asleep, false);
+        pthread_mutex_unlock(&cpu->lock);
+    }
+}
+
+/* What the board has for the vCPU's thread between two runs. False: nothing. */
+static bool take_signals(struct vm_vcpu *cpu)
+{
+    struct machine *m = cpu->vm->machine;
+
+    if (machine_init_take(m, cpu->index)) {
+        vitro_vcpu_init(cpu->vcpu);
+        if (cpu->index)
+            wait_for_sipi(cpu);
+        return true;
+    }
+    if (machine_nmi_take(m, cpu->index)) {
+        vitro_vcpu_kick(cpu->vcpu, VITRO_KICK_NMI);
+        return true;
+    }
+    return false;
+}
+
 static void *vcpu_thread(void *arg)
 {
     struct vm_vcpu *cpu = arg;
@@ -38,7 +78,9 @@ static void *vcpu_thread(void *arg)
     struct vitro_regs regs;
 
     paravirt_vcpu_start(vm->pv, cpu->index);
-    if (vm->gdb)
+    if (cpu->index)
+        wait_for_sipi(cpu);
+    else if (vm->gdb)
         gdbstub_stopped(vm->gdb, cpu, 0);
     while (!vm_has_ended(vm)) {
         switch (vitro_vcpu_run(cpu->vcpu)) {
@@ -46,9 +88,7 @@ static void *vcpu_thread(void *arg)
             vcpu_sleep(cpu);
             break;
         case VITRO_EXIT_INTR:
-            if (machine_nmi_take(vm->machine, cpu->index))
-                vitro_vcpu_kick(cpu->vcpu, VITRO_KICK_NMI);
-            else if (vm->gdb && !vm_has_ended(vm))
+            if (!take_signals(cpu) && vm->gdb && !vm_has_ended(vm))
                 gdbstub_stopped(vm->gdb, cpu, SIGINT);
             break;
         case VITRO_EXIT_DEBUG:

@@ -76,6 +76,10 @@ enum xret mem_host(struct vcpu *c, gla_t la, unsigned len, unsigned acc, void **
         *host = p;
     return X_OK;
 }
+enum xret mem_locked(struct vcpu *c, gla_t la, unsigned len, unsigned acc, void **host)
+{
+    return mem_host(c, la, len, acc | ACC_R | ACC_W, host);
+}
 /* Flat segments, but FS has a base and SS a limit. */
 enum xret seg_linear(struct vcpu *c, unsigned seg, gva_t off, unsigned size, unsigned acc, gla_t *la)
 {

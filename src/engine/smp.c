@@ -1,0 +1,257 @@
+/*
+ * smp.c - several vCPUs: safepoints, waiting for them, and what is asked there. Rules: smp.h.
+ * Not modelled: nothing stops the world; a vCPU that the host does not run is waited for.
+ */
+#define _GNU_SOURCE
+#include "engine/smp.h"
+
+#include <sched.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "engine/engine.h"
+#include "engine/translate.h"
+
+/* -- Answering ---------------------------------------------------------------------------------------- */
+
+/* v is the caller's own, or offline with vm->lock held. */
+static void answer(struct vcpu *v)
+{
+    struct smp_vcpu *s = &v->eng->smp;
+    if (s->revoke_host) {
+        if (s->revoke_all)
+            tlb_unwrite_all(v, s->revoke_host);
+        for (unsigned i = 0; i < s->nr_revoke; i++)
+            tlb_unwrite_entry(v, s->revoke[i], s->revoke_host);
+    }
+    s->revoke_host = s->nr_revoke = 0;
+    s->revoke_all = false;
+}
+
+/* Code that was reclaimed since must not be reached by what this vCPU remembers. */
+static void follow_reclaims(struct vcpu *v)
+{
+    u64 now = cache_reclaims(v->vm->cache);
+    if (likely(v->eng->smp.reclaims == now))
+        return;
+    v->eng->smp.reclaims = now;
+    jc_flush_all(v);
+    engine_drop_returns(v);
+}
+
+static bool settle(struct vcpu *v)
+{
+    struct smp_vcpu *s = &v->eng->smp;
+    bool stand = false;
+    s->store_len = 0;
+    s->c_holds = false;
+    u32 asked = __atomic_load_n(&s->asked, __ATOMIC_ACQUIRE);
+    follow_reclaims(v);
+    if (asked) {
+        answer(v);
+        stand = s->stand;
+        s->stand = false;
+        __atomic_store_n(&s->asked, 0, __ATOMIC_RELEASE);
+    }
+    return stand;
+}
+
+void smp_safepoint(struct vcpu *v)
+{
+    if (!v->vm->smp)
+        return;
+    if (unlikely(settle(v))) { /* until who asked has made its translation: else this one might come first each time */
+        smp_offline(v);
+        pthread_mutex_lock(&v->vm->xl_lock);
+        pthread_mutex_unlock(&v->vm->xl_lock);
+        smp_online(v);
+    }
+}
+
+void smp_online(struct vcpu *v)
+{
+    if (!v->vm->smp)
+        return;
+    pthread_mutex_lock(&v->vm->lock);
+    settle(v);
+    __atomic_store_n(&v->eng->smp.online, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&v->vm->lock);
+}
+
+void smp_offline(struct vcpu *v)
+{
+    if (!v->vm->smp)
+        return;
+    settle(v);
+    __atomic_store_n(&v->eng->smp.online, 0, __ATOMIC_SEQ_CST);
+}
+
+/* -- Asking ------------------------------------------------------------------------------------------- */
+
+static bool is_online(const struct vcpu *v)
+{
+    return __atomic_load_n(&v->eng->smp.online, __ATOMIC_SEQ_CST);
+}
+
+void smp_ask(struct vcpu *b)
+{
+    struct smp_vcpu *s = &b->eng->smp;
+    s->nr_asked++;
+    __atomic_store_n(&s->asked, 1, __ATOMIC_RELEASE);
+    __atomic_fetch_or(&b->event, EVENT_RESCHED, __ATOMIC_SEQ_CST);
+}
+
+static bool answered(const struct vcpu *b)
+{
+    return !__atomic_load_n(&b->eng->smp.asked, __ATOMIC_ACQUIRE) || !is_online(b);
+}
+
+/* All answers to what was asked. vm->lock held; given up while waiting. */
+static void wait_for_answers(struct vcpu *v)
+{
+    struct vm *vm = v->vm;
+    bool any = false;
+    for (unsigned i = 0; i < vm->nr_vcpus; i++)
+        any |= vm->vcpu[i] && vm->vcpu[i]->eng->smp.asked;
+    if (!any)
+        return;
+    v->eng->smp.nr_waits++;
+    pthread_mutex_unlock(&vm->lock);
+    for (unsigned i = 0; i < vm->nr_vcpus; i++) {
+        struct vcpu *b = vm->vcpu[i];
+        for (unsigned n = 0; b && b->index != v->index && !answered(b); n++) {
+            static const struct timespec nap = { 0, 50000 };
+            if (n < 500)
+                __builtin_ia32_pause();
+            else if (n < 520)
+                sched_yield();
+            else
+                nanosleep(&nap, NULL);
+        }
+    }
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned i = 0; i < vm->nr_vcpus; i++) { /* those that went offline may have left it to us */
+        struct vcpu *b = vm->vcpu[i];
+        if (b && b->eng->smp.asked && !is_online(b)) {
+            answer(b);
+            b->eng->smp.stand = false;
+            b->eng->smp.asked = 0;
+        }
+    }
+}
+
+/* -- Translating -------------------------------------------------------------------------------------- */
+
+void smp_xl_lock(struct vcpu *v)
+{
+    struct vm *vm = v->vm;
+    if (!vm->smp || !pthread_mutex_trylock(&vm->xl_lock))
+        return;
+    smp_offline(v);
+    pthread_mutex_lock(&vm->xl_lock);
+    smp_online(v);
+}
+
+void smp_xl_unlock(struct vcpu *v)
+{
+    struct vm *vm = v->vm;
+    if (!vm->smp)
+        return;
+    while (vm->nr_claims)
+        cache_unclaim(vm->cache, vm->claim[--vm->nr_claims]);
+    pthread_mutex_unlock(&vm->xl_lock);
+}
+
+void smp_claim(struct vcpu *v, gpa_t page)
+{
+    struct vm *vm = v->vm;
+    struct ram_slot *rs = ram_find(&vm->ram, page);
+    if (!rs || cache_claimed(vm->cache, page))
+        return;
+    if (vm->nr_claims == ARRAY_SIZE(vm->claim)) { /* the guest's tables change under us */
+        cache_unclaim(vm->cache, vm->claim[0]);
+        vm->claim[0] = vm->claim[--vm->nr_claims];
+    }
+    vm->claim[vm->nr_claims++] = page;
+    if (!cache_claim(vm->cache, page))
+        return;
+    /* Dekker: we have said that there is code, and look for writers; they say that they write, and look for code. */
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    tlb_revoke_page(v, rs, page);
+    for (unsigned i = 0; i < vm->nr_vcpus; i++) {
+        struct vcpu *b = vm->vcpu[i];
+        if (b && b->index != v->index && is_online(b) &&
+            (__atomic_load_n(&b->eng->smp.c_writes, __ATOMIC_RELAXED) || __atomic_load_n(&b->eng->smp.c_holds, __ATOMIC_RELAXED)))
+            smp_ask(b);
+    }
+    wait_for_answers(v);
+}
+
+void smp_prepare(struct vcpu *v)
+{
+    struct vm *vm = v->vm;
+    struct xl *x = vm->xl;
+    if (cache_wants_room(vm->cache)) {
+        cache_retire(vm->cache);
+        for (unsigned i = 0; i < vm->nr_vcpus; i++)
+            if (vm->vcpu[i] && i != v->index && is_online(vm->vcpu[i]))
+                smp_ask(vm->vcpu[i]);
+        wait_for_answers(v);
+        follow_reclaims(v);
+        cache_reuse(vm->cache);
+    } else if (x->in_the_way) {
+        if (is_online(x->in_the_way)) {
+            x->in_the_way->eng->smp.stand = true;
+            smp_ask(x->in_the_way);
+        }
+        wait_for_answers(v);
+    } else {
+        smp_claim(v, x->unclaimed);
+    }
+}
+
+struct vcpu *smp_conflict(struct vcpu *v, const struct block *b)
+{
+    struct vm *vm = v->vm;
+    for (unsigned i = 0; i < vm->nr_vcpus; i++) {
+        struct vcpu *o = vm->vcpu[i];
+        if (!o || i == v->index || !is_online(o))
+            continue;
+        u32 len = __atomic_load_n(&o->eng->smp.store_len, __ATOMIC_RELAXED);
+        if (len && (len == STORE_ANYWHERE || block_overlaps(b, o->eng->smp.store_gpa, len)))
+            return o;
+    }
+    return NULL;
+}
+
+/* -- Split locks -------------------------------------------------------------------------------------- */
+
+u8 *smp_join(struct vcpu *v, u8 *first, u8 *second)
+{
+    struct smp_vcpu *s = &v->eng->smp;
+    if (second == first + PAGE_SIZE)
+        return first;
+    if (!s->split) {
+        void *p = mmap(NULL, 2 * PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (p == MAP_FAILED)
+            return NULL;
+        s->split = p;
+    }
+    u8 *page[2] = { first, second };
+    for (unsigned i = 0; i < 2; i++) {
+        if (s->split_of[i] == page[i])
+            continue;
+        s->split_of[i] = NULL;
+        /* An old size of 0 maps shared pages once more (mremap(2)). */
+        if (mremap(page[i], 0, PAGE_SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, s->split + i * PAGE_SIZE) == MAP_FAILED)
+            return NULL;
+        s->split_of[i] = page[i];
+    }
+    return s->split;
+}
+
+void smp_vcpu_fini(struct vcpu *v)
+{
+    if (v->eng->smp.split)
+        munmap(v->eng->smp.split, 2 * PAGE_SIZE);
+}

@@ -1,0 +1,60 @@
+/*
+ * smp.h - several vCPUs in one VM: what each may do to the others, and when. The argument is in docs/engine.md,
+ * "Several vCPUs"; the decision in docs/decisions/0013-safepoints-instead-of-stopping.md.
+ *
+ * A vCPU is at a safepoint when it runs no translated code, and C on its behalf holds neither a host pointer that it
+ * may write guest memory by nor an address in the code cache that it will go to. The dispatcher passes one each time
+ * around. A vCPU that is outside vitro_vcpu_run(), or blocked on xl_lock, is offline: at a safepoint all the time.
+ *
+ * Locks: vm->xl_lock, then vm->lock. Only the holder of xl_lock waits for other vCPUs, and never with vm->lock held.
+ */
+#pragma once
+#include "base/types.h"
+
+struct block;
+struct tlb_entry;
+struct vcpu;
+
+#define WTAG_WAYS 4
+struct smp_vcpu {
+    u32 online;
+    u32 c_writes;       /* C is writing guest memory right now, through a pointer got earlier */
+    bool c_holds;       /* C may hold such a pointer until the helper ends */
+    u32 store_len;      /* not 0: the running instruction may store here although the page holds translations, */
+#define STORE_ANYWHERE ~0u
+    gpa_t store_gpa;    /* set with vm->lock held */
+    u64 reclaims;       /* the code cache's count of reclaimed segments this vCPU has followed */
+    /* A question by the holder of xl_lock, answered at the next safepoint. */
+    u32 asked;
+    bool stand;         /* then wait until the translation is made */
+    bool revoke_all;    /* search every table */
+    unsigned nr_revoke;
+    u64 revoke_host;    /* end write access to this host page */
+    struct tlb_entry *revoke[WTAG_WAYS];
+    u64 nr_asked, nr_waits; /* stats */
+    u8 *split;          /* two pages of address space where pages are joined for split locks */
+    u8 *split_of[2];    /* which host pages are there */
+};
+
+/* smp_online, smp_offline - around everything that runs guest code. */
+void smp_online(struct vcpu *v);
+void smp_offline(struct vcpu *v);
+/* smp_safepoint - answer what others ask. The caller is at a safepoint and goes on from v->rip. */
+void smp_safepoint(struct vcpu *v);
+/* smp_xl_lock - become the one who translates; may wait at a safepoint. vm->lock not held. */
+void smp_xl_lock(struct vcpu *v);
+/* smp_claim - the page's bytes are about to be read for translation: end all write access that would not be seen.
+ * Holder of xl_lock, vm->lock held; it is given up and taken again when others must be waited for. */
+void smp_claim(struct vcpu *v, gpa_t page);
+/* smp_prepare - translate_block said X_RETRY: do what it needs. As smp_claim. */
+void smp_prepare(struct vcpu *v);
+/* smp_xl_unlock - the translation is made, or not. vm->lock held, and stays so. */
+void smp_xl_unlock(struct vcpu *v);
+/* smp_conflict - a vCPU that may be about to store over bytes the block was made from, or NULL. vm->lock held. */
+struct vcpu *smp_conflict(struct vcpu *v, const struct block *b);
+/* smp_ask - put a question to an online vCPU; vm->lock held. */
+void smp_ask(struct vcpu *b);
+/* smp_join - two host pages of guest memory, side by side: the same memory, so that what crosses is one access.
+ * NULL: this memory cannot be mapped twice. */
+u8 *smp_join(struct vcpu *v, u8 *first, u8 *second);
+void smp_vcpu_fini(struct vcpu *v);
