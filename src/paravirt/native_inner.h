@@ -1,0 +1,86 @@
+/* native_inner.h - shared by the native_*.c files only. */
+#pragma once
+#include "paravirt/native.h"
+#include <pthread.h>
+#include <stdatomic.h>
+
+/* native->use[page]: what a page of RAM is used for, if Vitro knows. */
+#define USE_GUEST 0u
+#define USE_BALLOON 0xffffu
+#define USE_POOL 0xfffeu  /* given for tables, not a table now */
+#define USE_OTHER 0xfffdu /* a table Vitro put into page tables that are not a space of ours */
+/* anything else: a table of that space */
+_Static_assert(VT_SPACES_MAX < USE_OTHER, "space numbers are uses");
+
+struct native_space {
+    gpa_t root;
+    bool used;
+};
+
+struct native_timer {
+    struct native *n;
+    struct vm_timer timer;
+    u64 deadline_ns, period_ns; /* deadline 0: off */
+    unsigned port;
+    bool ready; /* timer_init() was done */
+};
+
+struct native_cpu {
+    unsigned vector;  /* atomic; 0: no upcalls   */
+    bool upcall;      /* atomic                  */
+    unsigned space;   /* last SPACE_SWITCH       */
+};
+
+struct native {
+    struct native_config c;
+    struct native_ops ops;
+    pthread_mutex_t lock;
+
+    /* memory */
+    u16 *use;     /* one a page up to the end of RAM; mapped, filled as used */
+    u64 nr_use;
+    u32 *pool;    /* page numbers of USE_POOL pages, a stack of nr_pool */
+    u64 nr_pool, cap_pool;
+    struct native_space space[VT_SPACES_MAX + 1];
+    u64 nr_balloon; /* atomic */
+
+    /* time */
+    struct native_timer timer[VT_TIMERS];
+
+    /* events: no lock */
+    struct vt_events *events; /* atomic; in guest RAM */
+    u8 bind[VT_PORTS];        /* atomic each: port -> vCPU */
+    struct native_cpu cpu[NATIVE_CPUS];
+
+    /* console */
+    struct vt_console *console; /* in guest RAM */
+    u32 console_out_tail, console_in_head; /* ours; the ring's are for the guest to read */
+    unsigned console_port;
+};
+
+/* The rows of hypercalls.def: native_X() does VT_X. */
+#define VT_CALL(number, name, nr_args, since, args, result, errors, cost) \
+    s64 native_##name(struct native *n, unsigned vcpu, const u64 *a);
+#include "vitro/hypercalls.def"
+#undef VT_CALL
+
+/* native_copy_in, native_copy_out - `count` items of `size` at pa, checked as a whole: 0 or -VT_EFAULT, -VT_EINVAL (not
+ * 8-byte aligned). Out: translations of those bytes are dropped. */
+s64 native_copy_in(struct native *n, u64 pa, void *buf, u64 len);
+s64 native_copy_out(struct native *n, unsigned vcpu, u64 pa, const void *buf, u64 len);
+/* native_changed - tell the engine. Not under n->lock. */
+void native_changed(struct native *n, unsigned vcpu, u64 pa, u64 len);
+/* native_ptr - [pa, pa+len) in one slot of writable RAM, or NULL. */
+void *native_ptr(struct native *n, u64 pa, u64 len);
+
+/*
+ * native_batch - `count` items of `size` bytes at pa, `result_at` the offset of their s32 result (4-byte aligned): calls
+ * one() for each, with n->lock held, until one fails; writes results. As the calls return: how many were done, or an
+ * error of the whole. An item is copied before it is looked at.
+ */
+typedef s64 native_one(struct native *n, unsigned vcpu, void *item, void *opaque);
+s64 native_batch(struct native *n, unsigned vcpu, u64 pa, u64 count, unsigned size, unsigned result_at, native_one *one,
+                 void *opaque);
+
+void native_mem_reset(struct native *n);
+void native_time_reset(struct native *n);
