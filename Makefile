@@ -1,6 +1,6 @@
 # Makefile - Vitro's whole build. Plain GNU make; docs/decisions/0001-plain-make.md says why.
 #
-#   make            build/vitro, build/libvitro.a and the man page
+#   make            build/vitro, build/libvitro.a, the man page, and build/guests (guests/rules.mk)
 #   make run        install what is missing, build, fetch the guest, boot it
 #   make check      the same set-up, then every test        (check-fast: without boots)
 #   make bench      benchmarks against native and QEMU      (bench/run)
@@ -112,11 +112,12 @@ test_bin  := $(patsubst %.c,$(BUILD)/%,$(test_src))
 # A group of tests may add targets of its own: it appends to `test_extra`.
 test_extra :=
 -include $(wildcard tests/*/rules.mk)
+include guests/rules.mk
 
 # -- Build ----------------------------------------------------------------------
 
 .PHONY: all tests
-all: $(BUILD)/vitro $(BUILD)/libvitro.a $(BUILD)/vitro.1
+all: $(BUILD)/vitro $(BUILD)/libvitro.a $(BUILD)/vitro.1 sdk-guests
 tests: all $(test_bin) $(test_extra)
 
 $(BUILD)/vitro: $(main_obj) $(board_obj) $(BUILD)/libvitro.a
@@ -253,6 +254,8 @@ install:
 	$(Q)install -m 755 $(BUILD)/vitro $(DESTDIR)$(PREFIX)/bin/vitro
 	$(Q)install -m 644 $(BUILD)/libvitro.a $(DESTDIR)$(PREFIX)/lib/libvitro.a
 	$(Q)install -m 644 $(wildcard include/*.h) $(DESTDIR)$(PREFIX)/include/
+	$(Q)install -d $(DESTDIR)$(PREFIX)/include/vitro
+	$(Q)install -m 644 $(wildcard include/vitro/*) $(DESTDIR)$(PREFIX)/include/vitro/
 	$(Q)install -m 644 $(BUILD)/vitro.1 $(DESTDIR)$(PREFIX)/share/man/man1/vitro.1
 	$(Q)for f in vmlinuz System.map initrd.img; do if [ -f $(GUEST)/$$f ]; then \
 		install -m 644 $(GUEST)/$$f $(DESTDIR)$(PREFIX)/share/vitro/$$f; fi; done

@@ -77,6 +77,9 @@ struct vitro_pv {
     /* MSRs 0x11, 0x12, 0x4b564d00-0x4b564dff (KVM's) and 0x56495400-0x564954ff (Vitro's). 0, or negative: #GP(0). */
     int (*msr_read)(void *opaque, unsigned vcpu, uint32_t msr, uint64_t *value);
     int (*msr_write)(void *opaque, unsigned vcpu, uint32_t msr, uint64_t value);
+    /* A maskable interrupt can be taken now: the vector of one that needs no interrupt controller, or -1. Asked before
+     * ops->intr_ack; VITRO_KICK_INTR makes the engine ask. May be NULL. */
+    int (*intr_ack)(void *opaque, unsigned vcpu);
     /* The guest moved its TSC (IA32_TSC or IA32_TSC_ADJUST). */
     void (*tsc_moved)(void *opaque, unsigned vcpu);
     /* From time to time while it runs: the engine is about to ask ops->intr_ack. */
@@ -187,6 +190,24 @@ uint64_t vitro_vcpu_tsc_offset(const struct vitro_vcpu *vcpu); /* guest TSC minu
 uint64_t vitro_tsc_khz(void);
 /* Rate of the local APIC's timer before its divider, in kHz, as CPUID leaf 0x15 gives it. */
 #define VITRO_APIC_KHZ 1000000u
+
+/* How a vCPU's paging stands. */
+struct vitro_paging {
+    uint64_t cr0, cr3, cr4, efer;
+};
+void vitro_vcpu_get_paging(const struct vitro_vcpu *vcpu, struct vitro_paging *paging);
+/* vitro_vcpu_load_cr3 - as MOV to CR3, bit 63 included. -EINVAL: it would be #GP. */
+int vitro_vcpu_load_cr3(struct vitro_vcpu *vcpu, uint64_t cr3);
+/* vitro_vcpu_flush_pages - forget `pages` 4 KiB pages from va on, of one PCID; with `global`, of global mappings too. */
+void vitro_vcpu_flush_pages(struct vitro_vcpu *vcpu, unsigned pcid, uint64_t va, uint64_t pages, bool global);
+/*
+ * vitro_vcpu_populate - walk ahead: the next access to each page from va on, of the kind that the flags say, misses
+ * nothing. Sets Accessed, and Dirty for writes. Pages that the access would fault on are passed over. At most as many
+ * as the TLB holds. How many are there now.
+ */
+#define VITRO_POPULATE_WRITE 0x1u
+#define VITRO_POPULATE_USER 0x2u /* the access comes from CPL 3 */
+uint64_t vitro_vcpu_populate(struct vitro_vcpu *vcpu, uint64_t va, uint64_t pages, unsigned flags);
 
 /* -- Debugger support (the gdb stub is its user) ------------------------------------------------ */
 /* Copies of guest memory at linear addresses, no rights checked, no A/D bits: 0 or -EFAULT. */

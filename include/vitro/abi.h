@@ -10,7 +10,7 @@
  *
  *   base + 0   EAX: last leaf of the group
  *   base + 1   EAX: interface version   EBX: features, VT_FEATURE_*   ECX, EDX: 0
- *   base + 16  EAX: TSC in kHz          EBX: local APIC timer in kHz
+ *   base + 2   EAX: TSC in kHz           EBX: local APIC timer in kHz
  *
  * VERSIONS. The version grows by one when calls or structures are added. Nothing is taken away or changes its meaning:
  * code written for version n works with any later one. A feature bit says that a group of calls is answered here and
@@ -47,7 +47,6 @@
 #define VT_FEATURE_EVENT 0x10  /* 0x38..0x3f       */
 #define VT_FEATURE_VCPU 0x20   /* 0x40..0x4f       */
 #define VT_FEATURE_BLOCK 0x40  /* 0x50..0x57       */
-#define VT_FEATURE_NET 0x80    /* 0x58..0x5f       */
 
 #define VT_BASE 0x56540000 /* "VT" in the upper half: no other contract's numbers */
 #define VT_NR_CALLS 0x60   /* numbers are below this; those without a row are -VT_ENOCALL */

@@ -654,13 +654,14 @@ static void handle_events(struct vcpu *v)
             return;
         }
         int vec = -1;
-        if (v->host->intr_ack) {
-            fpu_leave(v);
-            if (v->vm->pv.tick)
-                v->vm->pv.tick(v->vm->pv.opaque, v->index);
+        fpu_leave(v);
+        if (v->vm->pv.tick)
+            v->vm->pv.tick(v->vm->pv.opaque, v->index);
+        if (v->vm->pv.intr_ack)
+            vec = v->vm->pv.intr_ack(v->vm->pv.opaque, v->index);
+        if (vec < 0 && v->host->intr_ack)
             vec = v->host->intr_ack(v->host->opaque, v->index);
-            fpu_enter(v);
-        }
+        fpu_enter(v);
         if (vec >= 0) {
             v->eng->step_armed = false;
             v->halted = 0;

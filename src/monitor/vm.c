@@ -7,6 +7,7 @@
 #include "machine/machine.h"
 #include "monitor/file.h"
 #include "monitor/gdbstub.h"
+#include "vitro/abi.h"
 #include "paravirt/paravirt.h"
 #include "storage/disk.h"
 #include <errno.h>
@@ -205,6 +206,35 @@ static void on_pv_kick(void *opaque, unsigned vcpu, unsigned why)
         vm_vcpu_kick(&vm->vcpu[vcpu], why);
 }
 
+static void on_pv_log(void *opaque, unsigned level, const char *text, size_t len)
+{
+    static const char *const name[] = { "error: ", "warning: ", "", "debug: " };
+
+    (void)opaque;
+    say("guest: %s%.*s", name[level], (int)len, text);
+}
+
+static void on_pv_shutdown(void *opaque, unsigned reason, unsigned code)
+{
+    struct guest *vm = opaque;
+
+    switch ((enum vt_shutdown)reason) {
+    case VT_SHUTDOWN_POWEROFF:
+        on_request(vm, MACHINE_POWEROFF, 0);
+        break;
+    case VT_SHUTDOWN_CRASH:
+        vm->panicked = true;
+        on_request(vm, MACHINE_RESET, 0);
+        break;
+    case VT_SHUTDOWN_REBOOT:
+        on_request(vm, MACHINE_RESET, 0);
+        break;
+    case VT_SHUTDOWN_EXIT:
+        on_request(vm, MACHINE_DEBUG_EXIT, (int)(code << 1 | 1));
+        break;
+    }
+}
+
 static int make_paravirt(struct guest *vm)
 {
     const struct paravirt_config pc = {
@@ -215,6 +245,9 @@ static int make_paravirt(struct guest *vm)
         .machine = vm->machine,
         .opaque = vm,
         .kick = on_pv_kick,
+        .console = on_output,
+        .log = on_pv_log,
+        .shutdown = on_pv_shutdown,
     };
     int r = paravirt_create(&pc, &vm->pv);
 

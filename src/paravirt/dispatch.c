@@ -5,6 +5,7 @@
  * further. KVM's comes first, since Linux takes the first it knows. Hypercalls: by the number in RAX. MSRs: by range.
  */
 #include "paravirt/inner.h"
+#include "paravirt/native.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -123,6 +124,12 @@ static int msr_write(void *opaque, unsigned vcpu, u32 msr, u64 value)
     return kvm_msr_write(pv, vcpu, msr, value);
 }
 
+static int intr_ack(void *opaque, unsigned vcpu)
+{
+    struct paravirt *pv = opaque;
+    return pv->native ? native_upcall(pv->native, vcpu) : -1;
+}
+
 static void tsc_moved(void *opaque, unsigned vcpu)
 {
     struct paravirt *pv = opaque;
@@ -163,8 +170,15 @@ int paravirt_create(const struct paravirt_config *config, struct paravirt **out)
         kvm_leaves(pv, base);
         base += PV_LEAF_STEP;
     }
-    if (pv_has(pv, PV_VITRO))
+    if (pv_has(pv, PV_VITRO)) {
+        int r = native_init(pv);
+        if (r) {
+            free(pv);
+            return r;
+        }
         native_leaves(pv, base);
+    }
+    pv->ops.intr_ack = intr_ack;
     pv->ops.opaque = pv;
     pv->ops.leaves = pv->leaf;
     pv->ops.hypercall_fast = pv_hypercall_fast;
@@ -179,6 +193,8 @@ int paravirt_create(const struct paravirt_config *config, struct paravirt **out)
 
 void paravirt_destroy(struct paravirt *pv)
 {
+    if (pv && pv->native)
+        native_destroy(pv->native);
     free(pv);
 }
 

@@ -25,8 +25,11 @@ struct pv_vcpu {
     struct kvm_vcpu kvm;
 };
 
+struct native;
+
 struct paravirt {
     struct paravirt_config config;
+    struct native *native; /* contract 2, if it is offered */
     struct vitro_pv ops;
     struct vitro_cpuid_leaf leaf[VITRO_CPUID_PV_MAX];
     u64 tsc_base;  /* host TSC at creation: system time 0 of both contracts */
@@ -80,6 +83,8 @@ void kvm_tick(struct paravirt *pv, unsigned cpu);
 enum vitro_hc kvm_hypercall(struct paravirt *pv, const struct vitro_hypercall *call);
 
 /* -- native.c: contract 2 --------------------------------------------------------------------------------- */
+/* native_init - 0 or -errno; before native_leaves(). */
+int native_init(struct paravirt *pv);
 void native_leaves(struct paravirt *pv, u32 base);
 /* Both are asked for numbers PV_NATIVE_CALLS + n only. The first: see hypercall_fast in libvitro.h. */
 enum vitro_hc native_hypercall_fast(struct paravirt *pv, const struct vitro_hypercall *call, u32 nr);

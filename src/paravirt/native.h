@@ -16,6 +16,7 @@
 
 #define NATIVE_CPUS 64
 
+struct disk;
 struct native;
 
 struct native_paging {
@@ -36,9 +37,7 @@ struct native_ops {
      * all of the PCID; global too if `global`. Not under a lock: may wait for vCPUs. */
     void (*flush)(void *opaque, unsigned vcpu, unsigned pcid, u64 va, u64 pages, bool global);
     /* The caller's next access misses nothing; how many pages were there. */
-    u64 (*populate)(void *opaque, unsigned vcpu, u64 va, u64 pages, bool write);
-    /* Guest memory changed under the guest: translations of [pa, pa + len) are void. */
-    void (*changed)(void *opaque, unsigned vcpu, gpa_t pa, u64 len);
+    u64 (*populate)(void *opaque, unsigned vcpu, u64 va, u64 pages, bool write, bool user);
     /* A vCPU has an upcall waiting: native_upcall() has its vector. Any thread. */
     void (*kick)(void *opaque, unsigned vcpu);
     /* Start a stopped vCPU as a copy of the caller but for *start; 0 or -VT_E*. Stop the caller for good. */
@@ -57,12 +56,14 @@ struct native_config {
     struct vm_clock *clock; /* NULL: no timers */
     unsigned nr_cpus;
     u64 tsc_khz;
+    struct disk *const *disk; /* [nr_disks] */
+    unsigned nr_disks;
     struct native_ops ops;
 };
 
 /* native_create - 0 or -errno. The config is copied; ram and clock must outlive it. */
 int native_create(const struct native_config *config, struct native **out);
-/* native_destroy - no vCPU and no I/O thread runs any more. */
+/* native_destroy - no vCPU and no I/O thread runs any more; the clock may be gone. */
 void native_destroy(struct native *n);
 /* native_reset - as by the machine's reset: no spaces, pages, timers, rings. While no vCPU runs. */
 void native_reset(struct native *n);
@@ -74,12 +75,6 @@ u32 native_features(const struct native *n);
  * The result for RAX: 0 or more, or -VT_E*. Never fails in another way.
  */
 s64 native_call(struct native *n, unsigned vcpu, u64 number, const u64 arg[5]);
-/*
- * native_call_fast - the same for calls that need few registers: compiled without vector registers, calls nothing that
- * is not. False: nothing was done, ask native_call().
- */
-bool native_call_fast(struct native *n, unsigned vcpu, u64 number, const u64 arg[5], s64 *result);
-
 /* native_event - a port has something new: pending bit, upcall. Any thread, any lock. Ports out of range: nothing. */
 void native_event(struct native *n, unsigned port);
 /* native_upcall - the vector of an upcall that waits, taken; or -1. The vCPU's thread. */

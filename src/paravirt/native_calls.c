@@ -1,5 +1,5 @@
 /*
- * native.c - the table of calls, and the calls about the system itself. Contract: include/vitro/abi.h.
+ * native_calls.c - the table of calls, and the calls about the system itself. Contract: include/vitro/abi.h.
  */
 #include "paravirt/native_inner.h"
 #include <errno.h>
@@ -25,7 +25,7 @@ static u32 group_of(u64 number)
         u8 first;
         u32 feature;
     } group[] = {
-        { 0x58, VT_FEATURE_NET },   { 0x50, VT_FEATURE_BLOCK },   { 0x40, VT_FEATURE_VCPU },   { 0x38, VT_FEATURE_EVENT },
+        { 0x50, VT_FEATURE_BLOCK },   { 0x40, VT_FEATURE_VCPU },   { 0x38, VT_FEATURE_EVENT },
         { 0x30, VT_FEATURE_TIME },  { 0x20, VT_FEATURE_BALLOON }, { 0x10, VT_FEATURE_MEMORY },
     };
     for (unsigned i = 0; i < ARRAY_SIZE(group); i++)
@@ -45,6 +45,8 @@ u32 native_features(const struct native *n)
         f |= VT_FEATURE_TIME;
     if (o->start && o->stop)
         f |= VT_FEATURE_VCPU;
+    if (n->c.nr_disks)
+        f |= VT_FEATURE_BLOCK;
     return f;
 }
 
@@ -78,6 +80,10 @@ int native_create(const struct native_config *config, struct native **out)
         native_destroy(n);
         return -ENOMEM;
     }
+    if (native_block_init(n)) {
+        native_destroy(n);
+        return -ENOMEM;
+    }
     for (unsigned i = 0; i < VT_TIMERS; i++) {
         n->timer[i].n = n;
         n->timer[i].port = VT_PORTS;
@@ -88,6 +94,7 @@ int native_create(const struct native_config *config, struct native **out)
 
 void native_reset(struct native *n)
 {
+    native_block_reset(n);
     native_time_reset(n);
     native_mem_reset(n);
     n->events = NULL;
@@ -98,7 +105,7 @@ void native_reset(struct native *n)
 
 void native_destroy(struct native *n)
 {
-    native_time_reset(n);
+    native_block_fini(n);
     if (n->use)
         munmap(n->use, MAX(n->nr_use, 1ull) * sizeof(*n->use));
     free(n->pool);
@@ -115,32 +122,21 @@ s64 native_copy_in(struct native *n, u64 pa, void *buf, u64 len)
     return ram_read(n->c.ram, pa, buf, len) ? -VT_EFAULT : 0;
 }
 
-s64 native_copy_out(struct native *n, unsigned vcpu, u64 pa, const void *buf, u64 len)
+s64 native_copy_out(struct native *n, u64 pa, const void *buf, u64 len)
 {
-    if (!native_ptr(n, pa, len))
+    if (!ram_dma_ptr(n->c.ram, pa, len))
         return -VT_EFAULT;
     ram_write(n->c.ram, pa, buf, len);
-    native_changed(n, vcpu, pa, len);
+    ram_written(n->c.ram, pa, len);
     return 0;
 }
 
-void native_changed(struct native *n, unsigned vcpu, u64 pa, u64 len)
-{
-    if (n->ops.changed)
-        n->ops.changed(n->ops.opaque, vcpu, pa, len);
-}
 
-void *native_ptr(struct native *n, u64 pa, u64 len)
-{
-    struct ram_slot *s = ram_find(n->c.ram, pa);
-
-    return s && !s->readonly ? ram_ptr(n->c.ram, pa, len) : NULL;
-}
 
 #define CHUNK 4096u /* bytes of a batch that are on the stack at a time */
 
 s64 native_batch(struct native *n, unsigned vcpu, u64 pa, u64 count, unsigned size, unsigned result_at, native_one *one,
-                 void *opaque)
+                 void *opaque, pthread_mutex_t *lock)
 {
     u8 buf[CHUNK] __attribute__((aligned(8)));
     unsigned per = CHUNK / size;
@@ -149,7 +145,7 @@ s64 native_batch(struct native *n, unsigned vcpu, u64 pa, u64 count, unsigned si
         return -VT_EINVAL;
     if (count > VT_BATCH_MAX)
         return -VT_E2BIG;
-    u8 *host = native_ptr(n, pa, count ? count * size : 1);
+    u8 *host = ram_dma_ptr(n->c.ram, pa, count ? count * size : 1);
     if (!host)
         return -VT_EFAULT;
     for (u64 done = 0; done < count;) {
@@ -157,14 +153,16 @@ s64 native_batch(struct native *n, unsigned vcpu, u64 pa, u64 count, unsigned si
         s64 r = 0;
 
         memcpy(buf, host + done * size, nr * size);
-        pthread_mutex_lock(&n->lock);
+        if (lock)
+            pthread_mutex_lock(lock);
         while (k < nr && !r) {
             r = one(n, vcpu, buf + k * size, opaque);
             __atomic_store_n((s32 *)(host + (done + k) * size + result_at), (s32)r, __ATOMIC_RELAXED);
             k += !r;
         }
-        pthread_mutex_unlock(&n->lock);
-        native_changed(n, vcpu, pa + done * size, nr * size);
+        if (lock)
+            pthread_mutex_unlock(lock);
+        ram_written(n->c.ram, pa + done * size, nr * size);
         done += k;
         if (r)
             return (s64)done;
@@ -194,7 +192,7 @@ s64 native_MULTI(struct native *n, unsigned vcpu, const u64 *a)
         return -VT_EINVAL;
     if (count > VT_MULTI_MAX)
         return -VT_E2BIG;
-    if (count && !native_ptr(n, pa, count * sizeof(struct vt_call)))
+    if (count && !ram_dma_ptr(n->c.ram, pa, count * sizeof(struct vt_call)))
         return -VT_EFAULT;
     first_bad = count;
     for (u64 i = 0; i < count; i++) {
@@ -202,7 +200,7 @@ s64 native_MULTI(struct native *n, unsigned vcpu, const u64 *a)
         struct vt_call c;
         ram_read(n->c.ram, at, &c, sizeof(c));
         c.result = c.reserved || c.reserved2 || !may_nest(c.number) ? -VT_EINVAL : native_call(n, vcpu, c.number, c.arg);
-        native_copy_out(n, vcpu, at + offsetof(struct vt_call, result), &c.result, sizeof(c.result));
+        native_copy_out(n, at + offsetof(struct vt_call, result), &c.result, sizeof(c.result));
         if (c.result < 0) {
             first_bad = MIN(first_bad, i);
             if (!all)

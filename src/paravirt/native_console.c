@@ -23,10 +23,11 @@ s64 native_CONSOLE_RING(struct native *n, unsigned vcpu, const u64 *a)
 {
     struct vt_console *page = NULL;
 
+    (void)vcpu;
     if (a[0] & ~PAGE_MASK || (a[0] && a[1] >= VT_PORTS))
         return -VT_EINVAL;
     if (a[0]) {
-        page = native_ptr(n, a[0], PAGE_SIZE);
+        page = ram_dma_ptr(n->c.ram, a[0], PAGE_SIZE);
         if (!page)
             return -VT_EFAULT;
     }
@@ -45,7 +46,7 @@ s64 native_CONSOLE_RING(struct native *n, unsigned vcpu, const u64 *a)
     n->console = page;
     pthread_mutex_unlock(&n->lock);
     if (page)
-        native_changed(n, vcpu, a[0], PAGE_SIZE);
+        ram_written(n->c.ram, a[0], PAGE_SIZE);
     return 0;
 }
 

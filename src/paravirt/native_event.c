@@ -46,13 +46,14 @@ s64 native_EVENT_PAGE(struct native *n, unsigned vcpu, const u64 *a)
 {
     struct vt_events *page = NULL;
 
+    (void)vcpu;
     if (a[0] & ~PAGE_MASK)
         return -VT_EINVAL;
     if (a[0]) {
-        page = native_ptr(n, a[0], PAGE_SIZE);
+        page = ram_dma_ptr(n->c.ram, a[0], PAGE_SIZE);
         if (!page)
             return -VT_EFAULT;
-        native_changed(n, vcpu, a[0], PAGE_SIZE);
+        ram_written(n->c.ram, a[0], PAGE_SIZE);
     }
     __atomic_store_n(&n->events, page, __ATOMIC_RELEASE);
     return 0;
@@ -127,7 +128,7 @@ s64 native_TIME_PAGE(struct native *n, unsigned vcpu, const u64 *a)
         return 0;
     if (a[0] & 7 || (a[0] & ~PAGE_MASK) > PAGE_SIZE - sizeof(t))
         return -VT_EINVAL;
-    page = native_ptr(n, a[0], sizeof(t));
+    page = ram_dma_ptr(n->c.ram, a[0], sizeof(t));
     if (!page)
         return -VT_EFAULT;
     time_scale(n->c.tsc_khz, &t.mul, &t.shift);
@@ -141,7 +142,7 @@ s64 native_TIME_PAGE(struct native *n, unsigned vcpu, const u64 *a)
     t.seq = seq;
     memcpy(page, &t, sizeof(t));
     __atomic_store_n(&page->seq, seq + 1, __ATOMIC_RELEASE);
-    native_changed(n, vcpu, a[0], sizeof(t));
+    ram_written(n->c.ram, a[0], sizeof(t));
     return 0;
 }
 

@@ -52,6 +52,8 @@ struct native {
     u8 bind[VT_PORTS];        /* atomic each: port -> vCPU */
     struct native_cpu cpu[NATIVE_CPUS];
 
+    struct native_disk *disk; /* [c.nr_disks] */
+
     /* console */
     struct vt_console *console; /* in guest RAM */
     u32 console_out_tail, console_in_head; /* ours; the ring's are for the guest to read */
@@ -67,20 +69,19 @@ struct native {
 /* native_copy_in, native_copy_out - `count` items of `size` at pa, checked as a whole: 0 or -VT_EFAULT, -VT_EINVAL (not
  * 8-byte aligned). Out: translations of those bytes are dropped. */
 s64 native_copy_in(struct native *n, u64 pa, void *buf, u64 len);
-s64 native_copy_out(struct native *n, unsigned vcpu, u64 pa, const void *buf, u64 len);
-/* native_changed - tell the engine. Not under n->lock. */
-void native_changed(struct native *n, unsigned vcpu, u64 pa, u64 len);
-/* native_ptr - [pa, pa+len) in one slot of writable RAM, or NULL. */
-void *native_ptr(struct native *n, u64 pa, u64 len);
+s64 native_copy_out(struct native *n, u64 pa, const void *buf, u64 len);
 
 /*
  * native_batch - `count` items of `size` bytes at pa, `result_at` the offset of their s32 result (4-byte aligned): calls
- * one() for each, with n->lock held, until one fails; writes results. As the calls return: how many were done, or an
+ * one() for each, with `lock` held if there is one, until one fails; writes results. As the calls return: how many were done, or an
  * error of the whole. An item is copied before it is looked at.
  */
 typedef s64 native_one(struct native *n, unsigned vcpu, void *item, void *opaque);
 s64 native_batch(struct native *n, unsigned vcpu, u64 pa, u64 count, unsigned size, unsigned result_at, native_one *one,
-                 void *opaque);
+                 void *opaque, pthread_mutex_t *lock);
 
+int native_block_init(struct native *n);
+void native_block_reset(struct native *n);
+void native_block_fini(struct native *n);
 void native_mem_reset(struct native *n);
 void native_time_reset(struct native *n);

@@ -31,7 +31,7 @@ static gpa_t pool_take(struct native *n, unsigned use)
     gpa_t pa = (gpa_t)page << PAGE_SHIFT;
 
     n->use[page] = (u16)use;
-    memset(native_ptr(n, pa, PAGE_SIZE), 0, PAGE_SIZE);
+    memset(ram_dma_ptr(n->c.ram, pa, PAGE_SIZE), 0, PAGE_SIZE);
     return pa;
 }
 
@@ -47,11 +47,12 @@ s64 native_TABLES_GIVE(struct native *n, unsigned vcpu, const u64 *a)
     u64 pa = a[0], pages = a[1];
     s64 r = 0;
 
+    (void)vcpu;
     if (!pages || (pa & ~PAGE_MASK))
         return -VT_EINVAL;
     if (pages > VT_PAGES_MAX)
         return -VT_E2BIG;
-    if (!native_ptr(n, pa, pages << PAGE_SHIFT))
+    if (!ram_dma_ptr(n->c.ram, pa, pages << PAGE_SHIFT))
         return -VT_EFAULT;
     pthread_mutex_lock(&n->lock);
     u64 first = pa >> PAGE_SHIFT;
@@ -73,7 +74,7 @@ s64 native_TABLES_GIVE(struct native *n, unsigned vcpu, const u64 *a)
     }
     pthread_mutex_unlock(&n->lock);
     if (!r)
-        native_changed(n, vcpu, pa, pages << PAGE_SHIFT); /* they are about to be written as tables */
+        ram_written(n->c.ram, pa, pages << PAGE_SHIFT); /* they are about to be written as tables */
     return r;
 }
 
@@ -81,11 +82,12 @@ s64 native_TABLES_TAKE(struct native *n, unsigned vcpu, const u64 *a)
 {
     u64 pa = a[0], max = a[1], nr = 0;
 
+    (void)vcpu;
     if (pa & 7)
         return -VT_EINVAL;
     if (max > VT_BATCH_MAX)
         return -VT_E2BIG;
-    u64 *list = native_ptr(n, pa, max ? max * sizeof(u64) : 1);
+    u64 *list = ram_dma_ptr(n->c.ram, pa, max ? max * sizeof(u64) : 1);
     if (!list)
         return -VT_EFAULT;
     pthread_mutex_lock(&n->lock);
@@ -96,7 +98,7 @@ s64 native_TABLES_TAKE(struct native *n, unsigned vcpu, const u64 *a)
         list[nr++] = (u64)page << PAGE_SHIFT;
     }
     pthread_mutex_unlock(&n->lock);
-    native_changed(n, vcpu, pa, max * sizeof(u64));
+    ram_written(n->c.ram, pa, max * sizeof(u64));
     return (s64)nr;
 }
 
@@ -124,7 +126,7 @@ s64 native_SPACE_CREATE(struct native *n, unsigned vcpu, const u64 *a)
     if (first > 512 || count > 512 - first)
         return -VT_EINVAL;
     n->ops.paging(n->ops.opaque, vcpu, &p);
-    from = native_ptr(n, p.cr3 & PA_MASK, PAGE_SIZE);
+    from = ram_dma_ptr(n->c.ram, p.cr3 & PA_MASK, PAGE_SIZE);
     if (!p.long_mode || !from)
         return -VT_EINVAL;
     pthread_mutex_lock(&n->lock);
@@ -135,7 +137,7 @@ s64 native_SPACE_CREATE(struct native *n, unsigned vcpu, const u64 *a)
         return -VT_ENOMEM;
     }
     gpa_t root = pool_take(n, (unsigned)space);
-    to = native_ptr(n, root, PAGE_SIZE);
+    to = ram_dma_ptr(n->c.ram, root, PAGE_SIZE);
     memcpy(to + first, from + first, count * sizeof(u64));
     n->space[space] = (struct native_space){ .root = root, .used = true };
     pthread_mutex_unlock(&n->lock);
@@ -169,7 +171,7 @@ s64 native_SPACE_SWITCH(struct native *n, unsigned vcpu, const u64 *a)
 static void free_tables(struct native *n, unsigned space, gpa_t pa, unsigned level)
 {
     u64 page = (pa & PA_MASK) >> PAGE_SHIFT;
-    u64 *table = native_ptr(n, page << PAGE_SHIFT, PAGE_SIZE);
+    u64 *table = ram_dma_ptr(n->c.ram, page << PAGE_SHIFT, PAGE_SIZE);
 
     if (!table || n->use[page] != space)
         return;
@@ -216,7 +218,7 @@ struct edit {
     /* What is to be flushed and filled after the edits, with no lock held. */
     struct {
         u64 va, pages;
-        bool write;
+        bool write, user;
     } flush[FLUSH_MAX], fill[FLUSH_MAX];
     unsigned nr_flush, nr_fill;
     u64 flush_pages;
@@ -231,7 +233,7 @@ static u64 piece(u64 va, u64 pages)
 
 static u64 *table_of(struct native *n, u64 entry)
 {
-    return native_ptr(n, entry & PA_MASK, PAGE_SIZE);
+    return ram_dma_ptr(n->c.ram, entry & PA_MASK, PAGE_SIZE);
 }
 
 /*
@@ -319,7 +321,7 @@ static s64 range_check(struct native *n, const struct edit *e, const struct vt_r
         return 0;
     if (r->pa & (align - 1) || ((u64)r->pages << PAGE_SHIFT) & (align - 1))
         return -VT_EINVAL;
-    return native_ptr(n, r->pa, (u64)r->pages << PAGE_SHIFT) ? 0 : -VT_EFAULT;
+    return ram_dma_ptr(n->c.ram, r->pa, (u64)r->pages << PAGE_SHIFT) ? 0 : -VT_EFAULT;
 }
 
 /* Can all of the range be mapped, and with how many new tables? */
@@ -476,9 +478,10 @@ static void flush_later(struct edit *e, const struct vt_range *r)
 static void fill_later(struct edit *e, const struct vt_range *r)
 {
     unsigned last = e->nr_fill - 1;
-    bool write = r->flags & VT_W;
+    bool write = r->flags & VT_W, user = r->flags & VT_U;
 
-    if (e->nr_fill && e->fill[last].va + (e->fill[last].pages << PAGE_SHIFT) == r->va && e->fill[last].write == write) {
+    if (e->nr_fill && e->fill[last].va + (e->fill[last].pages << PAGE_SHIFT) == r->va && e->fill[last].write == write &&
+        e->fill[last].user == user) {
         e->fill[last].pages += r->pages;
         return;
     }
@@ -486,6 +489,7 @@ static void fill_later(struct edit *e, const struct vt_range *r)
         return; /* scattered: the first touch fills */
     e->fill[e->nr_fill].va = r->va;
     e->fill[e->nr_fill].write = write;
+    e->fill[e->nr_fill].user = user;
     e->fill[e->nr_fill++].pages = r->pages;
 }
 
@@ -550,7 +554,8 @@ static s64 edit(struct native *n, unsigned vcpu, enum edit_op op, const u64 *a)
         e.use = USE_OTHER;
         e.current = true;
     }
-    s64 done = native_batch(n, vcpu, a[1], a[2], sizeof(struct vt_range), offsetof(struct vt_range, result), edit_one, &e);
+    s64 done = native_batch(n, vcpu, a[1], a[2], sizeof(struct vt_range), offsetof(struct vt_range, result), edit_one, &e,
+                            &n->lock);
 
     unsigned pcid = pcid_of(a[0], &p);
     if (e.flush_all)
@@ -558,7 +563,8 @@ static s64 edit(struct native *n, unsigned vcpu, enum edit_op op, const u64 *a)
     for (unsigned i = 0; i < e.nr_flush && !e.flush_all; i++)
         n->ops.flush(n->ops.opaque, vcpu, pcid, e.flush[i].va, e.flush[i].pages, e.global);
     for (unsigned i = 0; i < e.nr_fill; i++)
-        n->ops.populate(n->ops.opaque, vcpu, e.fill[i].va, e.fill[i].pages, e.fill[i].write);
+        n->ops.populate(n->ops.opaque, vcpu, e.fill[i].va, e.fill[i].pages, e.fill[i].write,
+                        e.fill[i].user);
     return done;
 }
 
@@ -597,7 +603,7 @@ static s64 balloon_one(struct native *n, unsigned vcpu, void *item, void *opaque
         return -VT_E2BIG;
     if (!x->pages || x->reserved || x->pa & ~PAGE_MASK || x->flags & ~(b->what == TAKE ? VT_POPULATE : 0u))
         return -VT_EINVAL;
-    void *host = native_ptr(n, x->pa, len);
+    void *host = ram_dma_ptr(n->c.ram, x->pa, len);
     if (!host)
         return -VT_EFAULT;
     for (u64 i = 0; i < x->pages; i++)
@@ -622,7 +628,7 @@ static s64 balloon(struct native *n, unsigned vcpu, enum give what, const u64 *a
 {
     struct balloon b = { .what = what, .pages_left = VT_PAGES_MAX };
     s64 done = native_batch(n, vcpu, a[0], a[1], sizeof(struct vt_extent), offsetof(struct vt_extent, result), balloon_one,
-                            &b);
+                            &b, &n->lock);
 
     /* What was code is zeroes now. The list is read again, within the same bounds: a guest that changes it meanwhile keeps
      * stale translations of its own code. */
@@ -630,10 +636,10 @@ static s64 balloon(struct native *n, unsigned vcpu, enum give what, const u64 *a
     for (s64 i = 0; i < done && what != TAKE; i++) {
         struct vt_extent x;
         ram_read(n->c.ram, a[0] + (u64)i * sizeof(x), &x, sizeof(x));
-        if (x.pages > left || !x.pages || !native_ptr(n, x.pa, (u64)x.pages << PAGE_SHIFT))
+        if (x.pages > left || !x.pages || !ram_dma_ptr(n->c.ram, x.pa, (u64)x.pages << PAGE_SHIFT))
             break;
         left -= x.pages;
-        native_changed(n, vcpu, x.pa, (u64)x.pages << PAGE_SHIFT);
+        ram_written(n->c.ram, x.pa, (u64)x.pages << PAGE_SHIFT);
     }
     return done;
 }

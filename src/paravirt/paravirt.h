@@ -51,6 +51,11 @@ struct paravirt_config {
     struct machine *machine; /* for interrupts; NULL: none are sent */
     void *opaque;
     void (*kick)(void *opaque, unsigned vcpu, unsigned why); /* VITRO_KICK_*, and wake its thread; any thread */
+    /* Of Vitro's own ABI; NULL: dropped. On vCPU threads. Bytes for the console; a line of the guest's for whoever runs it
+     * (VT_LOG_*, printable); the end (VT_SHUTDOWN_*). */
+    void (*console)(void *opaque, const u8 *bytes, size_t len);
+    void (*log)(void *opaque, unsigned level, const char *text, size_t len);
+    void (*shutdown)(void *opaque, unsigned reason, unsigned code);
 };
 
 /* paravirt_create - the config is copied. 0 or -errno. */
