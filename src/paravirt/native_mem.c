@@ -299,7 +299,7 @@ static u64 rights(const struct edit *e, u32 flags)
 static s64 range_check(struct native *n, const struct edit *e, const struct vt_range *r)
 {
     static const u32 allowed[] = {
-        [EDIT_MAP] = RIGHTS | VT_LARGE | VT_REPLACE | VT_POPULATE,
+        [EDIT_MAP] = RIGHTS | VT_LARGE | VT_REPLACE | VT_FILL,
         [EDIT_UNMAP] = ~0u,
         [EDIT_PROTECT] = RIGHTS,
         [EDIT_FLUSH] = ~0u,
@@ -315,7 +315,7 @@ static s64 range_check(struct native *n, const struct edit *e, const struct vt_r
     /* Both ends canonical and in the same half. */
     if (((s64)(r->va << 16) >> 16) != (s64)r->va || last < r->va || (last ^ r->va) >> 47)
         return -VT_EINVAL;
-    if ((e->op == EDIT_POPULATE || (e->op == EDIT_MAP && r->flags & VT_POPULATE)) && !e->current)
+    if ((e->op == EDIT_POPULATE || (e->op == EDIT_MAP && r->flags & VT_FILL)) && !e->current)
         return -VT_EINVAL;
     if (e->op != EDIT_MAP)
         return 0;
@@ -510,7 +510,7 @@ static s64 edit_one(struct native *n, unsigned vcpu, void *item, void *opaque)
         map_apply(n, e, r);
         if (r->flags & VT_REPLACE) /* else nothing was present, and that is not remembered (SDM vol. 3 §4.10.2.3) */
             flush_later(e, r);
-        if (r->flags & VT_POPULATE)
+        if (r->flags & VT_FILL)
             fill_later(e, r);
         break;
     case EDIT_UNMAP:
@@ -601,7 +601,7 @@ static s64 balloon_one(struct native *n, unsigned vcpu, void *item, void *opaque
     (void)vcpu;
     if (x->pages > b->pages_left)
         return -VT_E2BIG;
-    if (!x->pages || x->reserved || x->pa & ~PAGE_MASK || x->flags & ~(b->what == TAKE ? VT_POPULATE : 0u))
+    if (!x->pages || x->reserved || x->pa & ~PAGE_MASK || x->flags & ~(b->what == TAKE ? VT_FILL : 0u))
         return -VT_EINVAL;
     void *host = ram_dma_ptr(n->c.ram, x->pa, len);
     if (!host)
@@ -611,7 +611,7 @@ static s64 balloon_one(struct native *n, unsigned vcpu, void *item, void *opaque
             return b->what == TAKE ? -VT_ENOENT : -VT_EEXIST;
     if (b->what != TAKE)
         r = drop_memory(host, len);
-    else if (x->flags & VT_POPULATE)
+    else if (x->flags & VT_FILL)
         r = madvise(host, len, MADV_POPULATE_WRITE) ? -VT_ENOMEM : 0;
     if (r)
         return r;
