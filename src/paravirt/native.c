@@ -136,7 +136,8 @@ void native_leaves(struct paravirt *pv, u32 base)
 
 void native_reset(struct paravirt *pv, unsigned cpu)
 {
-    (void)pv, (void)cpu;
+    if (pv->native)
+        native_vcpu_reset(pv->native, cpu);
 }
 
 enum vitro_hc native_hypercall(struct paravirt *pv, const struct vitro_hypercall *call, u32 nr)

@@ -65,8 +65,8 @@ struct native_config {
 int native_create(const struct native_config *config, struct native **out);
 /* native_destroy - no vCPU and no I/O thread runs any more; the clock may be gone. */
 void native_destroy(struct native *n);
-/* native_reset - as by the machine's reset: no spaces, pages, timers, rings. While no vCPU runs. */
-void native_reset(struct native *n);
+/* native_vcpu_reset - the vCPU was reset or took INIT: no upcalls. */
+void native_vcpu_reset(struct native *n, unsigned vcpu);
 /* native_features - VT_FEATURE_*: what will be answered. */
 u32 native_features(const struct native *n);
 

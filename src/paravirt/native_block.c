@@ -267,16 +267,10 @@ int native_block_init(struct native *n)
     return 0;
 }
 
-void native_block_reset(struct native *n)
-{
-    for (unsigned i = 0; n->disk && i < n->c.nr_disks; i++)
-        disk_stop(&n->disk[i]);
-}
-
 void native_block_fini(struct native *n)
 {
-    native_block_reset(n);
     for (unsigned i = 0; n->disk && i < n->c.nr_disks; i++) {
+        disk_stop(&n->disk[i]);
         pthread_cond_destroy(&n->disk[i].wake);
         pthread_mutex_destroy(&n->disk[i].lock);
     }

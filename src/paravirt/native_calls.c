@@ -92,15 +92,10 @@ int native_create(const struct native_config *config, struct native **out)
     return 0;
 }
 
-void native_reset(struct native *n)
+void native_vcpu_reset(struct native *n, unsigned vcpu)
 {
-    native_block_reset(n);
-    native_time_reset(n);
-    native_mem_reset(n);
-    n->events = NULL;
-    n->console = NULL;
-    memset(n->bind, 0, sizeof(n->bind));
-    memset(n->cpu, 0, sizeof(n->cpu));
+    __atomic_store_n(&n->cpu[vcpu].vector, 0, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&n->cpu[vcpu].upcall, false, __ATOMIC_SEQ_CST);
 }
 
 void native_destroy(struct native *n)

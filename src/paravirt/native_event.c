@@ -197,12 +197,3 @@ s64 native_TIMER_SET(struct native *n, unsigned vcpu, const u64 *a)
     pthread_mutex_unlock(&n->lock);
     return r;
 }
-
-void native_time_reset(struct native *n)
-{
-    for (unsigned i = 0; i < VT_TIMERS; i++) {
-        if (n->timer[i].ready)
-            timer_cancel(n->c.clock, &n->timer[i].timer);
-        n->timer[i].deadline_ns = 0;
-    }
-}

@@ -28,7 +28,6 @@ struct native_timer {
 struct native_cpu {
     unsigned vector;  /* atomic; 0: no upcalls   */
     bool upcall;      /* atomic                  */
-    unsigned space;   /* last SPACE_SWITCH       */
 };
 
 struct native {
@@ -81,7 +80,4 @@ s64 native_batch(struct native *n, unsigned vcpu, u64 pa, u64 count, unsigned si
                  void *opaque, pthread_mutex_t *lock);
 
 int native_block_init(struct native *n);
-void native_block_reset(struct native *n);
 void native_block_fini(struct native *n);
-void native_mem_reset(struct native *n);
-void native_time_reset(struct native *n);

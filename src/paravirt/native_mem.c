@@ -653,10 +653,3 @@ s64 native_BALLOON_SIZE(struct native *n, unsigned vcpu, const u64 *a)
     (void)vcpu, (void)a;
     return (s64)__atomic_load_n(&n->nr_balloon, __ATOMIC_RELAXED);
 }
-
-void native_mem_reset(struct native *n)
-{
-    memset(n->space, 0, sizeof(n->space));
-    madvise(n->use, n->nr_use * sizeof(*n->use), MADV_DONTNEED);
-    n->nr_pool = n->cap_pool = n->nr_balloon = 0;
-}
