@@ -76,10 +76,10 @@ endif
 CFLAGS  ?= -O2 -g
 cflags   = -std=gnu11 -D_GNU_SOURCE= -DVITRO_VERSION='"$(VERSION)"' -Isrc -Iinclude \
 	   $(if $(HAVE_CF_PROTECTION),-fcf-protection=none) $(WARN) $(extra) $(CFLAGS)
-# Libraries that are used where they are there.
-libs     = $(if $(HAVE_URING),-luring)
+# Libraries; liburing is used where it is there.
+libs     = -ljansson -lxxhash $(if $(HAVE_URING),-luring)
 lib_defs = $(if $(HAVE_URING),-DHAVE_URING=1)
-ldflags  = -pthread $(extra) $(LDFLAGS) $(libs)
+ldflags  = -pthread $(extra) $(LDFLAGS)
 # Engine code runs while the guest's vector registers are live: it must not touch them.
 # libvitro.a's other folders run outside translated code and are compiled like anything else.
 engine_cflags := -mgeneral-regs-only -fno-stack-protector -minline-all-stringops -fno-tree-loop-distribute-patterns
@@ -122,7 +122,7 @@ tests: all $(test_bin) $(test_extra)
 
 $(BUILD)/vitro: $(main_obj) $(board_obj) $(BUILD)/libvitro.a
 	$(call say,LD,$@)
-	$(Q)$(CC) -o $@ $(main_obj) $(board_obj) $(BUILD)/libvitro.a $(ldflags)
+	$(Q)$(CC) -o $@ $(main_obj) $(board_obj) $(BUILD)/libvitro.a $(libs) $(ldflags)
 
 $(BUILD)/libvitro.a: $(lib_obj)
 	$(call say,AR,$@)
@@ -178,7 +178,7 @@ $(test_bin): $(BUILD)/%: $(BUILD)/obj/%.o $(BUILD)/libtest.a $(BUILD)/libboard.a
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) -o $@ $< $(BUILD)/libtest.a $(BUILD)/libboard.a $(BUILD)/libvitro.a \
-		$(if $(HAVE_ZYDIS),-lZydis) $(ldflags)
+		$(if $(HAVE_ZYDIS),-lZydis) $(libs) $(ldflags)
 
 .SECONDARY: $(test_obj) $(tlib_obj)
 

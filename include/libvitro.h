@@ -114,6 +114,11 @@ void vitro_vm_destroy(struct vitro_vm *vm);
 #define VITRO_MEM_READONLY 0x1u
 int vitro_vm_add_memory(struct vitro_vm *vm, uint64_t gpa, uint64_t size, void *host, unsigned flags);
 
+/* vitro_vm_set_memory - other host memory, of the same size, behind the slot that vitro_vm_add_memory() made at gpa.
+ * From a port or MMIO handler, or while no vCPU runs. After a port write the vCPU sees it with its next instruction;
+ * other vCPUs, and after an MMIO write this one, at their next event poll. -EINVAL: no slot starts there, misaligned. */
+int vitro_vm_set_memory(struct vitro_vm *vm, uint64_t gpa, void *host, unsigned flags);
+
 /* vitro_vm_memory_written - any thread: a device has written guest memory [gpa, gpa+len) through its host mapping.
  * To be called after the bytes are there and before the guest is told: translations made from them are dropped before
  * any vCPU takes another event, so the guest cannot run the old code once it has seen an interrupt. Cheap (a load a
@@ -190,6 +195,12 @@ uint64_t vitro_vcpu_tsc_offset(const struct vitro_vcpu *vcpu); /* guest TSC minu
 uint64_t vitro_tsc_khz(void);
 /* Rate of the local APIC's timer before its divider, in kHz, as CPUID leaf 0x15 gives it. */
 #define VITRO_APIC_KHZ 1000000u
+/*
+ * vitro_vm_clock_stop, _start - while no vCPU runs: every vCPU's TSC stands still in between. The latter returns how
+ * many ticks of the host's TSC that was.
+ */
+void vitro_vm_clock_stop(struct vitro_vm *vm);
+uint64_t vitro_vm_clock_start(struct vitro_vm *vm);
 
 /* How a vCPU's paging stands. */
 struct vitro_paging {

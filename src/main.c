@@ -1,11 +1,14 @@
 /* main.c - parse, run, exit status. */
 #include "monitor/config.h"
+#include "monitor/control.h"
+#include "monitor/detach.h"
 #include "monitor/tty.h"
 #include "monitor/vm.h"
 
 int main(int argc, char **argv)
 {
     static struct config config;
+    static struct detach detach;
     enum vm_outcome outcome;
     int status = cli_parse(&config, argc, argv);
 
@@ -14,10 +17,16 @@ int main(int argc, char **argv)
     status = config_complete(&config);
     if (status)
         return status;
+    if (config.detach && (status = detach_fork(&detach, &config)) >= 0)
+        return status;
 
     tty_catch_signals();
+    struct control *control = control_create(&config, &status);
+    if (!control && status)
+        return status;
     do
-        outcome = vm_run(&config, &status);
+        outcome = vm_run(&config, control, &status);
     while (outcome == VM_RESET && !config.no_reboot);
+    control_destroy(control);
     return status;
 }

@@ -24,6 +24,7 @@ struct vm {
     bool a20_off;             /* what the board wants; each vCPU follows (engine_a20) */
     unsigned debug;           /* VITRO_DEBUG_*, VITRO_TRACE_* */
     FILE *trace;
+    u32 map_gen;              /* counts changes of what is behind an address */
     bool smp;                 /* more than one vCPU: the locks are taken, and smp.c's rules hold */
     pthread_mutex_t lock;     /* the code cache: its index, links, pages; held for short times, never while waiting */
     pthread_mutex_t xl_lock;  /* who translates; taken where a vCPU may wait (smp.h) */
@@ -36,6 +37,7 @@ struct vm {
         struct { gpa_t gpa; u32 len; } range[256]; /* each within a page */
         unsigned nr;          /* above ARRAY_SIZE: too many to remember, everything goes */
     } written;
+    u64 stopped_tsc;          /* host TSC when the guest's clocks were stopped; 0: they run */
 };
 #define WTAG_MANY 1ull
 static inline void engine_lock(struct vm *vm)
@@ -156,6 +158,7 @@ struct watch {
 struct engine_vcpu {
     struct tlb_space space[NR_SPACES];
     u64 space_clock;
+    u32 map_seen;          /* vm->map_gen at the last look */
     bool k_nonglobal;      /* the shared kernel table, or its jump caches, holds a non-global page */
     struct tlb_large k_large; /* of the shared kernel table and its jump caches */
     u64 code_seen[1024];   /* filter: pages entered as code */
@@ -327,6 +330,8 @@ bool tlb_guest_address(struct vcpu *v, u64 host, gla_t *la);
 
 /* engine_drop_written - drop what translations there are of the bytes devices wrote. dma.c */
 void engine_drop_written(struct vcpu *v);
+/* engine_see_remap - flush this vCPU's TLB if memory was exchanged since the last time. remap.c */
+void engine_see_remap(struct vcpu *v);
 
 /* -- Signals (fault.c) ----------------------------------------------------------------------------------- */
 int fault_thread_init(struct vcpu *v);

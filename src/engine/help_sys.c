@@ -200,7 +200,8 @@ void help_port_out(struct vcpu *v, u16 port, unsigned size, u32 value)
     fpu_leave(v);
     v->host->port_out(v->host->opaque, port, size, value);
     fpu_enter(v);
-    engine_a20(v); /* the board may have switched it */
+    engine_a20(v); /* the board may have switched it, or what is behind an address: */
+    engine_see_remap(v); /* the next instruction sees it */
 }
 
 /* E4-E7 have an immediate port, EC-EF take it from DX; even opcodes are bytes; REX.W does not widen. */

@@ -321,7 +321,26 @@ bool vitro_vcpu_event_pending(const struct vitro_vcpu *c)
 
 uint64_t vitro_vcpu_tsc(const struct vitro_vcpu *c)
 {
-    return vcpu_tsc(V(c));
+    const struct vcpu *v = V(c);
+    return (v->vm->stopped_tsc ? v->vm->stopped_tsc : host_rdtsc()) + v->tsc_offset;
+}
+void vitro_vm_clock_stop(struct vitro_vm *vm)
+{
+    if (!vm->vm.stopped_tsc)
+        vm->vm.stopped_tsc = host_rdtsc();
+}
+uint64_t vitro_vm_clock_start(struct vitro_vm *vm)
+{
+    struct vm *m = &vm->vm;
+    if (!m->stopped_tsc)
+        return 0;
+    u64 gone = host_rdtsc() - m->stopped_tsc;
+    m->model->tsc_base += gone;
+    for (unsigned i = 0; i < m->nr_vcpus; i++)
+        if (m->vcpu[i])
+            m->vcpu[i]->tsc_offset -= gone;
+    m->stopped_tsc = 0;
+    return gone;
 }
 
 uint64_t vitro_vcpu_tsc_offset(const struct vitro_vcpu *c)

@@ -629,6 +629,8 @@ static void handle_events(struct vcpu *v)
     v->intr_wait = 0;
     if ((e & EVENT_RESCHED) && __atomic_load_n(&v->vm->written.nr, __ATOMIC_ACQUIRE))
         engine_drop_written(v);
+    if (e & EVENT_RESCHED)
+        engine_see_remap(v);
     if (e & EVENT_FLUSH)
         tlb_flush_all(v, true);
     if (e & EVENT_WAKE) {
@@ -763,7 +765,9 @@ void *engine_dispatch(struct vcpu *v)
             v->mode |= MODE_STEP;
             ev->shadow_step = true;
         }
-        void *code = enter_at(v, shadow);
+        torture(v, true);
+        /* Events were just looked at. A step that the block's poll undid would be a trap without an instruction. */
+        void *code = enter_at(v, shadow || (v->mode & (MODE_STEP | MODE_BRK)));
         if (code) {
             v->region = (u64)v->space->base + VCPU_BIAS;
             return code;

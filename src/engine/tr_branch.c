@@ -165,6 +165,9 @@ static void align_rel32(struct xl *x, enum section sec, unsigned n)
 }
 static enum block_entry edge_entry(bool host, bool backward)
 {
+#ifdef TORTURE
+    backward = true; /* an interrupt is offered at every edge */
+#endif
     return backward ? (host ? ENTRY_HOST_POLL : ENTRY_POLL) : host ? ENTRY_HOST : ENTRY_FLAG;
 }
 
@@ -463,7 +466,7 @@ static void loop(struct xl *x, const struct insn *in, s32 next)
     } else if (in_page) {
         while ((cold_at(x) + 1) % 8 > 4)
             e8(&x->cold, 0x90);
-        link_stub(x, xl_jmp(x, SEC_COLD), t, backward ? ENTRY_POLL : ENTRY_FLAG, false);
+        link_stub(x, xl_jmp(x, SEC_COLD), t, edge_entry(false, backward), false);
     } else {
         rip_to_s1(x, SEC_COLD, t);
         probe(x, SEC_COLD, false, false);

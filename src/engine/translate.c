@@ -432,6 +432,10 @@ static void prologue(struct xl *x, struct block *b)
         x->fstate = FLAGS_SAVED;
         x->fhost_real = false;
     }
+#ifdef TORTURE /* the scratch registers carry nothing from block to block: mov s1, poison; mov s2, s1 */
+    e8(&x->hot, 0x49); e8(&x->hot, 0xb8 | (H_S1 & 7)); e64(&x->hot, 0xdead0002dead0002ull);
+    e_mov(&x->hot, H_S2, H_S1);
+#endif
 }
 
 /* Cold pieces every block has: HOST_POLL, and HOST of an fl-primary block. */

@@ -84,6 +84,7 @@ struct build {
     u8 *buf;
     size_t len, cap;
     gpa_t base;
+    struct acpi_links *links;
     bool failed;
 };
 
@@ -114,7 +115,36 @@ static u64 address(const struct build *b, const void *p)
     return b->base + (u64)((const u8 *)p - b->buf);
 }
 
-static void finish(struct acpi_header *h, const char *signature, u8 revision, size_t length)
+static u32 offset(const struct build *b, const void *p)
+{
+    return (u32)((const u8 *)p - b->buf);
+}
+
+/* Note that the field at p, of size bytes, points to a table. */
+static void link_pointer(struct build *b, const void *p, u8 size)
+{
+    struct acpi_links *l = b->links;
+    if (!l)
+        return;
+    bug_on(l->nr_pointers == ACPI_LINKS_MAX);
+    l->pointer[l->nr_pointers].at = offset(b, p);
+    l->pointer[l->nr_pointers++].size = size;
+}
+
+/* Note that the byte at p makes [start, start + length) add up to 0. */
+static void link_sum(struct build *b, const void *p, const void *start, size_t length)
+{
+    struct acpi_links *l = b->links;
+    if (!l)
+        return;
+    bug_on(l->nr_sums == ACPI_LINKS_MAX);
+    l->sum[l->nr_sums].at = offset(b, p);
+    l->sum[l->nr_sums].start = offset(b, start);
+    l->sum[l->nr_sums++].length = (u32)length;
+}
+
+static void finish(struct build *b, struct acpi_header *h, const char *signature, u8 revision,
+                   size_t length)
 {
     memcpy(h->signature, signature, 4);
     h->length = (u32)length;
@@ -126,6 +156,7 @@ static void finish(struct acpi_header *h, const char *signature, u8 revision, si
     h->creator_revision = 1;
     h->checksum = 0;
     h->checksum = checksum(h, length);
+    link_sum(b, &h->checksum, h, length);
 }
 
 /* -- DSDT ----------------------------------------------------------------- */
@@ -142,7 +173,7 @@ static void prt(struct aml *a, const char *name, bool apic)
             aml_int(a, slot << 16 | 0xffff);
             aml_int(a, pin);
             aml_int(a, 0);
-            aml_int(a, apic ? gsi : PIC_IRQ_PCI + (gsi & 1));
+            aml_int(a, apic ? gsi : PCI_PIC_IRQ(gsi));
             aml_end(a);
         }
     }
@@ -254,7 +285,7 @@ static u64 build_dsdt(struct build *b, const struct acpi_config *config)
     dsdt_body(&a, config);
     b->failed |= a.failed || a.depth;
     b->len += a.len;
-    finish(h, "DSDT", 2, sizeof(*h) + a.len);
+    finish(b, h, "DSDT", 2, sizeof(*h) + a.len);
     return address(b, h);
 }
 
@@ -274,6 +305,9 @@ static u64 build_fadt(struct build *b, u64 facs, u64 dsdt)
     f->facs = (u32)facs;
     f->dsdt = (u32)dsdt;
     f->x_dsdt = dsdt;
+    link_pointer(b, &f->facs, 4);
+    link_pointer(b, &f->dsdt, 4);
+    link_pointer(b, &f->x_dsdt, 8);
     f->sci = GSI_SCI;
     f->pm1a_evt = PORT_PM1_EVT;
     f->pm1_evt_len = 4;
@@ -298,7 +332,7 @@ static u64 build_fadt(struct build *b, u64 facs, u64 dsdt)
     f->x_gpe0 = port(PORT_GPE0, 4);
     f->x_gpe0.access = 1;
     memcpy(&f->hypervisor, "Vitro\0\0", 8);
-    finish(&f->h, "FACP", 6, sizeof(*f));
+    finish(b, &f->h, "FACP", 6, sizeof(*f));
     return address(b, f);
 }
 
@@ -364,7 +398,7 @@ static u64 build_madt(struct build *b, const struct acpi_config *config)
     p = put(p, 0, 2);
     p = put(p, 1, 1);
     bug_on((size_t)(p - (u8 *)h) != size);
-    finish(h, "APIC", 4, size);
+    finish(b, h, "APIC", 4, size);
     return address(b, h);
 }
 
@@ -379,13 +413,13 @@ static u64 build_mcfg(struct build *b)
     p = put(p, 0, 2);    /* segment */
     p = put(p, 0, 1);    /* buses */
     put(p, 0xff, 1);
-    finish(h, "MCFG", 1, size);
+    finish(b, h, "MCFG", 1, size);
     return address(b, h);
 }
 
-size_t acpi_build(const struct acpi_config *config, void *buf, size_t cap)
+size_t acpi_build(const struct acpi_config *config, void *buf, size_t cap, struct acpi_links *links)
 {
-    struct build b = { .buf = buf, .cap = cap, .base = config->base };
+    struct build b = { .buf = buf, .cap = cap, .base = config->base, .links = links };
     struct acpi_rsdp *rsdp = reserve(&b, sizeof(*rsdp));
     u64 facs = build_facs(&b);
     u64 dsdt = build_dsdt(&b, config);
@@ -395,7 +429,9 @@ size_t acpi_build(const struct acpi_config *config, void *buf, size_t cap)
     if (b.failed || !rsdp || !xsdt)
         return 0;
     memcpy(xsdt + 1, table, sizeof(table));
-    finish(xsdt, "XSDT", 1, size);
+    for (unsigned i = 0; i < ARRAY_SIZE(table); i++)
+        link_pointer(&b, (u8 *)(xsdt + 1) + i * 8, 8);
+    finish(&b, xsdt, "XSDT", 1, size);
 
     memcpy(rsdp->signature, "RSD PTR ", 8);
     memcpy(rsdp->oem_id, oem, 6);
@@ -404,5 +440,8 @@ size_t acpi_build(const struct acpi_config *config, void *buf, size_t cap)
     rsdp->xsdt = address(&b, xsdt);
     rsdp->checksum = checksum(rsdp, 20);
     rsdp->checksum_all = checksum(rsdp, sizeof(*rsdp));
+    link_pointer(&b, &rsdp->xsdt, 8);
+    link_sum(&b, &rsdp->checksum, rsdp, 20); /* this one first: the other covers it */
+    link_sum(&b, &rsdp->checksum_all, rsdp, sizeof(*rsdp));
     return b.len;
 }

@@ -4,7 +4,9 @@
  */
 #include "machine/board.h"
 #include "machine/layout.h"
+#include "mem/ram.h"
 #include <poll.h>
+#include <string.h>
 #include <time.h>
 
 /* -- The devices, in the order they are made and reset -------------------- */
@@ -44,6 +46,9 @@ static const struct {
     { PORT_DEBUGCON, 1, SYSCTL_DEBUGCON, &sysctl, NULL, CHIP(sysctl) },
     { PORT_COM1, 8, 0, &uart16550, NULL, CHIP(uart) },
     { PORT_ELCR, 2, 4, NULL, &i8259_io, CHIP(pic) },
+    { PORT_FIRMWARE_LOG, 1, SYSCTL_FIRMWARE_LOG, &sysctl, NULL, CHIP(sysctl) },
+    { PORT_FW_CFG, 2, 0, NULL, &fw_cfg_io, CHIP(fw_cfg) },
+    { PORT_FW_CFG_DMA, 8, 0, NULL, &fw_cfg_dma, CHIP(fw_cfg) },
     { PORT_DEBUG_EXIT, 4, 0, NULL, &sysctl_exit, CHIP(sysctl) },
     { PORT_PVPANIC, 1, SYSCTL_PVPANIC, &sysctl, NULL, CHIP(sysctl) },
     { PORT_PM1_EVT, PORT_PM_TMR - PORT_PM1_EVT, 0, &acpi_pm, NULL, CHIP(pm) },
@@ -56,6 +61,30 @@ static const struct {
 
 /* -- Interrupts ----------------------------------------------------------- */
 
+/* An 8259 input that PCI interrupts are routed to: the OR of them. Under irq_lock. */
+static void drive_pic(struct machine *m, u8 irq)
+{
+    bool level = false;
+    for (unsigned gsi = GSI_PCI; gsi < NR_GSI; gsi++)
+        level |= m->pirq[PCI_PIRQ(gsi)] == irq && (m->pci_lines & BIT(gsi - GSI_PCI));
+    if (irq)
+        i8259_set_irq(&m->pic, irq, level);
+}
+
+static void on_route(void *opaque)
+{
+    struct machine *m = opaque;
+    pthread_mutex_lock(&m->irq_lock);
+    for (unsigned i = 0; i < 4; i++) {
+        u8 old = m->pirq[i];
+        m->pirq[i] = m->piix.pirq[i];
+        if (old != m->pirq[i])
+            drive_pic(m, old);
+        drive_pic(m, m->pirq[i]);
+    }
+    pthread_mutex_unlock(&m->irq_lock);
+}
+
 /* An irq_line.set: the owner is the machine, n the GSI. PCI's also reach the 8259, shared. */
 static void set_gsi(void *owner, unsigned gsi, bool level)
 {
@@ -67,10 +96,10 @@ static void set_gsi(void *owner, unsigned gsi, bool level)
         ioapic_set_pin(&m->ioapic, gsi == GSI_PIT ? GSI_PIT_IOAPIC_PIN : gsi, level);
         i8259_set_irq(&m->pic, gsi, level);
     } else {
-        u8 *shared = &m->pic_pci[gsi & 1], bit = (u8)BIT(gsi - GSI_PCI);
-        *shared = level ? *shared | bit : *shared & (u8)~bit;
+        u8 bit = (u8)BIT(gsi - GSI_PCI);
+        m->pci_lines = level ? m->pci_lines | bit : m->pci_lines & (u8)~bit;
         ioapic_set_pin(&m->ioapic, gsi, level);
-        i8259_set_irq(&m->pic, PIC_IRQ_PCI + (gsi & 1), *shared != 0);
+        drive_pic(m, m->pirq[PCI_PIRQ(gsi)]);
     }
     pthread_mutex_unlock(&m->irq_lock);
 }
@@ -165,6 +194,19 @@ static void on_debugcon(void *opaque, const u8 *bytes, size_t len)
         m->config.debugcon_tx(m->config.opaque, bytes, len);
 }
 
+static void on_firmware_log(void *opaque, const u8 *bytes, size_t len)
+{
+    struct machine *m = opaque;
+    m->config.firmware_log(m->config.opaque, bytes, len);
+}
+
+static void on_shadow(void *opaque, gpa_t gpa, u64 size, unsigned mode)
+{
+    struct machine *m = opaque;
+    if (m->config.shadow)
+        m->config.shadow(m->config.opaque, gpa, size, mode);
+}
+
 static void on_console_tx(void *opaque, const u8 *bytes, size_t len)
 {
     struct machine *m = opaque;
@@ -208,7 +250,7 @@ static int init_devices(struct machine *m)
     const struct rtc_wiring rtc = {
         .irq = gsi_line(m, GSI_RTC), .clock = &m->clock, .low_ram = low, .high_ram = high,
         .wall_ns = m->config.wall_ns ? m->config.wall_ns : wall_clock_ns() - clock_now(&m->clock),
-        .nr_cpus = m->config.nr_cpus,
+        .nr_cpus = m->config.nr_cpus, .boot_order = m->config.boot_order,
     };
     const struct pm_wiring pm = {
         .sci = gsi_line(m, GSI_SCI), .clock = &m->clock, .power_off = on_power_off, .opaque = m,
@@ -216,7 +258,8 @@ static int init_devices(struct machine *m)
     const struct kbd_wiring kbd = { .irq = gsi_line(m, GSI_KBD), .reset = on_reset, .opaque = m };
     const struct sysctl_wiring sys = {
         .reset = on_reset, .debug_exit = on_debug_exit, .panicked = on_panicked,
-        .debugcon = on_debugcon, .opaque = m,
+        .debugcon = on_debugcon, .firmware_log = m->config.firmware_log ? on_firmware_log : NULL,
+        .opaque = m,
     };
     const void *wiring[NR_DEV] = {
         [DEV_UART] = &uart, [DEV_PIT] = &pit, [DEV_RTC] = &rtc,
@@ -271,22 +314,64 @@ static int init_pci(struct machine *m)
     m->pci.msi_opaque = m;
     m->bus.fallback = pci_decode;
     m->bus.fallback_opaque = &m->pci;
-    return 0;
+    const struct piix_wiring piix = {
+        .host = &m->pci, .shadow = on_shadow, .route = on_route, .opaque = m,
+    };
+    err = piix_init(&m->piix, &piix);
+    if (!err)
+        err = fw_cfg_init(&m->fw_cfg, m->config.ram);
+    if (err)
+        pci_host_fini(&m->pci);
+    return err;
 }
+
+/* Writes to RAM that reads do not reach: the bus gets them, because reads go to the ROM. */
+static u64 shadow_read(void *dev, u64 off, unsigned size)
+{
+    (void)dev, (void)off, (void)size;
+    return ~0ull; /* nothing is behind 0xc0000..0xdffff */
+}
+
+static void shadow_write(void *dev, u64 off, unsigned size, u64 value)
+{
+    struct machine *m = dev;
+    gpa_t gpa = LAYOUT_OPTION_ROM + off, area;
+    for (unsigned n = 0; n < PAM_AREAS; n++) {
+        u64 len = piix_pam_area(n, &area);
+        if (gpa - area >= len || !(m->piix.shadow[n] & SHADOW_WRITE))
+            continue;
+        void *to = m->config.ram ? ram_dma_ptr(m->config.ram, gpa, size) : NULL;
+        if (to)
+            memcpy(to, &value, size);
+    }
+}
+static const struct io_ops shadow_io = { "shadow", 1, 8, shadow_read, shadow_write };
 
 static void fill_bus(struct machine *m)
 {
     for (unsigned i = 0; i < ARRAY_SIZE(ports); i++)
         bus_add_ports(&m->bus, ports[i].first, ports[i].size, ports[i].off,
                       ports[i].ops ? ports[i].ops : ports[i].class->io, (char *)m + ports[i].at);
+    bus_add_mmio(&m->bus, LAYOUT_OPTION_ROM, LAYOUT_HIGH_RAM - LAYOUT_OPTION_ROM, 0, &shadow_io, m);
     bus_add_mmio(&m->bus, LAYOUT_IOAPIC, PAGE_SIZE, 0, &ioapic_mmio, &m->ioapic);
     bus_add_mmio(&m->bus, LAYOUT_ECAM, LAYOUT_ECAM_SIZE, 0, &pci_ecam, &m->pci);
     /* The local APICs are per vCPU: machine_mmio_*() goes to them before it asks the bus. */
 }
 
+static void config_write8(struct machine *m, unsigned devfn, unsigned reg, u8 value)
+{
+    bus_port_out(&m->bus, PORT_PCI_ADDR, 4, 0x80000000u | devfn << 8 | (reg & ~3u));
+    bus_port_out(&m->bus, (u16)(PORT_PCI_DATA + (reg & 3)), 1, value);
+}
+
 /* What firmware would have done before it started an operating system. */
 static void firmware(struct machine *m)
 {
+    for (unsigned i = 0; i < 7; i++)
+        config_write8(m, 0, PIIX_PAM0 + i, 0x33);
+    for (unsigned i = 0; i < 4; i++)
+        config_write8(m, PCI_DEVFN(PCI_SLOT_PIIX, 0), PIIX_PIRQRC + i, (u8)(PIC_IRQ_PCI + i / 2));
+    bus_port_out(&m->bus, PORT_PCI_ADDR, 4, 0);
     for (unsigned i = 0; i < 2; i++) /* PCI interrupts are level-triggered on the 8259 too */
         bus_port_out(&m->bus, (u16)(PORT_ELCR + i), 1,
                      (BIT(PIC_IRQ_PCI) | BIT(PIC_IRQ_PCI + 1) | BIT(GSI_SCI)) >> i * 8 & 0xff);
@@ -306,10 +391,13 @@ int board_init(struct machine *m)
     if (err)
         goto no_devices;
     fill_bus(m);
-    firmware(m);
+    piix_reset(&m->piix);
+    if (!m->config.firmware)
+        firmware(m);
     return 0;
 
 no_devices:
+    fw_cfg_fini(&m->fw_cfg);
     pci_host_fini(&m->pci);
 no_pci:
     lapic_bus_fini(&m->apics);
@@ -329,13 +417,17 @@ void board_reset(struct machine *m)
     pci_host_reset(&m->pci);
     for (unsigned i = 0; i < NR_DEV; i++)
         devices[i].class->reset((char *)m + devices[i].at);
-    firmware(m);
+    fw_cfg_reset(&m->fw_cfg);
+    piix_reset(&m->piix);
+    if (!m->config.firmware)
+        firmware(m);
 }
 
 void board_fini(struct machine *m)
 {
     for (unsigned i = NR_DEV; i--;)
         devices[i].class->fini((char *)m + devices[i].at);
+    fw_cfg_fini(&m->fw_cfg);
     pci_host_fini(&m->pci);
     lapic_bus_fini(&m->apics);
     pthread_mutex_destroy(&m->irq_lock);

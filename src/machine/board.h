@@ -3,12 +3,14 @@
 #pragma once
 #include "machine/bus.h"
 #include "machine/chips/acpi_pm.h"
+#include "machine/chips/fw_cfg.h"
 #include "machine/chips/i8042.h"
 #include "machine/chips/i8254.h"
 #include "machine/chips/i8259.h"
 #include "machine/chips/ioapic.h"
 #include "machine/chips/lapic.h"
 #include "machine/chips/mc146818.h"
+#include "machine/chips/piix.h"
 #include "machine/chips/sysctl.h"
 #include "machine/chips/uart16550.h"
 #include "machine/clock.h"
@@ -27,9 +29,12 @@ struct machine {
     struct lapic_bus apics;
     struct ioapic ioapic;
     struct i8259 pic;
-    u8 pic_pci[2];            /* PCI lines asserted on PIC_IRQ_PCI and +1; under irq_lock */
+    u8 pci_lines;             /* asserted PCI interrupts, by GSI - 16; under irq_lock */
+    u8 pirq[4];               /* 8259 inputs of PIRQA..D, 0: none; under irq_lock */
 
     struct pci_host pci;
+    struct piix piix;
+    struct fw_cfg fw_cfg;
     struct uart uart;
     struct i8254 pit;
     struct mc146818 rtc;

@@ -40,9 +40,14 @@ void clock_fini(struct vm_clock *clock)
     pthread_mutex_destroy(&clock->lock);
 }
 
+static u64 source_now(const struct vm_clock *clock)
+{
+    return clock->source ? clock->source(clock->source_opaque) : host_now();
+}
+
 u64 clock_now(const struct vm_clock *clock)
 {
-    return (clock->source ? clock->source(clock->source_opaque) : host_now()) - clock->base_ns;
+    return clock->stopped ? clock->stopped_ns : source_now(clock) - clock->base_ns;
 }
 
 /* -- The heap, under clock->lock ------------------------------------------ */
@@ -93,14 +98,42 @@ static u64 heap_first(const struct vm_clock *clock)
 static void set_kernel_timer(struct vm_clock *clock, u64 deadline_ns)
 {
     clock->armed_ns = deadline_ns;
-    if (clock->timer_fd < 0 || deadline_ns == CLOCK_NEVER)
+    if (clock->timer_fd < 0 || deadline_ns == CLOCK_NEVER || clock->stopped)
         return;
-    u64 host_ns = deadline_ns + clock->base_ns;
-    if (host_ns < deadline_ns || host_ns > (u64)INT64_MAX)
-        host_ns = INT64_MAX; /* centuries away */
+    /* base_ns is negative in a machine that is older than the host: restored from a snapshot. */
+    __int128 at = (__int128)deadline_ns + (s64)clock->base_ns;
+    u64 host_ns = at < 1 ? 1 : at > INT64_MAX ? INT64_MAX : (u64)at; /* the latter: centuries away */
     struct itimerspec when = { .it_value = { .tv_sec = (time_t)(host_ns / NS_PER_SEC),
                                              .tv_nsec = (long)(host_ns % NS_PER_SEC) } };
     timerfd_settime(clock->timer_fd, TFD_TIMER_ABSTIME, &when, NULL);
+}
+
+/* -- Standing still --------------------------------------------------------- */
+
+void clock_stop(struct vm_clock *clock)
+{
+    const struct itimerspec never = { 0 };
+    if (clock->stopped)
+        return;
+    clock->stopped_ns = clock_now(clock);
+    clock->stopped = true;
+    if (clock->timer_fd >= 0)
+        timerfd_settime(clock->timer_fd, 0, &never, NULL);
+}
+
+void clock_start(struct vm_clock *clock)
+{
+    if (!clock->stopped)
+        return;
+    clock->base_ns = source_now(clock) - clock->stopped_ns; /* modulo 2^64 */
+    clock->stopped = false;
+    set_kernel_timer(clock, heap_first(clock));
+}
+
+void clock_set(struct vm_clock *clock, u64 now_ns)
+{
+    bug_on(!clock->stopped);
+    clock->stopped_ns = now_ns;
 }
 
 /* -- Timers --------------------------------------------------------------- */

@@ -27,6 +27,8 @@ struct vm_clock {
     u64 (*source)(void *opaque); /* NULL: CLOCK_MONOTONIC */
     void *source_opaque;
     u64 base_ns;                 /* source's value at machine time 0 */
+    bool stopped;                /* time stands at stopped_ns */
+    u64 stopped_ns;
     int timer_fd;                /* -1 with a source of the embedder's */
     pthread_mutex_t lock;        /* what follows */
     u64 armed_ns;                /* deadline in timer_fd; 0 while timers run; NEVER: disarmed */
@@ -38,6 +40,11 @@ struct vm_clock {
 int clock_init(struct vm_clock *clock, u64 (*source)(void *opaque), void *opaque);
 void clock_fini(struct vm_clock *clock);
 u64 clock_now(const struct vm_clock *clock);
+/* clock_stop, clock_start - time stands still in between, and no timer runs. While nobody else uses the clock. */
+void clock_stop(struct vm_clock *clock);
+void clock_start(struct vm_clock *clock);
+/* clock_set - what time it is, while stopped. */
+void clock_set(struct vm_clock *clock, u64 now_ns);
 /* clock_run - run all due timers on this thread, then set the kernel timer for the next one. */
 void clock_run(struct vm_clock *clock);
 /* clock_next - earliest deadline, or CLOCK_NEVER. */

@@ -5,6 +5,7 @@
  * fini in table order; init 0 or -errno.
  */
 #pragma once
+#include "base/state.h"
 #include "base/types.h"
 
 /*
@@ -19,20 +20,18 @@ struct io_ops {
     void (*write)(void *dev, u64 off, unsigned size, u64 value);
 };
 
-/* Exactly what a snapshot carries: rows of (name, offset, size), ended by STATE_END. */
-struct state_field {
-    const char *name;
-    u32 offset, size;
-};
-#define STATE(type, field) { #field, offsetof(type, field), sizeof(((type *)0)->field) }
-#define STATE_END { NULL, 0, 0 }
-
 struct device_class {
     const char *name;
     size_t size;
     int (*init)(void *dev, const void *wiring);
     void (*reset)(void *dev);
     void (*fini)(void *dev);
-    const struct state_field *state;
+    const struct state_field *state; /* exactly what a snapshot carries */
     const struct io_ops *io;
+    /*
+     * After `state` was read from a snapshot, with the machine at rest: judge it (it may be anybody's
+     * file), and work out again what it does not carry: timers, and lines without driving them. 0 or
+     * -EINVAL. NULL: any bytes will do.
+     */
+    int (*loaded)(void *dev);
 };

@@ -7,7 +7,10 @@
  *   0x0010_0000  RAM to at most 2.75 GiB   0xb000_0000  ECAM, 256 buses * 1 MiB = 256 MiB
  *   0xc000_0000  PCI memory window         0xfec0_0000  I/O APIC
  *   0xfed0_0000  HPET (not yet)            0xfee0_0000  local APICs
- *   0xfffc_0000  firmware (not yet)        0x1_0000_0000  the rest of RAM
+ *   0xff00_0000  firmware, at its end      0x1_0000_0000  the rest of RAM
+ *
+ * With firmware the PC's shadow control (chips/piix.h) decides who answers from 0xc_0000 to 1 MiB:
+ * this RAM, or the firmware's last 128 KiB.
  */
 #pragma once
 
@@ -25,6 +28,8 @@
 #define LAYOUT_IOAPIC 0xfec00000ull
 #define LAYOUT_HPET 0xfed00000ull
 #define LAYOUT_LAPIC 0xfee00000ull
+#define LAYOUT_FIRMWARE 0xff000000ull /* 16 MiB: as much as fits above the local APICs */
+#define LAYOUT_BIOS 0xe0000u          /* where its last 128 KiB appear below 1 MiB */
 #define LAYOUT_4G 0x100000000ull
 #define LAYOUT_PCI_MMIO64_ALIGN 0x800000000ull /* 64-bit window: next 32 GiB boundary above RAM */
 #define LAYOUT_PCI_MMIO64_SIZE 0x800000000ull
@@ -42,8 +47,11 @@
 #define PORT_DEBUGCON 0xe9
 #define PORT_COM1 0x3f8
 #define PORT_ELCR 0x4d0
+#define PORT_FIRMWARE_LOG 0x402 /* what firmware says to developers */
 #define PORT_DEBUG_EXIT 0x501
 #define PORT_PVPANIC 0x505
+#define PORT_FW_CFG 0x510    /* selector, data */
+#define PORT_FW_CFG_DMA 0x514
 #define PORT_PM1_EVT 0x600   /* status 2, enable 2 */
 #define PORT_PM1_CNT 0x604   /* 2 */
 #define PORT_PM_TMR 0x608    /* 4 */
@@ -64,6 +72,12 @@
 #define GSI_PCI 16           /* INTx swizzled over GSI 16..23 */
 #define NR_GSI_PCI 8
 #define NR_GSI 24
-#define PIC_IRQ_PCI 10       /* with the 8259: even PCI GSIs on 10, odd ones on 11 */
+#define PIC_IRQ_PCI 10       /* with the 8259: PIRQA and B on 10, C and D on 11, as SeaBIOS does */
+#define PCI_PIRQ(gsi) (((gsi) - GSI_PCI + 3) & 3) /* slot 1 INTA is PIRQA */
+#define PCI_PIC_IRQ(gsi) (PIC_IRQ_PCI + PCI_PIRQ(gsi) / 2)
+
+/* PCI slots of bus 0 */
+#define PCI_SLOT_PIIX 1
+#define PCI_SLOT_VGA 2
 
 #define ACPI_SLP_TYP_S5 5

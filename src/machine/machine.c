@@ -78,6 +78,19 @@ void machine_reset(struct machine *m)
     board_reset(m);
 }
 
+int machine_stop(struct machine *m)
+{
+    io_thread_stop(&m->io);
+    clock_stop(&m->clock);
+    return 0;
+}
+
+int machine_start(struct machine *m)
+{
+    clock_start(&m->clock);
+    return m->config.clock_source ? 0 : io_thread_start(&m->io);
+}
+
 /* -- Ports, MMIO ---------------------------------------------------------- */
 
 u32 machine_port_in(void *machine, u16 port, unsigned size)
@@ -371,7 +384,7 @@ gpa_t machine_build_acpi(struct machine *m)
     u8 *buf = calloc(1, LAYOUT_ACPI_SIZE);
     if (!buf)
         return 0;
-    size_t len = acpi_build(&config, buf, LAYOUT_ACPI_SIZE);
+    size_t len = acpi_build(&config, buf, LAYOUT_ACPI_SIZE, NULL);
     bug_on(!len);
     int err = ram_write(m->config.ram, LAYOUT_ACPI, buf, len);
     free(buf);

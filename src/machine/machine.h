@@ -20,6 +20,8 @@ struct bus;
 struct pci_host;
 
 #define MACHINE_MAX_CPUS 255
+#define MACHINE_SHADOW_READ 0x1u
+#define MACHINE_SHADOW_WRITE 0x2u
 
 enum machine_request {
     MACHINE_POWEROFF,   /* ACPI S5; status 0 */
@@ -43,6 +45,13 @@ struct machine_config {
     void (*console_tx)(void *opaque, const u8 *bytes, size_t len);  /* COM1; may be NULL */
     void (*debugcon_tx)(void *opaque, const u8 *bytes, size_t len); /* port 0xe9; may be NULL */
 
+    bool firmware;      /* firmware will run: leave to it what it does before a system starts */
+    /* Who answers in [gpa, gpa + size), below 1 MiB: SHADOW_READ, SHADOW_WRITE; else ROM. May be NULL. */
+    void (*shadow)(void *opaque, gpa_t gpa, u64 size, unsigned mode);
+    void (*firmware_log)(void *opaque, const u8 *bytes, size_t len); /* port 0x402; may be NULL */
+    const char *boot_order; /* letters of acdn; NULL or "": the firmware's own */
+    bool boot_menu;
+
     /* Tests: a clock of their own, in ns. No I/O thread then: call machine_run_timers(). */
     u64 (*clock_source)(void *opaque);
     void *clock_opaque;
@@ -53,6 +62,13 @@ int machine_create(const struct machine_config *config, struct machine **out);
 void machine_destroy(struct machine *m);
 /* machine_reset - as by the reset line: every chip; RAM, CMOS RAM and time stay. */
 void machine_reset(struct machine *m);
+
+/*
+ * machine_stop, machine_start - hold time and devices still while no vCPU runs: timers do not run, the I/O
+ * thread is ended; and let them go on where they were. 0 or -errno. From one thread; not the I/O thread.
+ */
+int machine_stop(struct machine *m);
+int machine_start(struct machine *m);
 
 /* -- For struct engine_host ----------------------------------------------- */
 
@@ -127,6 +143,11 @@ unsigned machine_e820(u64 ram_size, struct machine_range out[MACHINE_MAX_RANGES]
 /* machine_build_acpi - write the tables to guest memory. Guest address of the RSDP; 0: no RAM
  * there. */
 gpa_t machine_build_acpi(struct machine *m);
+/* machine_add_file - a file for the firmware (fw_cfg). Copied. 0 or -errno of fw_cfg_add_file(). */
+int machine_add_file(struct machine *m, const char *name, const void *data, size_t size);
+/* machine_fill_firmware - what firmware wants to know: memory map, ACPI and SMBIOS tables, boot
+ * order. Once, after the last machine_add_file(), with firmware only. 0 or -errno. */
+int machine_fill_firmware(struct machine *m);
 
 /* -- For devices that are added (virtio) and for tests -------------------- */
 

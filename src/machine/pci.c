@@ -284,7 +284,7 @@ int pci_add(struct pci_host *host, unsigned devfn, struct pci_dev *dev)
     dev->devfn = devfn;
     if (dev->config[PCI_INT_PIN]) /* what a kernel without ACPI or APIC goes by */
         dev->config[PCI_INT_LINE] =
-            (u8)(PIC_IRQ_PCI + (pci_gsi(devfn >> 3, dev->config[PCI_INT_PIN] - 1u) & 1));
+            (u8)PCI_PIC_IRQ(pci_gsi(devfn >> 3, dev->config[PCI_INT_PIN] - 1u));
     if (devfn & 7) {
         struct pci_dev *first = host->dev[devfn & ~7u];
         if (first)

@@ -76,6 +76,7 @@ struct pci_dev {
     /* The same two moments without the bridge's lock, for registers that reach into the device; may be NULL. */
     void (*config_window)(struct pci_dev *dev, unsigned off, unsigned size, bool write);
     void (*reset)(struct pci_dev *dev);
+    void *owner;           /* for the callbacks; the chip's own */
     u8 reset_config[256];  /* config as it was at pci_add() */
 };
 

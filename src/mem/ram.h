@@ -5,7 +5,7 @@
 #pragma once
 #include "base/types.h"
 
-#define RAM_MAX_SLOTS 16
+#define RAM_MAX_SLOTS 32
 
 /* Per-page state beside the bytes; read by the TLB when it decides whether a write may go direct. */
 #define PAGE_HAS_CODE 0x1u /* translations exist of bytes in this page: writes take the slow path */

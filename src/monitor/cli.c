@@ -1,11 +1,14 @@
 /* cli.c - the command line. One row adds an option; --help is the table. */
 #include "monitor/config.h"
+#include "monitor/client.h"
+#include "monitor/rundir.h"
 #include "libvitro.h"
 #include "paravirt/paravirt.h"
 #include <errno.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum opt_type {
     OPT_STR,
@@ -17,6 +20,8 @@ enum opt_type {
     OPT_FLAG,  /* bool */
     OPT_DRIVE, /* one more in config.drive; min: enum drive_kind */
     OPT_BOOT,  /* struct boot_choice */
+    OPT_NAME,  /* const char *; a VM's name */
+    OPT_THIS_RUN = 0x100, /* ORed in: not about the machine, so not kept in a snapshot */
 };
 
 struct word {
@@ -41,7 +46,7 @@ static const struct word debug_words[] = {
 
 struct option {
     const char *name, *arg;
-    enum opt_type type;
+    unsigned type;
     size_t at;
     const struct word *words;
     u64 min, max;
@@ -54,12 +59,22 @@ struct option {
 
 /* clang-format off */
 static const struct option options[] = {
+    { "config",     "FILE",   OPT_STR | OPT_THIS_RUN,   AT(file),       NULL, 0, 0,
+      "read options from a file of `option = value` lines; the command line goes before it" },
+    { "name",       "NAME",   OPT_NAME | OPT_THIS_RUN,  AT(name),       NULL, 0, 0,
+      "what `vitro ps`, stop, console and the others call this VM (default: vm-PID)" },
+    { "detach",     NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(detach),     NULL, 0, 0,
+      "run in the background; `vitro console NAME` shows its serial console" },
     { "kernel",     "FILE",   OPT_STR,   AT(kernel),     NULL, 0, 0,
       "bzImage or 64-bit ELF to boot (default: the guest `make run` fetched)" },
     { "initrd",     "FILE",   OPT_STR,   AT(initrd),     NULL, 0, 0,
       "initial RAM disk" },
     { "append",     "STR",    OPT_STR,   AT(append),     NULL, 0, 0,
       "kernel command line; console=ttyS0 is put before it unless it names a console" },
+    { "firmware",   "FILE",   OPT_STR,   AT(firmware),   NULL, 0, 0,
+      "firmware to start with (default when a drive is to be booted: SeaBIOS)" },
+    { "firmware-log", "FILE", OPT_STR,   AT(firmware_log), NULL, 0, 0,
+      "where what the firmware says to developers (port 0x402) goes" },
     { "disk",       "FILE",   OPT_DRIVE, 0, NULL, DRIVE_DISK, 0,
       "a disk's image or block device; FILE[,if=virtio|ide][,format=raw][,readonly=on]..." },
     { "cdrom",      "FILE",   OPT_DRIVE, 0, NULL, DRIVE_CDROM, 0,
@@ -74,21 +89,21 @@ static const struct option options[] = {
       "virtual CPUs, 1 to 16 (default: 1); each is a thread" },
     { "cpu",        "MODEL",  OPT_STR,   AT(cpu),        NULL, 0, 0,
       "host (default), x86-64-v2, x86-64-v3 or x86-64-v4" },
-    { "no-reboot",  NULL,     OPT_FLAG,  AT(no_reboot),  NULL, 0, 0,
+    { "no-reboot",  NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(no_reboot),  NULL, 0, 0,
       "leave with status 0 when the guest resets, instead of starting it again" },
     { "pv",         "WHAT",   OPT_PV,    AT(pv),         NULL, 0, 0,
       "what the guest may ask the hypervisor: kvm, vitro, none, or parts, as in kvm,-eoi" },
-    { "stats",      NULL,     OPT_FLAG,  AT(stats),      NULL, 0, 0,
+    { "stats",      NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(stats),      NULL, 0, 0,
       "print counters to stderr at the end" },
-    { "symbols",    "FILE",   OPT_STR,   AT(symbols),    NULL, 0, 0,
+    { "symbols",    "FILE",   OPT_STR | OPT_THIS_RUN,   AT(symbols),    NULL, 0, 0,
       "System.map that names guest addresses in --stats" },
-    { "trace",      "WHAT",   OPT_WORDS, AT(trace),      trace_words, 0, 0,
+    { "trace",      "WHAT",   OPT_WORDS | OPT_THIS_RUN, AT(trace),      trace_words, 0, 0,
       "print as it happens: exc, sys, block, xlat or all, comma separated" },
-    { "trace-file", "FILE",   OPT_STR,   AT(trace_file), NULL, 0, 0,
+    { "trace-file", "FILE",   OPT_STR | OPT_THIS_RUN,   AT(trace_file), NULL, 0, 0,
       "where --trace goes (default: stderr)" },
-    { "gdb",        "PORT",   OPT_PORT,  AT(gdb_port),   NULL, 1, 65535,
+    { "gdb",        "PORT",   OPT_PORT | OPT_THIS_RUN,  AT(gdb_port),   NULL, 1, 65535,
       "wait for gdb on this local TCP port (default: 1234) before the first instruction" },
-    { "debug",      "WHAT",   OPT_WORDS, AT(debug),      debug_words, 0, 0,
+    { "debug",      "WHAT",   OPT_WORDS | OPT_THIS_RUN, AT(debug),      debug_words, 0, 0,
       "halve an engine bug: one-insn, slow-path, no-chain; slower, same results" },
 };
 /* clang-format on */
@@ -104,36 +119,46 @@ void say(const char *fmt, ...)
     fprintf(stderr, "vitro: %s\n", line);
 }
 
-static int usage(const char *fmt, const char *a, const char *b)
+static int usage(const struct config *c, const char *fmt, const char *a, const char *b)
 {
     char line[512];
 
     snprintf(line, sizeof(line), fmt, a, b);
-    say("%s; see vitro run --help", line);
+    if (c->at_file)
+        say("%s:%u: %s; see vitro run --help", c->at_file, c->at_line, line);
+    else
+        say("%s; see vitro run --help", line);
     return STATUS_USAGE;
 }
 
 static void help_main(void)
 {
-    printf("usage: vitro run [OPTION]...\n"
+    printf("usage: vitro run [NAME] [OPTION]...\n"
+           "       vitro COMMAND [NAME] [OPTION]...\n"
            "       vitro --help | --version\n"
            "\n"
            "Vitro runs unmodified x86-64 guests in an ordinary process, without\n"
            "virtualization hardware and without root.\n"
            "\n"
            "  vitro run            boot the default guest to a shell in this terminal\n"
-           "  vitro run --help     the options\n"
-           "\n"
-           "`poweroff` in the guest ends it; Ctrl-A X leaves at any time.\n");
+           "  vitro run NAME       boot the VM described in NAME's vm.conf\n"
+           "  vitro run --help     the options\n");
+    client_help();
+    printf("\nEach command has --help. `poweroff` in the guest ends it; Ctrl-A X leaves at any time.\n");
+}
+
+static bool is(const struct option *o, enum opt_type type)
+{
+    return (o->type & ~(unsigned)OPT_THIS_RUN) == type;
 }
 
 static void help_run(void)
 {
-    printf("usage: vitro run [OPTION]...\n\n");
+    printf("usage: vitro run [NAME] [OPTION]...\n\n");
     for (unsigned i = 0; i < ARRAY_SIZE(options); i++) {
         const struct option *o = &options[i];
         char left[40];
-        snprintf(left, sizeof(left), o->type == OPT_PORT ? "--%s [%s]" :
+        snprintf(left, sizeof(left), is(o, OPT_PORT) ? "--%s [%s]" :
                  o->arg ? "--%s %s" : "--%s", o->name, o->arg);
         printf("  %-18s %s\n", left, o->help);
     }
@@ -188,7 +213,7 @@ static int parse_size(const char *s, u64 *bytes)
     return 0;
 }
 
-static int parse_words(const struct option *o, const char *s, unsigned *bits)
+static int parse_words(const struct config *c, const struct option *o, const char *s, unsigned *bits)
 {
     while (*s) {
         size_t len = strcspn(s, ",");
@@ -202,9 +227,10 @@ static int parse_words(const struct option *o, const char *s, unsigned *bits)
                 strncat(list, w->name, sizeof(list) - strlen(list) - 3);
                 strcat(list, w[1].name ? ", " : "");
             }
-            say("--%s: no such word '%.*s'; there are: %s", o->name, (int)len,
-                s, list);
-            return STATUS_USAGE;
+            char what[300];
+            snprintf(what, sizeof(what), "--%s: no such word '%.*s'; there are: ", o->name,
+                     (int)MIN(len, 100u), s);
+            return usage(c, "%s%s", what, list);
         }
         *bits |= w->bits;
         s += len + (s[len] == ',');
@@ -215,11 +241,11 @@ static int parse_words(const struct option *o, const char *s, unsigned *bits)
 static int parse_drive(struct config *c, const struct option *o, const char *s)
 {
     if (c->nr_drives == DRIVES_MAX)
-        return usage("--%s: %s is one drive too many; 16 are possible", o->name, s);
+        return usage(c, "--%s: %s is one drive too many; 16 are possible", o->name, s);
     return drive_parse(&c->drive[c->nr_drives++], (enum drive_kind)o->min, o->name, s);
 }
 
-static int parse_pv(const struct option *o, const char *s, u32 *features)
+static int parse_pv(const struct config *c, const struct option *o, const char *s, u32 *features)
 {
     unsigned len;
     int at = paravirt_parse(s, features, &len);
@@ -231,46 +257,58 @@ static int parse_pv(const struct option *o, const char *s, u32 *features)
         strncat(list, w->name, sizeof(list) - strlen(list) - 3);
         strcat(list, w[1].name ? ", " : "");
     }
-    say("--%s: no such word '%.*s'; there are, each with or without '-': %s", o->name, (int)len, s + at, list);
-    return STATUS_USAGE;
+    char what[200];
+    snprintf(what, sizeof(what), "--%s: no such word '%.*s'; there are, each with or without '-': ", o->name,
+             (int)MIN(len, 60u), s + at);
+    return usage(c, "%s%s", what, list);
 }
 
-static int parse_value(struct config *c, const struct option *o, const char *s, void *to)
+static int parse_value(struct config *c, const struct option *o, const char *s)
 {
+    void *to = (char *)c + o->at;
     const char *end;
     u64 n;
     int r;
 
-    switch (o->type) {
+    switch (o->type & ~(unsigned)OPT_THIS_RUN) {
     case OPT_STR:
         *(const char **)to = s;
         return -1;
     case OPT_WORDS:
-        return parse_words(o, s, to);
+        return parse_words(c, o, s, to);
     case OPT_DRIVE:
         return parse_drive(c, o, s);
     case OPT_BOOT:
         return boot_choice_parse(to, s);
     case OPT_PV:
-        return parse_pv(o, s, to);
+        return parse_pv(c, o, s, to);
     case OPT_SIZE:
         r = parse_size(s, &n);
         if (r == -EINVAL)
-            return usage("--%s: '%s' is not a size; write for example 512M", o->name, s);
+            return usage(c, "--%s: '%s' is not a size; write for example 512M", o->name, s);
         if (r || n < o->min || n > o->max)
-            return usage("--%s: '%s' is out of range (1M to 1T)", o->name, s);
+            return usage(c, "--%s: '%s' is out of range (1M to 1T)", o->name, s);
         *(u64 *)to = n & ~(MIB - 1);
         return -1;
     case OPT_COUNT:
     case OPT_PORT:
         if (parse_number(s, &n, &end) || *end)
-            return usage("--%s: '%s' is not a number", o->name, s);
+            return usage(c, "--%s: '%s' is not a number", o->name, s);
         if (n < o->min || n > o->max) {
-            say("--%s: %s is out of range (%llu to %llu)", o->name, s,
-                (unsigned long long)o->min, (unsigned long long)o->max);
-            return STATUS_USAGE;
+            char range[64];
+            snprintf(range, sizeof(range), "is out of range (%llu to %llu)", (unsigned long long)o->min,
+                     (unsigned long long)o->max);
+            char what[128];
+            snprintf(what, sizeof(what), "--%s: %.80s", o->name, s);
+            return usage(c, "%s %s", what, range);
         }
         *(unsigned *)to = (unsigned)n;
+        return -1;
+    case OPT_NAME:
+        if (!rundir_name_ok(s))
+            return usage(c, "--%s: '%s' is no name for a VM: letters, digits, '-', '_' and '.', at most 48",
+                         o->name, s);
+        *(const char **)to = s;
         return -1;
     case OPT_FLAG:
         break;
@@ -287,7 +325,61 @@ static const struct option *find_option(const char *s, size_t len)
     return NULL;
 }
 
-static int parse_run(struct config *c, int argc, char **argv)
+static int option_apply(struct config *c, const struct option *o, const char *value)
+{
+    if (is(o, OPT_PORT) && !value)
+        value = "1234";
+    return parse_value(c, o, value);
+}
+
+bool option_is_path(const char *name)
+{
+    const struct option *o = find_option(name, strlen(name));
+
+    return o && o->arg && !strncmp(o->arg, "FILE", 4);
+}
+
+int option_set(struct config *c, const char *name, const char *value)
+{
+    const struct option *o = find_option(name, strlen(name));
+
+    if (!o || o->at == AT(file))
+        return usage(c, o ? "'%s' belongs on the command line%s" : "no option '%s'%s", name, "");
+    if (is(o, OPT_FLAG) && value) {
+        bool yes = !strcmp(value, "yes") || !strcmp(value, "true") || !strcmp(value, "on");
+        if (!yes && strcmp(value, "no") && strcmp(value, "false") && strcmp(value, "off"))
+            return usage(c, "%s is yes or no, not '%s'", name, value);
+        *(bool *)((char *)c + o->at) = yes;
+        return -1;
+    }
+    if (!is(o, OPT_FLAG) && !is(o, OPT_PORT) && !value)
+        return usage(c, "%s wants a value: %s", name, o->arg);
+    return option_apply(c, o, value);
+}
+
+/* One option of the command line, argv[*i]; moves *i past its value. */
+static int parse_arg(struct config *c, int argc, char **argv, int *i)
+{
+    const char *arg = argv[*i];
+    size_t len = strcspn(arg + 2, "=");
+    const struct option *o = find_option(arg + 2, len);
+
+    if (!o)
+        return usage(c, "no option '%s'%s", arg, "");
+    const char *value = arg[2 + len] == '=' ? arg + 2 + len + 1 : NULL;
+    if (is(o, OPT_FLAG) && value)
+        return usage(c, "--%s takes no value%s", o->name, "");
+    if (is(o, OPT_PORT) && !value && (*i + 1 == argc || argv[*i + 1][0] == '-'))
+        value = "1234";
+    if (!is(o, OPT_FLAG) && !value) {
+        if (*i + 1 == argc)
+            return usage(c, "--%s wants a value: %s", o->name, o->arg);
+        value = argv[++*i];
+    }
+    return option_apply(c, o, value);
+}
+
+static int parse_args(struct config *c, int argc, char **argv, const char **vm)
 {
     for (int i = 0; i < argc; i++) {
         const char *arg = argv[i];
@@ -295,37 +387,64 @@ static int parse_run(struct config *c, int argc, char **argv)
             help_run();
             return STATUS_OK;
         }
-        if (strncmp(arg, "--", 2) || !arg[2])
-            return usage("'%s' is not an option%s", arg, "");
-        size_t len = strcspn(arg + 2, "=");
-        const struct option *o = find_option(arg + 2, len);
-        if (!o)
-            return usage("no option '%s'%s", arg, "");
-        const char *value = arg[2 + len] == '=' ? arg + 2 + len + 1 : NULL;
-        if (o->type == OPT_FLAG && value)
-            return usage("--%s takes no value%s", o->name, "");
-        if (o->type == OPT_PORT && !value &&
-            (i + 1 == argc || argv[i + 1][0] == '-'))
-            value = "1234";
-        if (o->type != OPT_FLAG && !value) {
-            if (i + 1 == argc)
-                return usage("--%s wants a value: %s", o->name, o->arg);
-            value = argv[++i];
+        if (arg[0] != '-' && !*vm) {
+            if (!rundir_name_ok(arg))
+                return usage(c, "'%s' is neither an option nor a VM's name%s", arg, "");
+            *vm = arg;
+            continue;
         }
-        int r = parse_value(c, o, value, (char *)c + o->at);
+        if (strncmp(arg, "--", 2) || !arg[2])
+            return usage(c, "'%s' is not an option%s", arg, "");
+        int r = parse_arg(c, argc, argv, &i);
         if (r >= 0)
             return r;
     }
     return -1;
 }
 
-int cli_parse(struct config *c, int argc, char **argv)
+static void set_defaults(struct config *c)
 {
     memset(c, 0, sizeof(*c));
     c->mem = 512 * MIB;
     c->cpus = 1;
     c->pv = paravirt_default();
+}
 
+/* The command line is read twice: for the name of the file, and again on top of what the file says. */
+static int parse_run(struct config *c, int argc, char **argv)
+{
+    static char path[4096];
+    const char *vm = NULL;
+    int r = parse_args(c, argc, argv, &vm);
+
+    if (r >= 0)
+        return r;
+    const char *file = c->file;
+    if (vm && file)
+        return usage(c, "give a VM's name (%s) or --config, not both%s", vm, "");
+    if (vm) {
+        if (config_vm_path(path, sizeof(path), vm, "vm.conf") || access(path, R_OK)) {
+            say("no VM named '%s': %s: %s", vm, path, strerror(errno));
+            return STATUS_USAGE;
+        }
+        file = path;
+    }
+    if (!file)
+        return -1;
+    set_defaults(c);
+    c->file = file;
+    r = config_read(c);
+    if (r)
+        return r;
+    if (vm)
+        c->name = vm;
+    vm = NULL;
+    return parse_args(c, argc, argv, &vm);
+}
+
+int cli_parse(struct config *c, int argc, char **argv)
+{
+    set_defaults(c);
     if (argc < 2) {
         say("nothing to do; `vitro run` boots a guest, `vitro --help` says more");
         return STATUS_USAGE;
@@ -342,6 +461,5 @@ int cli_parse(struct config *c, int argc, char **argv)
     }
     if (!strcmp(what, "run"))
         return parse_run(c, argc - 2, argv + 2);
-    say("no command '%s'; there is: run. See vitro --help", what);
-    return STATUS_USAGE;
+    return client_run(what, argc - 2, argv + 2);
 }

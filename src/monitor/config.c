@@ -1,5 +1,7 @@
 /* config.c - what the command line left open: the default guest, and the kernel's command line. */
 #include "monitor/config.h"
+#include "monitor/firmware.h"
+#include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +38,21 @@ static bool names_console(const char *s)
 
 int config_complete(struct config *c)
 {
+    if (c->firmware || (!c->kernel && (c->nr_drives || c->boot.given))) {
+        if (c->kernel || c->initrd || c->append) {
+            say("--%s does not go with --firmware, which starts what is on a disk; leave one out",
+                c->kernel ? "kernel" : c->initrd ? "initrd" : "append");
+            return STATUS_USAGE;
+        }
+        if (!firmware_find(c->firmware, c->firmware_path, sizeof(c->firmware_path)))
+            return STATUS_FAIL;
+        c->firmware = c->firmware_path;
+        return STATUS_OK;
+    }
+    if (c->boot.given) {
+        say("--boot is for firmware; it does not go with --kernel");
+        return STATUS_USAGE;
+    }
     if (!c->kernel) {
         char exe[PATH_MAX];
         ssize_t n = readlink("/proc/self/exe", exe, sizeof(exe) - 1);
@@ -75,4 +92,106 @@ int config_complete(struct config *c)
     if (c->cmdline[0] == ' ')
         memmove(c->cmdline, c->cmdline + 1, strlen(c->cmdline));
     return STATUS_OK;
+}
+
+/* -- Files ---------------------------------------------------------------------------------------- */
+
+int config_vm_path(char *path, size_t len, const char *name, const char *file)
+{
+    const char *data = getenv("XDG_DATA_HOME"), *home = getenv("HOME");
+    int n;
+
+    path[0] = '\0';
+    if (data && data[0] == '/')
+        n = snprintf(path, len, "%s/vitro/%s/%s", data, name, file);
+    else if (home && home[0] == '/')
+        n = snprintf(path, len, "%s/.local/share/vitro/%s/%s", home, name, file);
+    else
+        return -ENOENT;
+    return n < 0 || (size_t)n >= len ? -ENAMETOOLONG : 0;
+}
+
+static char *trim(char *s)
+{
+    s += strspn(s, " \t\r\n");
+    size_t len = strlen(s);
+    while (len && strchr(" \t\r\n", s[len - 1]))
+        len--;
+    s[len] = '\0';
+    return s;
+}
+
+static int wrong(const struct config *c, const char *what, const char *line)
+{
+    say("%s:%u: %s: '%.100s'", c->file, c->at_line, what, line);
+    return STATUS_USAGE;
+}
+
+/* A value that lives as long as the configuration; a path as seen from the file's folder. */
+static const char *keep(struct config *c, const char *name, const char *value)
+{
+    const char *slash = strrchr(c->file, '/');
+    char *kept;
+
+    if (c->nr_lines == CONFIG_FILE_LINES)
+        return NULL;
+    if (!option_is_path(name) || value[0] == '/' || !slash)
+        kept = strdup(value);
+    else if (asprintf(&kept, "%.*s/%s", (int)(slash - c->file), c->file, value) < 0)
+        kept = NULL;
+    if (kept)
+        c->lines[c->nr_lines++] = kept;
+    return kept;
+}
+
+/* One line, modified. 0 or a status. */
+static int read_line(struct config *c, char *text)
+{
+    char *key = trim(text), *value = NULL, *equals;
+
+    if (!*key || *key == '#' || *key == ';')
+        return 0;
+    if (*key == '[')
+        return strcmp(key, "[vm]") ? wrong(c, "the only section is [vm], not", key) : 0;
+    equals = strchr(key, '=');
+    if (equals) {
+        *equals = '\0';
+        value = trim(equals + 1);
+        key = trim(key);
+    }
+    if (value) {
+        const char *kept = keep(c, key, value);
+        if (!kept)
+            return wrong(c, "too many lines at", key);
+        value = (char *)kept;
+    }
+    c->at_file = c->file;
+    int r = option_set(c, key, value);
+    c->at_file = NULL;
+    return r < 0 ? 0 : r;
+}
+
+int config_read(struct config *c)
+{
+    FILE *f = fopen(c->file, "re");
+    char *text = NULL;
+    size_t cap = 0;
+    int r = 0;
+
+    if (!f) {
+        say("--config: cannot open %s: %s", c->file, strerror(errno));
+        return STATUS_FAIL;
+    }
+    c->at_line = 0;
+    for (ssize_t n; !r && (n = getline(&text, &cap, f)) >= 0;) {
+        c->at_line++;
+        r = strlen(text) == (size_t)n ? read_line(c, text) : wrong(c, "this is no text file", "");
+    }
+    if (!r && ferror(f)) {
+        say("--config: cannot read %s: %s", c->file, strerror(errno));
+        r = STATUS_FAIL;
+    }
+    free(text);
+    fclose(f);
+    return r;
 }

@@ -14,6 +14,8 @@
 
 #define CONFIG_CMDLINE_MAX 4096
 
+#define CONFIG_FILE_LINES 256
+
 struct config {
     const char *kernel;
     const char *initrd; /* NULL: none */
@@ -21,6 +23,8 @@ struct config {
     const char *cpu;    /* CPU model; NULL: the host's */
     const char *symbols;
     const char *trace_file;
+    const char *firmware;  /* the image's name, then its path; NULL: --kernel is booted */
+    const char *firmware_log;
     u64 mem;            /* bytes, a multiple of 1 MiB */
     unsigned cpus;
     unsigned trace, debug; /* VITRO_TRACE_*, VITRO_DEBUG_* */
@@ -30,8 +34,17 @@ struct config {
     unsigned nr_drives;
     struct drive drive[DRIVES_MAX]; /* in the order of the command line */
     struct boot_choice boot;
+    const char *name;      /* of this VM, for the control socket; NULL: none given */
+    const char *file;      /* --config, or NAME's; NULL: none */
+    bool detach;
+    struct detach *parent; /* of a detached VM: who waits to hear that it runs; else NULL */
+    const char *at_file;   /* the file and line that an option is being read from; NULL: command line */
+    unsigned at_line;
+    char *lines[CONFIG_FILE_LINES]; /* what the file's options point into: kept to the end */
+    unsigned nr_lines;
     char cmdline[CONFIG_CMDLINE_MAX];
     char kernel_path[4096], initrd_path[4096]; /* of the default guest */
+    char firmware_path[4096];
 };
 
 /* say - one line on stderr with the program's name before it. */
@@ -42,5 +55,20 @@ void say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
  * was printed: 0; a mistake was explained: 2).
  */
 int cli_parse(struct config *c, int argc, char **argv);
+/*
+ * option_set - one option by its long name, as from `--name value`; value NULL: a flag. -1 to go on, else a
+ * status (explained).
+ */
+int option_set(struct config *c, const char *name, const char *value);
+/*
+ * config_read - set options from c->file: lines `option = value`, comments, an optional [vm] header. Paths are
+ * relative to the file's folder. 0 or a status (explained).
+ */
+int config_read(struct config *c);
+/* config_vm_path - where VM `name` keeps `file`: $XDG_DATA_HOME/vitro/NAME/FILE. 0 or -ENAMETOOLONG, -ENOENT. */
+int config_vm_path(char *path, size_t len, const char *name, const char *file);
+/* option_is_path - does this option's value begin with a file's path? False too if there is no such option. */
+bool option_is_path(const char *name);
+
 /* config_complete - the default guest and the command line, after cli_parse. 0 or a status. */
 int config_complete(struct config *c);

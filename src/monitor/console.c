@@ -2,6 +2,7 @@
 #include "monitor/tty.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
@@ -213,13 +214,22 @@ static void *console_thread(void *arg)
     }
 }
 
-int console_start(struct console *con, const struct console_ops *ops)
+size_t console_feed(struct console *con, const u8 *bytes, size_t len)
+{
+    /* The pipe's end does not block, and writes of up to PIPE_BUF bytes are whole. */
+    ssize_t n = write(con->feed_fd, bytes, MIN(len, (size_t)PIPE_BUF));
+
+    return n > 0 ? (size_t)n : 0;
+}
+
+int console_start(struct console *con, const struct console_ops *ops, bool detached)
 {
     int r, pipe_fd[2];
 
     memset(con, 0, sizeof(*con));
     con->ops = *ops;
-    con->in_open = true;
+    con->in_open = !detached;
+    con->out_broken = detached;
     con->wake_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (con->wake_fd < 0)
         return -errno;
@@ -231,7 +241,7 @@ int console_start(struct console *con, const struct console_ops *ops)
     con->feed_fd = pipe_fd[1];
     pthread_mutex_init(&con->lock, NULL);
     pthread_cond_init(&con->space, NULL);
-    con->is_tty = tty_raw(STDIN_FILENO);
+    con->is_tty = !detached && tty_raw(STDIN_FILENO);
     r = pthread_create(&con->thread, NULL, console_thread, con);
     if (r) {
         r = -r;

@@ -40,8 +40,13 @@ struct console {
     bool stop, out_broken;
 };
 
-/* console_start - makes the terminal raw, starts the thread. 0 or -errno. */
-int console_start(struct console *con, const struct console_ops *ops);
+/*
+ * console_start - makes the terminal raw, starts the thread. detached: stdin and stdout are left alone, output
+ * goes nowhere. 0 or -errno.
+ */
+int console_start(struct console *con, const struct console_ops *ops, bool detached);
+/* console_feed - input from somewhere else, as if typed. How much was taken now. Any thread. */
+size_t console_feed(struct console *con, const u8 *bytes, size_t len);
 /* console_write - bytes from the guest; waits when the buffer is full. Any thread. */
 void console_write(struct console *con, const u8 *bytes, size_t len);
 /* console_stop - writes what waits (for at most a moment if nobody reads), restores the terminal. */

@@ -83,6 +83,7 @@ static void *vcpu_thread(void *arg)
     else if (vm->gdb)
         gdbstub_stopped(vm->gdb, cpu, 0);
     while (!vm_has_ended(vm)) {
+        vm_pause_point(cpu);
         switch (vitro_vcpu_run(cpu->vcpu)) {
         case VITRO_EXIT_HLT:
             vcpu_sleep(cpu);

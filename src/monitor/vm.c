@@ -5,7 +5,10 @@
 #include "monitor/vm_inner.h"
 #include "machine/layout.h"
 #include "machine/machine.h"
+#include "monitor/control.h"
+#include "monitor/detach.h"
 #include "monitor/file.h"
+#include "monitor/firmware.h"
 #include "monitor/gdbstub.h"
 #include "vitro/abi.h"
 #include "paravirt/paravirt.h"
@@ -41,6 +44,7 @@ void vm_end(struct guest *vm, enum vm_outcome outcome, int status,
         return;
     for (unsigned i = 0; i < vm->nr_vcpus; i++)
         vm_vcpu_kick(&vm->vcpu[i], VITRO_KICK_STOP);
+    vm_pause_wake(vm);
     if (vm->gdb)
         gdbstub_wake(vm->gdb);
 }
@@ -101,6 +105,7 @@ static void on_output(void *opaque, const u8 *bytes, size_t len)
 {
     struct guest *vm = opaque;
 
+    control_console(vm->control, bytes, len);
     console_write(&vm->console, bytes, len);
 }
 
@@ -122,6 +127,13 @@ static bool on_listening(void *opaque)
 static void on_written(void *opaque, gpa_t gpa, u64 len)
 {
     vitro_vm_memory_written(opaque, gpa, len);
+}
+
+static void on_firmware_log(void *opaque, const u8 *bytes, size_t len)
+{
+    struct guest *vm = opaque;
+
+    fwrite(bytes, 1, len, vm->firmware_log);
 }
 
 static void on_leave(void *opaque)
@@ -189,6 +201,11 @@ static int make_machine(struct guest *vm)
         .tsc_now = on_tsc,
         .console_tx = on_output,
         .debugcon_tx = on_output,
+        .firmware = vm->config->firmware,
+        .shadow = firmware_shadow,
+        .firmware_log = vm->firmware_log ? on_firmware_log : NULL,
+        .boot_order = vm->config->boot.order,
+        .boot_menu = vm->config->boot.menu,
     };
     int r = machine_create(&mc, &vm->machine);
 
@@ -290,7 +307,8 @@ static int make_engine(struct guest *vm)
     vm->view.written_opaque = vm->vm;
     for (unsigned i = 0; i < vm->view.nr_slots; i++) {
         const struct ram_slot *s = &vm->view.slot[i];
-        int r = vitro_vm_add_memory(vm->vm, s->gpa, s->size, s->host, 0);
+        int r = vm->rom ? firmware_add_memory(vm, s)
+                        : vitro_vm_add_memory(vm->vm, s->gpa, s->size, s->host, 0);
         if (r) {
             say("cannot give the engine the guest's memory: %s", strerror(-r));
             return r;
@@ -360,6 +378,14 @@ static int open_trace(struct guest *vm)
             return -errno;
         }
     }
+    if (c->firmware_log) {
+        vm->firmware_log = fopen(c->firmware_log, "we");
+        if (!vm->firmware_log) {
+            say("--firmware-log: cannot open %s: %s", c->firmware_log, strerror(errno));
+            return -errno;
+        }
+        setvbuf(vm->firmware_log, NULL, _IOLBF, 0);
+    }
     return c->symbols ? symbols_load(&vm->symbols, c->symbols) : 0;
 }
 
@@ -369,12 +395,14 @@ static int start(struct guest *vm)
                                      .listening = on_listening,
                                      .leave = on_leave,
                                      .broken = on_broken };
-    int r = console_start(&vm->console, &ops);
+    int r = console_start(&vm->console, &ops, vm->config->detach);
 
     if (!r)
         r = machine_console_attach(vm->machine, vm->console.guest_fd);
+    clock_gettime(CLOCK_MONOTONIC, &vm->started);
     for (unsigned i = 0; i < vm->nr_vcpus && !r; i++)
         r = vm_vcpu_start(&vm->vcpu[i]);
+    control_attach(vm->control, vm);
     if (r)
         vm_end(vm, VM_FAIL, STATUS_FAIL, "cannot start: %s", strerror(-r));
     return r;
@@ -386,7 +414,9 @@ static int start(struct guest *vm)
 static void stop(struct guest *vm)
 {
     bool stopped = true;
+    bool again = vm->outcome == VM_RESET && !vm->config->no_reboot;
 
+    control_detach(vm->control, vm->outcome, again);
     for (unsigned i = 0; i < vm->nr_vcpus; i++)
         stopped &= vm_vcpu_join(&vm->vcpu[i], STOP_MS);
     if (stopped)
@@ -428,12 +458,16 @@ static void destroy(struct guest *vm)
     symbols_free(&vm->symbols);
     if (vm->trace && vm->trace != stderr)
         fclose(vm->trace);
+    if (vm->firmware_log)
+        fclose(vm->firmware_log);
+    firmware_free(vm);
+    vm_pause_fini(vm);
     pthread_cond_destroy(&vm->ended);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
 }
 
-enum vm_outcome vm_run(const struct config *c, int *status)
+enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status)
 {
     struct guest *vm = calloc(1, sizeof(*vm));
 
@@ -443,19 +477,24 @@ enum vm_outcome vm_run(const struct config *c, int *status)
         return VM_FAIL;
     }
     vm->config = c;
+    vm->control = ctl;
     vm->ram.fd = -1;
     pthread_mutex_init(&vm->lock, NULL);
     pthread_cond_init(&vm->ended, NULL);
+    vm_pause_init(vm);
     ram_init(&vm->view);
     vm->outcome = VM_RUNNING;
 
-    if (open_trace(vm) || open_drives(vm) || make_ram(vm) || make_machine(vm) ||
-        make_paravirt(vm) || make_engine(vm) || devices_create(vm) || load_guest(vm) ||
+    if (open_trace(vm) || open_drives(vm) || make_ram(vm) ||
+        (c->firmware && firmware_load(vm)) || make_machine(vm) ||
+        make_paravirt(vm) || make_engine(vm) || devices_create(vm) ||
+        (c->firmware ? firmware_files(vm) : load_guest(vm)) ||
         (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
         destroy(vm);
         return VM_FAIL;
     }
-    start(vm);
+    if (!start(vm))
+        detach_ready(c->parent);
     pthread_mutex_lock(&vm->lock);
     while (vm->outcome == VM_RUNNING)
         pthread_cond_wait(&vm->ended, &vm->lock);

@@ -15,8 +15,14 @@ enum vm_outcome {
     VM_DEBUG_EXIT,   /* status is the guest's */
     VM_TRIPLE_FAULT,
     VM_LEAVE,        /* the user left */
+    VM_QUIT,         /* by the control socket */
     VM_FAIL,         /* explained on stderr */
 };
 
-/* vm_run - build the machine, run it to its end, take it down. *status: the exit status it means. */
-enum vm_outcome vm_run(const struct config *c, int *status);
+struct control;
+
+/*
+ * vm_run - build the machine, run it to its end, take it down. *status: the exit status it means. ctl: who may
+ * give it orders meanwhile; may be NULL.
+ */
+enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status);

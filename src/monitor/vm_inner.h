@@ -12,11 +12,13 @@
 #include "monitor/vm.h"
 #include <pthread.h>
 #include <stdatomic.h>
+#include <time.h>
 
 struct disk;
 struct machine;
 struct paravirt;
 struct gdbstub;
+struct control;
 
 #define VM_VCPUS_MAX 64
 
@@ -37,10 +39,22 @@ struct vm_vcpu {
     pthread_cond_t wake;
 };
 
+/* What pause.c keeps. */
+struct vm_pause {
+    atomic_bool wanted;
+    bool paused;   /* vCPUs at rest, clocks and devices stopped; control thread, or before vCPUs run */
+    unsigned at_rest; /* vCPUs in vm_pause_point(); under lock */
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+};
+
 struct guest {
     const struct config *config;
     struct backing ram;
     struct ram view; /* the loaders' view of guest memory */
+    u8 *rom;         /* the firmware's image, then BIOS_WINDOW bytes of ones; NULL: no firmware */
+    u64 rom_size;
+    FILE *firmware_log;
     struct disk *disk[DRIVES_MAX]; /* as config->drive; NULL: not opened */
     struct machine *machine;
     struct devices devices;
@@ -52,6 +66,9 @@ struct guest {
     struct symbols symbols;
     FILE *trace;
     struct gdbstub *gdb;
+    struct control *control; /* may be NULL */
+    struct vm_pause pause;
+    struct timespec started; /* CLOCK_MONOTONIC */
     atomic_bool over; /* outcome is no longer VM_RUNNING */
 
     pthread_mutex_t lock; /* what follows */
@@ -66,6 +83,18 @@ struct guest {
 void vm_end(struct guest *vm, enum vm_outcome outcome, int status,
             const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 bool vm_has_ended(struct guest *vm);
+
+/* -- pause.c --------------------------------------------------------------------------------- */
+void vm_pause_init(struct guest *vm);
+void vm_pause_fini(struct guest *vm);
+/* vm_pause - returns with the machine still. 0, or -errno and *why is a sentence. Twice is once. */
+int vm_pause(struct guest *vm, const char **why);
+/* vm_resume - go on. 0, or -errno: the VM has been ended. */
+int vm_resume(struct guest *vm);
+/* vm_pause_point - a vCPU's thread, between two runs: stay here while a pause is wanted. */
+void vm_pause_point(struct vm_vcpu *cpu);
+/* vm_pause_wake - the run is over: nobody stays. */
+void vm_pause_wake(struct guest *vm);
 
 /* -- vcpu.c ---------------------------------------------------------------------------------- */
 int vm_vcpu_init(struct guest *vm, unsigned index);

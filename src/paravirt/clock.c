@@ -29,3 +29,9 @@ u64 pv_clock_ns(const struct paravirt *pv, u64 host_tsc)
     d = pv->tsc_shift < 0 ? d >> -pv->tsc_shift : d << pv->tsc_shift;
     return (u64)((unsigned __int128)d * pv->tsc_mul >> 32);
 }
+
+/* A guest's copy of the base is in terms of its own TSC, which did not count these ticks either. */
+void paravirt_clock_skip(struct paravirt *pv, u64 ticks)
+{
+    pv->tsc_base += ticks;
+}

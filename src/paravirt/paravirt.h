@@ -65,6 +65,8 @@ void paravirt_destroy(struct paravirt *pv);
 const struct vitro_pv *paravirt_ops(struct paravirt *pv);
 /* paravirt_attach - tell it a vCPU that was made. */
 void paravirt_attach(struct paravirt *pv, unsigned index, struct vitro_vcpu *vcpu);
+/* paravirt_clock_skip - so many ticks of the host's TSC did not count: the guest stood still. While no vCPU runs. */
+void paravirt_clock_skip(struct paravirt *pv, u64 ticks);
 
 /* A vCPU's thread says: it begins and ends; it is about to sleep in the guest's HLT, and woke; it was reset or took
  * INIT, which switches off what the guest had switched on for this vCPU. */

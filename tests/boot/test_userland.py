@@ -30,6 +30,17 @@ def test_32_bit_programs():
     check(lines(seen, r"^compute: .*") == 2 * [COMPUTE], seen[-500:])
 
 
+# -- 64-bit programs -------------------------------------------------------------------------------------
+
+def test_64_bit_programs():
+    seen = in_guest("""
+        gcc -w -O2 -pthread -o a /programs/user64.c && ./a && ./a
+        gcc -w -O1 -static -pthread -o b /programs/user64.c && ./b
+        """, files=programs("user64.c"))
+    results = lines(seen, r"^user64: .*")
+    check(len(results) == 3 and all(re.fullmatch(r"user64: \d{3} passed, 0 failed", r) for r in results), seen[-1500:])
+
+
 # -- Run-time compilers ------------------------------------------------------------------------------------
 
 LUA = ("17984\t351882\t67499775000.000 6718646468550548704ULL\tf99a3b46\t110,99915\t218908,596723\t"

@@ -1214,8 +1214,9 @@ static void test_pci(void)
     EQUAL(pci_r(&f, 0, 0, 4), 0x12378086);
     EQUAL(pci_r(&f, 0, 2, 2), 0x1237);
     EQUAL(pci_r(&f, 0, 0x0b, 1), 6);
-    EQUAL(pci_r(&f, 8, 0, 4), 0xffffffff);
-    EQUAL(machine_port_in(f.m, 0xcf8, 4), 0x80000800);
+    EQUAL(pci_r(&f, 8, 0, 4), 0x70008086);
+    EQUAL(pci_r(&f, 0xf8, 0, 4), 0xffffffff);
+    EQUAL(machine_port_in(f.m, 0xcf8, 4), 0x8000f800);
     machine_port_out(f.m, 0xcf8, 4, 0); /* disabled */
     EQUAL(machine_port_in(f.m, 0xcfc, 4), 0xffffffff);
     machine_mmio_read(f.m, 0, LAYOUT_ECAM, &v, 4);
@@ -1347,12 +1348,12 @@ static void test_acpi(const char *dir)
     /* Too small a buffer is refused, at every size. */
     static u8 buf[LAYOUT_ACPI_SIZE];
     struct acpi_config config = { .nr_cpus = 4, .base = LAYOUT_ACPI, .mmio64 = 1ull << 40 };
-    size_t need = acpi_build(&config, buf, sizeof(buf));
+    size_t need = acpi_build(&config, buf, sizeof(buf), NULL);
     CHECK(need > 0);
     for (size_t cap = 0; cap < need; cap += 7)
-        CHECK(acpi_build(&config, buf, cap) == 0);
+        CHECK(acpi_build(&config, buf, cap, NULL) == 0);
     config.nr_cpus = MACHINE_MAX_CPUS;
-    CHECK(acpi_build(&config, buf, sizeof(buf)) > 0);
+    CHECK(acpi_build(&config, buf, sizeof(buf), NULL) > 0);
     teardown(&f);
 }
 

@@ -290,6 +290,12 @@ static void fill_cmos(struct mc146818 *r)
     for (unsigned i = 0; i < 3; i++)
         r->cmos[CMOS_MEM_4G + i] = (u8)(above >> i * 8);
     r->cmos[CMOS_NR_CPUS] = (u8)(w->nr_cpus - 1);
+    static const char devices[] = "acdn";
+    for (unsigned i = 0; w->boot_order && w->boot_order[i] && i < 3; i++) {
+        const char *at = strchr(devices, w->boot_order[i]);
+        u8 code = at ? (u8)(at - devices + 1) : 0;
+        r->cmos[i < 2 ? CMOS_BOOT12 : CMOS_BOOT3] |= i == 1 || i == 2 ? (u8)(code << 4) : code;
+    }
     r->cmos[0x14] = 0x02; /* equipment: a coprocessor */
 }
 

@@ -13,6 +13,8 @@
 #define CMOS_CENTURY 0x32
 #define CMOS_MEM_16M 0x34    /* 64 KiB units above 16 MiB, 16 bits */
 #define CMOS_MEM_4G 0x5b     /* 64 KiB units above 4 GiB, 24 bits */
+#define CMOS_BOOT3 0x38      /* high nibble: third boot device; bit 0: boot floppies without signature too */
+#define CMOS_BOOT12 0x3d     /* first (low nibble) and second: 1 floppy, 2 disk, 3 CD, 4 network */
 #define CMOS_NR_CPUS 0x5f    /* minus one */
 
 struct rtc_wiring {
@@ -21,6 +23,7 @@ struct rtc_wiring {
     u64 wall_ns;  /* UTC, ns since 1970, at machine time 0 */
     u64 low_ram, high_ram; /* bytes below and above 4 GiB */
     unsigned nr_cpus;
+    const char *boot_order; /* letters of acdn; NULL: nothing said */
 };
 
 struct mc146818 {

@@ -22,6 +22,7 @@ static u64 io_read(void *dev, u64 off, unsigned size)
     case SYSCTL_PORT_A: return s->port_a | PORT_A_A20;
     case SYSCTL_POST: return s->post;
     case SYSCTL_DEBUGCON: return 0xe9; /* "I am here" */
+    case SYSCTL_FIRMWARE_LOG: return s->wiring.firmware_log ? 0xe9 : 0xff;
     case SYSCTL_PVPANIC: return PVPANIC_PANICKED | PVPANIC_CRASH_LOADED;
     default: return 0;
     }
@@ -51,6 +52,10 @@ static void io_write(void *dev, u64 off, unsigned size, u64 value)
     case SYSCTL_DEBUGCON:
         if (s->wiring.debugcon)
             s->wiring.debugcon(s->wiring.opaque, &byte, 1);
+        break;
+    case SYSCTL_FIRMWARE_LOG:
+        if (s->wiring.firmware_log)
+            s->wiring.firmware_log(s->wiring.opaque, &byte, 1);
         break;
     case SYSCTL_PVPANIC:
         if (byte & PVPANIC_PANICKED)

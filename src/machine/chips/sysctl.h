@@ -11,6 +11,7 @@ struct sysctl_wiring {
     void (*debug_exit)(void *opaque, int status);
     void (*panicked)(void *opaque);
     void (*debugcon)(void *opaque, const u8 *bytes, size_t len);
+    void (*firmware_log)(void *opaque, const u8 *bytes, size_t len); /* NULL: nobody is there */
     void *opaque;
 };
 
@@ -20,6 +21,7 @@ struct sysctl {
 };
 
 /* Offsets of the registers, whatever their ports. */
-enum { SYSCTL_RESET, SYSCTL_PORT_A, SYSCTL_POST, SYSCTL_DEBUGCON, SYSCTL_PVPANIC, SYSCTL_EXIT };
+enum { SYSCTL_RESET, SYSCTL_PORT_A, SYSCTL_POST, SYSCTL_DEBUGCON, SYSCTL_PVPANIC, SYSCTL_EXIT,
+       SYSCTL_FIRMWARE_LOG };
 extern const struct device_class sysctl;
 extern const struct io_ops sysctl_exit; /* isa-debug-exit takes 4 bytes */

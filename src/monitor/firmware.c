@@ -1,0 +1,159 @@
+/*
+ * firmware.c - firmware for the board. Its image ends at 4 GiB; below 1 MiB its last 128 KiB are seen
+ * until the firmware switches RAM in (82441FX PAM, machine/chips/piix.h).
+ */
+#include "monitor/firmware.h"
+#include "machine/chips/piix.h"
+#include "machine/layout.h"
+#include "machine/machine.h"
+#include "monitor/file.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define BIOS_WINDOW (LAYOUT_HIGH_RAM - LAYOUT_BIOS)
+#define SERIAL_CONSOLE PORT_COM1 /* SeaBIOS's etc/sercon-port */
+
+static const char *const firmware_dirs[] = {
+    ".", "/usr/local/share/vitro", "/usr/share/seabios", "/usr/share/qemu", "/usr/share/OVMF",
+};
+static const char *const default_names[] = { "bios-256k.bin", "bios.bin" };
+
+static bool find_in_dirs(const char *name, unsigned first, char *path, size_t len)
+{
+    for (unsigned i = first; i < ARRAY_SIZE(firmware_dirs); i++) {
+        int n = snprintf(path, len, "%s/%s", firmware_dirs[i], name);
+        if (n > 0 && (size_t)n < len && !access(path, R_OK))
+            return true;
+    }
+    return false;
+}
+
+bool firmware_find(const char *name, char *path, size_t len)
+{
+    if (name && strchr(name, '/')) {
+        int n = snprintf(path, len, "%s", name);
+        return n > 0 && (size_t)n < len;
+    }
+    if (name && find_in_dirs(name, 0, path, len))
+        return true;
+    if (name) {
+        say("--firmware: no %s here, nor in /usr/local/share/vitro, /usr/share/seabios, "
+            "/usr/share/qemu or /usr/share/OVMF", name);
+        return false;
+    }
+    for (unsigned i = 0; i < ARRAY_SIZE(default_names); i++)
+        if (find_in_dirs(default_names[i], 1, path, len)) /* not whatever lies about here */
+            return true;
+    say("no firmware to boot a disk with; install Debian's package seabios, or name an image with "
+        "--firmware FILE");
+    return false;
+}
+
+int firmware_load(struct guest *vm)
+{
+    const char *path = vm->config->firmware;
+    struct file f;
+    int r = file_map(&f, "firmware", path);
+
+    if (r)
+        return r;
+    r = -EINVAL;
+    if (f.size < PAGE_SIZE || f.size % PAGE_SIZE || f.size > LAYOUT_4G - LAYOUT_FIRMWARE) {
+        say("--firmware: %s is not a firmware image: its size is %llu bytes, not a multiple of "
+            "4 KiB up to 16 MiB", path, (unsigned long long)f.size);
+        goto out;
+    }
+    const u8 *vector = f.data + f.size - 16;
+    bool empty = true;
+    for (unsigned i = 1; i < 16; i++)
+        empty &= vector[i] == vector[0];
+    if (empty) {
+        say("--firmware: %s is not a firmware image for a PC: there is nothing at the reset vector, "
+            "16 bytes before its end", path);
+        goto out;
+    }
+    /* The image, then what is read where there is nothing: ones. */
+    vm->rom = mmap(NULL, f.size + BIOS_WINDOW, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                   -1, 0);
+    if (vm->rom == MAP_FAILED) {
+        vm->rom = NULL;
+        r = -errno;
+        say("--firmware: no memory for %s: %s", path, strerror(errno));
+        goto out;
+    }
+    vm->rom_size = f.size;
+    memcpy(vm->rom, f.data, f.size);
+    memset(vm->rom + f.size, 0xff, BIOS_WINDOW);
+    r = ram_add_slot(&vm->view, LAYOUT_4G - f.size, f.size, vm->rom, true);
+out:
+    file_unmap(&f);
+    return r;
+}
+
+void firmware_free(struct guest *vm)
+{
+    if (vm->rom)
+        munmap(vm->rom, vm->rom_size + BIOS_WINDOW);
+}
+
+/* -- Shadow RAM --------------------------------------------------------------------------------- */
+
+/* What is read at gpa while RAM is switched off there; areas do not cross LAYOUT_BIOS. */
+static u8 *rom_at(struct guest *vm, gpa_t gpa)
+{
+    u64 from_end = LAYOUT_HIGH_RAM - gpa;
+
+    return gpa >= LAYOUT_BIOS && from_end <= vm->rom_size ? vm->rom + vm->rom_size - from_end
+                                                          : vm->rom + vm->rom_size;
+}
+
+void firmware_shadow(void *opaque, gpa_t gpa, u64 size, unsigned mode)
+{
+    struct guest *vm = opaque;
+    bool ram = mode & MACHINE_SHADOW_READ;
+
+    if (!vm->vm || !vm->rom)
+        return; /* the board is being made: firmware_add_memory() starts with ROM */
+    void *host = ram ? ram_ptr(&vm->view, gpa, size) : rom_at(vm, gpa);
+    bug_on(!host);
+    int r = vitro_vm_set_memory(vm->vm, gpa, host,
+                                ram && (mode & MACHINE_SHADOW_WRITE) ? 0 : VITRO_MEM_READONLY);
+    bug_on(r);
+}
+
+int firmware_add_memory(struct guest *vm, const struct ram_slot *s)
+{
+    u64 end = s->gpa + s->size;
+    int r = 0;
+
+    if (s->readonly)
+        return vitro_vm_add_memory(vm->vm, s->gpa, s->size, s->host, VITRO_MEM_READONLY);
+    if (s->gpa != LAYOUT_OPTION_ROM || end <= LAYOUT_HIGH_RAM)
+        return vitro_vm_add_memory(vm->vm, s->gpa, s->size, s->host, 0);
+    /* Most accesses are to the rest: it comes first, because look-ups go in order. */
+    r = vitro_vm_add_memory(vm->vm, LAYOUT_HIGH_RAM, end - LAYOUT_HIGH_RAM,
+                            s->host + (LAYOUT_HIGH_RAM - s->gpa), 0);
+    for (unsigned n = 0; n < PAM_AREAS && !r; n++) {
+        gpa_t gpa;
+        u64 size = piix_pam_area(n, &gpa);
+        r = vitro_vm_add_memory(vm->vm, gpa, size, rom_at(vm, gpa), VITRO_MEM_READONLY);
+    }
+    return r;
+}
+
+/* -- Files -------------------------------------------------------------------------------------- */
+
+int firmware_files(struct guest *vm)
+{
+    const u16 port = SERIAL_CONSOLE;
+    int r = machine_add_file(vm->machine, "etc/sercon-port", &port, sizeof(port));
+
+    if (!r)
+        r = machine_fill_firmware(vm->machine);
+    if (r)
+        say("cannot tell the firmware about the machine: %s", strerror(-r));
+    return r;
+}

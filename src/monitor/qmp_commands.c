@@ -1,0 +1,188 @@
+/*
+ * qmp_commands.c - what the control socket can be asked, a row for each command. Names and shapes are those of
+ * QEMU's QMP reference where it has the command; what it does not have begins with "x-".
+ */
+#include "monitor/control.h"
+#include "monitor/vm_inner.h"
+#include "machine/machine.h"
+#include <stdlib.h>
+#include <unistd.h>
+
+#define CMD(name) static int name(struct control *ctl, struct guest *vm, json_t *args, json_t **ret, \
+                                  struct qmp_error *e)
+
+CMD(query_version)
+{
+    *ret = json_pack("{s:{s:i,s:i,s:i},s:s}", "qemu", "major", 0, "minor", 1, "micro", 0, "package",
+                     "vitro " VITRO_VERSION);
+    return 0;
+}
+
+CMD(query_commands)
+{
+    *ret = json_array();
+    for (const struct control_command *c = control_commands; c->name; c++)
+        json_array_append_new(*ret, json_pack("{s:s}", "name", c->name));
+    return 0;
+}
+
+CMD(query_status)
+{
+    bool paused = vm && vm->pause.paused;
+
+    *ret = json_pack("{s:b,s:b,s:s}", "running", vm && !paused, "singlestep", false, "status",
+                     !vm ? "shutdown" : paused ? "paused" : "running");
+    return 0;
+}
+
+CMD(query_name)
+{
+    *ret = vm->config->name ? json_pack("{s:s}", "name", vm->config->name) : json_object();
+    return 0;
+}
+
+CMD(query_kvm)
+{
+    *ret = json_pack("{s:b,s:b}", "enabled", false, "present", false);
+    return 0;
+}
+
+CMD(query_memory)
+{
+    *ret = json_pack("{s:I}", "base-memory", (json_int_t)vm->config->mem);
+    return 0;
+}
+
+CMD(query_cpus)
+{
+    *ret = json_array();
+    for (unsigned i = 0; i < vm->nr_vcpus; i++)
+        json_array_append_new(*ret, json_pack("{s:i,s:i,s:s,s:s}", "cpu-index", (int)i, "thread-id", 0,
+                                              "qom-path", "", "target", "x86_64"));
+    return 0;
+}
+
+CMD(query_chardev)
+{
+    char where[4200];
+
+    snprintf(where, sizeof(where), "unix:%s", control_console_path(ctl));
+    *ret = json_pack("[{s:s,s:s,s:b}]", "label", "serial0", "filename", where, "frontend-open", true);
+    return 0;
+}
+
+/* For `vitro ps`. */
+CMD(x_info)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    *ret = json_pack("{s:i,s:I,s:i,s:I,s:s}", "pid", (int)getpid(), "memory", (json_int_t)vm->config->mem, "cpus",
+                     (int)vm->nr_vcpus, "seconds", (json_int_t)(now.tv_sec - vm->started.tv_sec), "status",
+                     vm->pause.paused ? "paused" : "running");
+    return 0;
+}
+
+static int pause_vm(struct guest *vm, struct qmp_error *e)
+{
+    const char *why = "";
+
+    return vm_pause(vm, &why) ? control_fail(e, "cannot pause: %s", why) : 0;
+}
+
+CMD(stop)
+{
+    bool was = vm->pause.paused;
+
+    if (pause_vm(vm, e))
+        return -1;
+    if (!was)
+        control_event(ctl, "STOP", NULL);
+    return 0;
+}
+
+CMD(cont)
+{
+    bool was = vm->pause.paused;
+
+    if (vm_resume(vm))
+        return control_fail(e, "cannot go on; see the VM's own output");
+    if (was)
+        control_event(ctl, "RESUME", NULL);
+    return 0;
+}
+
+CMD(system_powerdown)
+{
+    if (vm->pause.paused)
+        return control_fail(e, "the VM is paused: resume it first");
+    machine_power_button(vm->machine);
+    control_event(ctl, "POWERDOWN", NULL);
+    return 0;
+}
+
+CMD(system_reset)
+{
+    vm_end(vm, VM_RESET, STATUS_OK, "%s", "");
+    return 0;
+}
+
+CMD(quit)
+{
+    if (vm)
+        vm_end(vm, VM_QUIT, STATUS_OK, "%s", "");
+    return 0;
+}
+
+CMD(inject_nmi)
+{
+    for (unsigned i = 0; i < vm->nr_vcpus; i++)
+        machine_nmi(vm->machine, i);
+    return 0;
+}
+
+/* Counters are read while nothing runs. */
+CMD(x_stats)
+{
+    bool was = vm->pause.paused;
+    char *text = NULL;
+    size_t len;
+    FILE *f;
+
+    if (pause_vm(vm, e))
+        return -1;
+    f = open_memstream(&text, &len);
+    if (f) {
+        vitro_vm_stats(vm->vm, f, vm->symbols.nr ? symbols_name : NULL, &vm->symbols);
+        fclose(f);
+    }
+    if (!was)
+        vm_resume(vm);
+    if (!f)
+        return control_fail(e, "out of memory");
+    *ret = json_pack("{s:s}", "text", text);
+    free(text);
+    return *ret ? 0 : control_fail(e, "the counters are no text");
+}
+
+/* clang-format off */
+const struct control_command control_commands[] = {
+    { "query-version",             "", query_version,    false },
+    { "query-commands",            "", query_commands,   false },
+    { "query-status",              "", query_status,     false },
+    { "query-name",                "", query_name,       true },
+    { "query-kvm",                 "", query_kvm,        false },
+    { "query-memory-size-summary", "", query_memory,     true },
+    { "query-cpus-fast",           "", query_cpus,       true },
+    { "query-chardev",             "", query_chardev,    false },
+    { "stop",                      "", stop,             true },
+    { "cont",                      "", cont,             true },
+    { "system_powerdown",          "", system_powerdown, true },
+    { "system_reset",              "", system_reset,     true },
+    { "inject-nmi",                "", inject_nmi,       true },
+    { "quit",                      "", quit,             false },
+    { "x-info",                    "", x_info,           true },
+    { "x-stats",                   "", x_stats,          true },
+    { NULL, NULL, NULL, false },
+};
+/* clang-format on */
