@@ -7,7 +7,7 @@
  * are done by the engine itself and need nothing from the host.
  *
  * Left out on purpose: VMX, SVM, MONITOR/MWAIT, PKU, CET, LA57, RTM/HLE, every performance counter (leaf 0xA is
- * zero, no perfctr_*), machine-check banks (MCG_CAP says none), virtual-8086 extensions (CR4.VME, PVI), FFXSR,
+ * zero, no perfctr_*), machine-check banks (MCG_CAP says none), FFXSR,
  * AMX, AVX512_FP16, MOVDIRI/MOVDIR64B, CLZERO, SPEC_CTRL and the MSRs it brings.
  *
  * Side channels. Guest-level code sequences against speculation do not survive translation: a retpoline's or
@@ -71,6 +71,7 @@ static const struct feature features[] = {
     { 1,          0, ECX, 30, 5, OPT, 0 },          /* RDRAND */
     { 1,          0, ECX, 31, 1, SET, 0 },          /* hypervisor present */
     { 1,          0, EDX,  0, 1, REQ, 0 },          /* FPU */
+    { 1,          0, EDX,  1, 1, SET, 0 },          /* VME: CR4.VME and PVI */
     { 1,          0, EDX,  2, 1, SET, 0 },          /* DE */
     { 1,          0, EDX,  3, 1, SET, 0 },          /* PSE */
     { 1,          0, EDX,  4, 1, REQ, 0 },          /* TSC */
@@ -440,7 +441,7 @@ static enum cpu_vendor vendor_of(const u32 leaf0[4])
 
 static void set_register_masks(struct cpu_model *m)
 {
-    m->cr4_mask = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT |
+    m->cr4_mask = CR4_VME | CR4_PVI | CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT |
                   CR4_UMIP | CR4_FSGSBASE | CR4_PCIDE | CR4_SMEP | CR4_SMAP;
     if (cpu_model_has(m, 1, 0, ECX, 26))
         m->cr4_mask |= CR4_OSXSAVE;

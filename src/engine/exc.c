@@ -7,8 +7,7 @@
  * and DR6, which belong to the event and are written when it is recognised.
  *
  * Deviations: the error code pushed for #DF is 0 and RIP is that of the first fault. A stack that would
- * wrap in the middle of the frame takes #SS. Not modelled: task gates (the VM stops with a reason), VME
- * redirection, FRED, shadow stacks.
+ * wrap in the middle of the frame takes #SS. Not modelled: FRED, shadow stacks.
  */
 #include "engine/seg.h"
 
@@ -97,12 +96,13 @@ static enum xret gate_open(struct vcpu *v, const struct event *e, struct gate *g
         return raise_error(v, VEC_GP, idt_error(e));
     if (!(raw[0] >> 47 & 1))
         return raise_error(v, VEC_NP, idt_error(e));
+    g->cs.sel = (u16)(raw[0] >> 16);
     if (g->type == SYS_TASK_GATE)
-        return x_fail(v, "event through a task gate: hardware task switches are not modelled");
+        return X_OK;
     if (narrow)
         g->rip &= 0xffff;
 
-    u16 sel = (u16)(raw[0] >> 16);
+    u16 sel = g->cs.sel;
 
     if (sel_is_null(sel))
         return raise_error(v, VEC_GP, e->ext);
@@ -166,6 +166,18 @@ static enum xret deliver_long(struct vcpu *v, const struct event *e)
 
 /* -- Legacy protected and V86 mode (§6.12, §20.3) --------------------------------------------------------- */
 
+static enum xret deliver_task(struct vcpu *v, const struct event *e, u16 sel)
+{
+    bool made;
+    enum xret r = task_switch(v, &(struct task_switch){ .how = TASK_EVENT, .sel = sel, .eip = (u32)e->rip, .set_rf = e->set_rf,
+                                                        .has_error = e->has_error, .error = e->error, .ext = e->ext },
+                              &made);
+
+    if (r == X_FAULT && made) /* the event has been delivered; what comes now is the new task's */
+        r = exc_deliver(v);
+    return r == X_JUMP ? X_OK : r;
+}
+
 static enum xret deliver_legacy(struct vcpu *v, const struct event *e)
 {
     u64 frame[10], sp = v->regs[RSP], mask = stack_mask(v);
@@ -178,6 +190,8 @@ static enum xret deliver_legacy(struct vcpu *v, const struct event *e)
 
     if (r != X_OK)
         return r;
+    if (g.type == SYS_TASK_GATE)
+        return deliver_task(v, e, g.cs.sel);
     outer = g.cpl < v->cpl;
     if (outer) {
         r = tss_stack32(v, g.cpl, e->ext, &ss, &sp);
@@ -213,6 +227,51 @@ static enum xret deliver_legacy(struct vcpu *v, const struct event *e)
     vcpu_set_ip(v, g.rip);
     leave_old_context(v, EFL_TF | EFL_NT | EFL_RF | EFL_VM, gate_masks(&g));
     return X_OK;
+}
+
+/* -- INT n in V86 mode with VME (§20.3, tables 20-1 and 20-2) ------------------------------------------------ */
+
+enum xret exc_redirected(struct vcpu *v, unsigned vector, bool *redirect)
+{
+    const struct seg *tr = &v->seg[SEG_TR];
+    u16 map;
+    u8 byte;
+
+    /* 32 bytes in front of the I/O permission bitmap. A clear bit: the 8086 program's handler. */
+    if (!(tr->attr & 8) || tr->limit < 103)
+        return raise_gp0(v);
+    if (mem_read(v, (u32)(tr->base + 102), &map, 2, ACC_R | ACC_SYS) != X_OK)
+        return X_FAULT;
+    u32 at = map - 32u + vector / 8;
+    if (map < 32 || at > tr->limit)
+        return raise_gp0(v);
+    if (mem_read(v, (u32)(tr->base + at), &byte, 1, ACC_R | ACC_SYS) != X_OK)
+        return X_FAULT;
+    *redirect = !(byte >> (vector & 7) & 1);
+    return X_OK;
+}
+
+enum xret exc_redirect(struct vcpu *v, unsigned vector, u64 next_ip)
+{
+    struct { u16 ip, cs; } entry;
+    bool virtual = vcpu_iopl(v) != 3;
+    u64 flags = vcpu_eflags(v) & 0xffff, sp = v->regs[RSP];
+
+    if (virtual)
+        flags = (flags & ~(u64)EFL_IF) | EFL_IOPL | (v->eflags & EFL_VIF ? EFL_IF : 0);
+
+    u64 frame[3] = { next_ip, v->seg[SEG_CS].sel, flags };
+    enum xret r = mem_read(v, vector * 4, &entry, 4, ACC_R | ACC_USER);
+
+    if (r == X_OK)
+        r = stack_push(v, &v->seg[SEG_SS], 0xffff, 3, 0, frame, 3, 2, &sp);
+    if (r != X_OK)
+        return r;
+    v->regs[RSP] = sp;
+    seg_load_real(v, SEG_CS, entry.cs);
+    vcpu_set_ip(v, entry.ip);
+    leave_old_context(v, EFL_TF | EFL_RF | EFL_AC | (virtual ? EFL_VIF : EFL_IF), false);
+    return X_JUMP;
 }
 
 static enum xret deliver(struct vcpu *v, const struct event *e)

@@ -13,7 +13,7 @@
  *  - sysret loads SS whole (Intel); AMD leaves the cached attributes.
  * RF from iret is kept only while DR7 enables a breakpoint: nothing else can see it, and RF is due
  * to be cleared after the next instruction.
- * Not modelled: hardware task switches (the VM stops with a reason), VME, shadow stacks.
+ * Task switches are in task.c. Not modelled: shadow stacks.
  */
 #include "engine/cpuid.h"
 #include "engine/seg.h"
@@ -153,10 +153,11 @@ static inline void iret_flags(struct vcpu *v, u32 image, unsigned size)
     vcpu_set_eflags(v, (image & may) | (vcpu_eflags(v) & ~may));
 }
 
-/* Real and V86 mode: no checks but the limit. In V86, IOPL does not change. */
+/* Real and V86 mode: no checks but the limit. In V86, IOPL does not change; IF of the image is VIF if IOPL is below 3. */
 static enum xret iret_real(struct vcpu *v, unsigned size)
 {
-    u32 may = EFL_ARITH | EFL_TF | EFL_DF | EFL_NT | EFL_IF | (vcpu_v86(v) ? 0 : EFL_IOPL);
+    bool virtual = vcpu_v86(v) && vcpu_iopl(v) != 3;
+    u32 may = EFL_ARITH | EFL_TF | EFL_DF | EFL_NT | (virtual ? EFL_VIF : EFL_IF) | (vcpu_v86(v) ? 0 : EFL_IOPL);
     u64 f[3];
     enum xret r = stack_pop(v, 0, 3, size, f);
 
@@ -164,6 +165,11 @@ static enum xret iret_real(struct vcpu *v, unsigned size)
         return r;
     if (f[0] > v->seg[SEG_CS].limit)
         return raise_gp0(v);
+    if (virtual) {
+        if ((f[2] & EFL_TF) || ((f[2] & EFL_IF) && (v->eflags & EFL_VIP)))
+            return raise_gp0(v);
+        f[2] |= f[2] & EFL_IF ? EFL_VIF : 0;
+    }
     if (size > 2)
         may |= EFL_RF | EFL_AC | EFL_ID;
     v->regs[RSP] = stack_merge(v->regs[RSP], v->regs[RSP] + 3 * size, stack_mask(v));
@@ -209,14 +215,14 @@ enum xret sys_iret(struct vcpu *v, const struct insn *in)
 
     v->nmi_masked = 0;
     if (unlikely(real_like(v))) {
-        if (vcpu_v86(v) && vcpu_iopl(v) != 3)
+        if (vcpu_v86(v) && vcpu_iopl(v) != 3 && (!(v->cr4 & CR4_VME) || size != 2))
             return raise_gp0(v);
         return iret_real(v, size);
     }
     if (unlikely(v->eflags & EFL_NT)) {
         if (vcpu_long_mode(v))
             return raise_gp0(v);
-        return x_fail(v, "iret with NT set: hardware task switches are not modelled");
+        return task_return(v, (u32)next_rip(v, in));
     }
     code64 = vcpu_code64(v);
     n = code64 ? 5 : 3;
@@ -537,8 +543,16 @@ static enum xret far_transfer(struct vcpu *v, const struct insn *in, bool call)
 
         if (type == SYS_CALL || (type == SYS_CALL16 && !lma))
             return far_gate(v, in, sel, d, call);
-        if (!lma && (type == SYS_TASK_GATE || type == SYS_TSS || type == SYS_TSS16))
-            return x_fail(v, "far jmp or call to a task: hardware task switches are not modelled");
+        if (!lma && type == SYS_TASK_GATE)
+            return task_gate(v, sel, d, call ? TASK_CALL : TASK_JMP, (u32)next_rip(v, in));
+        if (!lma && (type == SYS_TSS || type == SYS_TSS16)) {
+            const struct task_switch t2 = { .how = call ? TASK_CALL : TASK_JMP, .sel = sel, .eip = (u32)next_rip(v, in) };
+            bool made;
+
+            if (MAX((unsigned)v->cpl, sel & 3u) > attr_dpl(attr))
+                return raise_error(v, VEC_GP, sel_error(sel, 0));
+            return task_switch(v, &t2, &made);
+        }
         return raise_error(v, VEC_GP, sel_error(sel, 0));
     }
     if (!attr_is_code(attr) ||
@@ -602,8 +616,16 @@ enum xret sys_ret_far(struct vcpu *v, const struct insn *in)
 
 enum xret sys_int(struct vcpu *v, const struct insn *in)
 {
-    if (vcpu_v86(v) && vcpu_iopl(v) != 3)
-        return raise_gp0(v);
+    if (vcpu_v86(v)) {
+        bool redirect = false;
+
+        if ((v->cr4 & CR4_VME) && exc_redirected(v, (u8)in->imm, &redirect) != X_OK)
+            return X_FAULT;
+        if (redirect)
+            return exc_redirect(v, (u8)in->imm, next_rip(v, in));
+        if (vcpu_iopl(v) != 3)
+            return raise_gp0(v);
+    }
     return exc_software(v, (u8)in->imm, next_rip(v, in), false);
 }
 

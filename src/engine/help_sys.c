@@ -4,8 +4,8 @@
  * Source: Intel SDM vol. 2 (each instruction), vol. 3 §2.5 (control registers), §17.2 (debug registers), vol. 1
  * §18.5 (I/O permission).
  *
- * Not modelled: MONITOR/MWAIT and virtualization (#UD, not advertised); RDPMC (#GP, no counters); CR4.VME and PVI
- * (reserved); a locked bit operation on MMIO is not atomic.
+ * Not modelled: MONITOR/MWAIT and virtualization (#UD, not advertised); RDPMC (#GP, no counters); a locked bit
+ * operation on MMIO is not atomic.
  */
 #include "engine/cpuid.h"
 #include "engine/engine.h"
@@ -81,24 +81,38 @@ SYS(hlt)
     return halt(v);
 }
 
-/* Without VME and PVI: IOPL 3 in virtual-8086 mode, CPL <= IOPL in protected mode. */
+/* IOPL 3 in virtual-8086 mode, CPL <= IOPL in protected mode. */
 static bool may_change_if(const struct vcpu *v)
 {
     return !vcpu_protected(v) || (vcpu_v86(v) ? vcpu_iopl(v) == 3 : v->cpl <= vcpu_iopl(v));
 }
 
+/* CLI and STI act on VIF instead (SDM vol. 3 §20.3 for virtual-8086 mode, §20.4 for PVI). */
+static bool virtual_if(const struct vcpu *v)
+{
+    return vcpu_v86(v) ? v->cr4 & CR4_VME : v->cpl == 3 && (v->cr4 & CR4_PVI);
+}
+
 SYS(cli)
 {
-    if (!may_change_if(v))
-        return raise_gp0(v);
+    if (!may_change_if(v)) {
+        if (!virtual_if(v))
+            return raise_gp0(v);
+        v->eflags &= ~EFL_VIF;
+        return X_OK;
+    }
     v->eflags &= ~EFL_IF;
     return X_OK;
 }
 
 SYS(sti)
 {
-    if (!may_change_if(v))
-        return raise_gp0(v);
+    if (!may_change_if(v)) {
+        if (!virtual_if(v) || (v->eflags & EFL_VIP))
+            return raise_gp0(v);
+        v->eflags |= EFL_VIF;
+        return X_OK;
+    }
     if (!(v->eflags & EFL_IF)) {
         v->eflags |= EFL_IF;
         v->int_shadow = SHADOW_STI;
@@ -144,9 +158,14 @@ enum xret help_popf(struct vcpu *v, u64 value, unsigned opsize)
     if (opsize != 2)
         may |= EFL_AC | EFL_ID;
     if (vcpu_protected(v) && vcpu_v86(v)) {
-        if (vcpu_iopl(v) != 3)
-            return raise_gp0(v);
-        may |= EFL_IF;
+        if (vcpu_iopl(v) != 3) { /* VME: IF of the image is VIF */
+            if (!(v->cr4 & CR4_VME) || opsize != 2 || (value & EFL_TF) || ((value & EFL_IF) && (old & EFL_VIP)))
+                return raise_gp0(v);
+            may |= EFL_VIF;
+            value |= value & EFL_IF ? EFL_VIF : 0;
+        } else {
+            may |= EFL_IF;
+        }
     } else {
         if (!vcpu_protected(v) || v->cpl == 0)
             may |= EFL_IOPL | EFL_IF;

@@ -4,7 +4,6 @@
  *
  * Deviations: a null selector in FS or GS clears the base (Intel; AMD keeps it). The null descriptor's
  * SS keeps DPL = CPL. A stack access that would wrap in the middle of one transfer takes #SS.
- * Not modelled: VME, UMIP emulation in V86.
  */
 #include "engine/seg.h"
 

@@ -105,17 +105,29 @@ enum xret tss_stack64(struct vcpu *v, unsigned index, u32 ext, u64 *rsp);
 /* tss_stack32 - SS:ESP for a level from a 16- or 32-bit TSS, SS checked (SDM vol. 3 §6.12.1). */
 enum xret tss_stack32(struct vcpu *v, unsigned cpl, u32 ext, struct seg *ss, u64 *sp);
 
-/* x_fail - something not modelled: stop the VM with a reason. */
-static inline enum xret x_fail(struct vcpu *v, const char *why)
-{
-    unsigned i;
+/* exc.c: INT n in virtual-8086 mode with CR4.VME. exc_redirected - the TSS's redirection bitmap: X_OK or X_FAULT.
+ * exc_redirect - to the 8086 program's own handler: X_JUMP or X_FAULT. */
+enum xret exc_redirected(struct vcpu *v, unsigned vector, bool *redirect);
+enum xret exc_redirect(struct vcpu *v, unsigned vector, u64 next_ip);
 
-    for (i = 0; why[i] && i < sizeof(v->fail_msg) - 1; i++)
-        v->fail_msg[i] = why[i];
-    v->fail_msg[i] = 0;
-    v->exit = EXIT_FAIL;
-    return X_EXIT;
-}
+/* -- Hardware tasks (task.c) ---- */
+enum task_how { TASK_JMP, TASK_CALL, TASK_IRET, TASK_EVENT };
+struct task_switch {
+    unsigned how;      /* enum task_how                                            */
+    u16 sel;           /* the new TSS                                              */
+    u32 eip;           /* the old task's: where it goes on                         */
+    bool set_rf;       /* its EFLAGS image has RF: a fault, to be restarted        */
+    bool has_error;    /* push `error` on the new task's stack                     */
+    u32 error, ext;
+};
+/*
+ * task_switch - SDM vol. 3 §7.3. X_JUMP; X_FAULT with *made false: nothing has changed; X_FAULT with *made true: the new
+ * task is there and the fault is its own, at v->rip.
+ */
+enum xret task_switch(struct vcpu *v, const struct task_switch *t, bool *made);
+/* task_gate - far jmp or call (TASK_JMP, TASK_CALL) through a task gate; task_return - iret with NT set. */
+enum xret task_gate(struct vcpu *v, u16 gate_sel, u64 gate, unsigned how, u32 eip);
+enum xret task_return(struct vcpu *v, u32 eip);
 
 /* copy_bytes - memcpy that certainly stays out of the vector registers. */
 static inline void copy_bytes(void *dst, const void *src, size_t n)

@@ -26,12 +26,15 @@ enum xret sys_check_segment(struct vcpu *v, const struct insn *in)
     return insn_linear(v, in, in->mem_size, acc, &la);
 }
 
-/* PUSHF (SDM vol. 2): VM86 with IOPL < 3 is #GP. */
+/* PUSHF (SDM vol. 2): VM86 with IOPL < 3 is #GP, or with VME the 16-bit form shows VIF as IF, and IOPL 3. */
 static enum xret sys_pushf(struct vcpu *v, const struct insn *in)
 {
-    if (vcpu_v86(v) && vcpu_iopl(v) < 3)
+    bool virtual = vcpu_v86(v) && vcpu_iopl(v) < 3;
+    if (virtual && (!(v->cr4 & CR4_VME) || in->opsize != 2))
         return raise_gp0(v);
     u64 image = help_pushf(v), sp = v->regs[RSP], mask = stack_mask(v);
+    if (virtual)
+        image = (image & ~(u64)EFL_IF) | EFL_IOPL | (image & EFL_VIF ? EFL_IF : 0);
     enum xret x = stack_push(v, &v->seg[SEG_SS], vcpu_code64(v) ? 0 : mask, v->cpl, 0, &image, 1, in->opsize, &sp);
     if (x == X_OK)
         v->regs[RSP] = stack_merge(v->regs[RSP], sp, mask);

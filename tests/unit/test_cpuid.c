@@ -15,7 +15,7 @@ struct bit { u32 leaf, subleaf; unsigned reg, bit; };
 /* clang-format off */
 static const struct bit forbidden[] = {
     { 1, 0, C, 3 }, { 1, 0, C, 5 }, { 1, 0, C, 6 }, { 1, 0, C, 15 },                /* MONITOR VMX SMX PDCM */
-    { 1, 0, D, 1 }, { 1, 0, D, 21 }, { 1, 0, D, 22 }, { 1, 0, D, 29 },              /* VME DS ACPI TM */
+    { 1, 0, D, 21 }, { 1, 0, D, 22 }, { 1, 0, D, 29 },              /* DS ACPI TM */
     { 7, 0, B, 2 }, { 7, 0, B, 4 }, { 7, 0, B, 11 }, { 7, 0, B, 12 },               /* SGX HLE RTM PQM */
     { 7, 0, B, 14 }, { 7, 0, B, 25 },                                               /* MPX PT */
     { 7, 0, C, 3 }, { 7, 0, C, 5 }, { 7, 0, C, 7 }, { 7, 0, C, 16 },                /* PKU WAITPKG SHSTK LA57 */

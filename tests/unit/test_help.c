@@ -488,7 +488,7 @@ static void test_control(void)
     CHECK(gp(mov_cr(0, CR0_PE))); /* PG cannot go in 64-bit code */
     CHECK(mov_cr(0, v->cr0 | CR0_TS) == X_JUMP && mov_cr(0, v->cr0) == X_OK);
     CHECK(mov_cr(1, 0) == X_FAULT && v->exc.vector == VEC_UD);
-    CHECK(gp(mov_cr(4, CR4_PGE)) && gp(mov_cr(4, CR4_PAE | CR4_VME)) && gp(mov_cr(4, CR4_PAE | CR4_LA57)));
+    CHECK(gp(mov_cr(4, CR4_PGE)) && gp(mov_cr(4, CR4_PAE | CR4_PKE)) && gp(mov_cr(4, CR4_PAE | CR4_LA57)));
     CHECK(gp(mov_cr(4, CR4_PAE | CR4_PKE)) && gp(mov_cr(4, CR4_PAE | 1ull << 40)));
     v->cr3 = 0x1018;
     CHECK(gp(mov_cr(4, CR4_PAE | CR4_PCIDE)));
