@@ -104,18 +104,20 @@ static enum xret load_segment(struct vcpu *v, unsigned segreg, u16 sel, u32 ext)
     return X_OK;
 }
 
-static enum xret load_segments(struct vcpu *v, const u16 sel[6], u32 ext)
+/* The first fault counts. What can be loaded is loaded in spite of it: its handler needs a CS and SS (§7.3, behind step 13). */
+static enum xret load_segments(struct vcpu *v, u16 ldt, const u16 sel[6], u32 ext)
 {
-    /* CS and SS first: they decide what the others may be. */
-    static const u8 order[] = { 1, 2, 0, 3, 4, 5 };
+    static const u8 order[] = { 1, 2, 0, 3, 4, 5 }; /* CS and SS decide what the others may be */
+    enum xret r = load_ldt(v, ldt, ext);
+    struct exc first = v->exc;
 
-    for (unsigned i = 0; i < 6; i++) {
-        enum xret r = load_segment(v, seg_order[order[i]], sel[order[i]], ext);
-
-        if (r != X_OK)
-            return r;
-    }
-    return X_OK;
+    for (unsigned i = 0; i < 6; i++)
+        if (load_segment(v, seg_order[order[i]], sel[order[i]], ext) != X_OK && r == X_OK) {
+            r = X_FAULT;
+            first = v->exc;
+        }
+    v->exc = first;
+    return r;
 }
 
 /* -- The switch -------------------------------------------------------------------------------------------------- */
@@ -222,12 +224,14 @@ enum xret task_switch(struct vcpu *v, const struct task_switch *t, bool *made)
     bool v86 = flags & EFL_VM;
 
     v->cpl = v86 ? 3 : sel[1] & 3;
-    r = load_ldt(v, (u16)get(image + l->ldt, 2), ext);
-    if (v86)
+    u16 ldt = (u16)get(image + l->ldt, 2);
+    if (v86) {
+        r = load_ldt(v, ldt, ext);
         for (unsigned i = 0; i < 6; i++)
             seg_load_real(v, seg_order[i], sel[i]);
-    else if (r == X_OK)
-        r = load_segments(v, sel, ext);
+    } else {
+        r = load_segments(v, ldt, sel, ext);
+    }
     vcpu_set_ip(v, eip);
     vcpu_mode_changed(v);
     if (r == X_OK && t->has_error) {
