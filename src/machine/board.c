@@ -276,6 +276,23 @@ static int init_devices(struct machine *m)
     return 0;
 }
 
+/* A kernel that is started directly looks for what hangs on IDE only if something does. */
+static int init_ide(struct machine *m)
+{
+    struct ide_wiring w = {
+        .host = &m->pci, .ram = m->config.ram,
+        .irq = { gsi_line(m, GSI_IDE1), gsi_line(m, GSI_IDE2) },
+    };
+    m->has_ide = m->config.firmware;
+    for (unsigned i = 0; i < 4; i++) {
+        w.drive[i].present = m->config.ide[i].present;
+        w.drive[i].cdrom = m->config.ide[i].cdrom;
+        w.drive[i].disk = m->config.ide[i].disk;
+        m->has_ide |= w.drive[i].present;
+    }
+    return m->has_ide ? ide_init(&m->ide, &w) : 0;
+}
+
 static int init_irqchips(struct machine *m)
 {
     pthread_mutex_init(&m->irq_lock, NULL);
@@ -352,6 +369,11 @@ static void fill_bus(struct machine *m)
     for (unsigned i = 0; i < ARRAY_SIZE(ports); i++)
         bus_add_ports(&m->bus, ports[i].first, ports[i].size, ports[i].off,
                       ports[i].ops ? ports[i].ops : ports[i].class->io, (char *)m + ports[i].at);
+    for (unsigned i = 0; i < 2 && m->has_ide; i++) {
+        struct ide_channel *c = &m->ide.channel[i];
+        bus_add_ports(&m->bus, i ? PORT_IDE2 : PORT_IDE1, 8, 0, &ide_command_io, c);
+        bus_add_ports(&m->bus, i ? PORT_IDE2_CONTROL : PORT_IDE1_CONTROL, 1, 0, &ide_control_io, c);
+    }
     bus_add_mmio(&m->bus, LAYOUT_OPTION_ROM, LAYOUT_HIGH_RAM - LAYOUT_OPTION_ROM, 0, &shadow_io, m);
     bus_add_mmio(&m->bus, LAYOUT_IOAPIC, PAGE_SIZE, 0, &ioapic_mmio, &m->ioapic);
     bus_add_mmio(&m->bus, LAYOUT_ECAM, LAYOUT_ECAM_SIZE, 0, &pci_ecam, &m->pci);
@@ -387,6 +409,9 @@ int board_init(struct machine *m)
     err = init_pci(m);
     if (err)
         goto no_pci;
+    err = init_ide(m);
+    if (err)
+        goto no_ide;
     err = init_devices(m);
     if (err)
         goto no_devices;
@@ -397,6 +422,9 @@ int board_init(struct machine *m)
     return 0;
 
 no_devices:
+    if (m->has_ide)
+        ide_fini(&m->ide);
+no_ide:
     fw_cfg_fini(&m->fw_cfg);
     pci_host_fini(&m->pci);
 no_pci:
@@ -417,6 +445,8 @@ void board_reset(struct machine *m)
     pci_host_reset(&m->pci);
     for (unsigned i = 0; i < NR_DEV; i++)
         devices[i].class->reset((char *)m + devices[i].at);
+    if (m->has_ide)
+        ide_reset(&m->ide);
     fw_cfg_reset(&m->fw_cfg);
     piix_reset(&m->piix);
     if (!m->config.firmware)
@@ -427,6 +457,8 @@ void board_fini(struct machine *m)
 {
     for (unsigned i = NR_DEV; i--;)
         devices[i].class->fini((char *)m + devices[i].at);
+    if (m->has_ide)
+        ide_fini(&m->ide);
     fw_cfg_fini(&m->fw_cfg);
     pci_host_fini(&m->pci);
     lapic_bus_fini(&m->apics);

@@ -7,6 +7,7 @@
 #include "machine/chips/i8042.h"
 #include "machine/chips/i8254.h"
 #include "machine/chips/i8259.h"
+#include "machine/chips/ide.h"
 #include "machine/chips/ioapic.h"
 #include "machine/chips/lapic.h"
 #include "machine/chips/mc146818.h"
@@ -35,6 +36,8 @@ struct machine {
     struct pci_host pci;
     struct piix piix;
     struct fw_cfg fw_cfg;
+    struct ide ide;           /* only with has_ide */
+    bool has_ide;
     struct uart uart;
     struct i8254 pit;
     struct mc146818 rtc;

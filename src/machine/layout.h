@@ -45,6 +45,10 @@
 #define PORT_SYSTEM_A 0x92
 #define PORT_PIC_SLAVE 0xa0
 #define PORT_DEBUGCON 0xe9
+#define PORT_IDE2 0x170
+#define PORT_IDE1 0x1f0
+#define PORT_IDE2_CONTROL 0x376
+#define PORT_IDE1_CONTROL 0x3f6
 #define PORT_COM1 0x3f8
 #define PORT_ELCR 0x4d0
 #define PORT_FIRMWARE_LOG 0x402 /* what firmware says to developers */
@@ -68,6 +72,8 @@
 #define GSI_COM1 4
 #define GSI_RTC 8
 #define GSI_SCI 9
+#define GSI_IDE1 14
+#define GSI_IDE2 15
 #define GSI_PIT_IOAPIC_PIN 2
 #define GSI_PCI 16           /* INTx swizzled over GSI 16..23 */
 #define NR_GSI_PCI 8

@@ -12,6 +12,7 @@
 #pragma once
 #include "base/types.h"
 
+struct disk;
 struct ram;
 struct machine;
 struct io_thread;
@@ -44,6 +45,12 @@ struct machine_config {
     u64 (*tsc_now)(void *opaque, unsigned vcpu); /* the guest's TSC now */
     void (*console_tx)(void *opaque, const u8 *bytes, size_t len);  /* COM1; may be NULL */
     void (*debugcon_tx)(void *opaque, const u8 *bytes, size_t len); /* port 0xe9; may be NULL */
+
+    /* Drives on IDE: primary master, primary slave, secondary master, secondary slave. */
+    struct {
+        bool present, cdrom;
+        struct disk *disk; /* stays the caller's; NULL: a CD drive without a CD */
+    } ide[4];
 
     bool firmware;      /* firmware will run: leave to it what it does before a system starts */
     /* Who answers in [gpa, gpa + size), below 1 MiB: SHADOW_READ, SHADOW_WRITE; else ROM. May be NULL. */

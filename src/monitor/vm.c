@@ -188,9 +188,32 @@ static int open_drives(struct guest *vm)
     return 0;
 }
 
+/* Disks from the primary master on, CD drives from the secondary master, as a PC is usually wired. */
+static int plug_drives(struct guest *vm, struct machine_config *mc)
+{
+    static const u8 order[2][4] = { { 0, 1, 3, 2 }, { 2, 3, 1, 0 } };
+
+    for (unsigned i = 0; i < vm->config->nr_drives; i++) {
+        const struct drive *d = &vm->config->drive[i];
+        unsigned n = 0, at = 0;
+        if (d->bus != DRIVE_IDE)
+            continue;
+        while (n < 4 && mc->ide[at = order[d->kind == DRIVE_CDROM][n]].present)
+            n++;
+        if (n == 4) {
+            say("%s: IDE has room for four drives, and they are taken", d->path);
+            return -ENOSPC;
+        }
+        mc->ide[at].present = true;
+        mc->ide[at].cdrom = d->kind == DRIVE_CDROM;
+        mc->ide[at].disk = vm->disk[i];
+    }
+    return 0;
+}
+
 static int make_machine(struct guest *vm)
 {
-    const struct machine_config mc = {
+    struct machine_config mc = {
         .nr_cpus = vm->config->cpus,
         .ram_size = vm->config->mem,
         .ram = &vm->view,
@@ -207,6 +230,8 @@ static int make_machine(struct guest *vm)
         .boot_order = vm->config->boot.order,
         .boot_menu = vm->config->boot.menu,
     };
+    if (plug_drives(vm, &mc))
+        return -ENOSPC;
     int r = machine_create(&mc, &vm->machine);
 
     if (r)
