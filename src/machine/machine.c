@@ -297,6 +297,11 @@ size_t machine_console_feed(struct machine *m, const u8 *bytes, size_t len)
     return uart_feed(&m->uart, bytes, len);
 }
 
+bool machine_console_listening(struct machine *m)
+{
+    return uart_listening(&m->uart);
+}
+
 void machine_console_flush(struct machine *m)
 {
     uart_flush(&m->uart);

@@ -123,6 +123,8 @@ size_t machine_console_feed(struct machine *m, const u8 *bytes, size_t len);
 /* machine_console_attach - let the I/O thread read fd into COM1, as fast as the guest takes it.
  * The caller keeps owning fd, and keeps it open. 0 or -errno. */
 int machine_console_attach(struct machine *m, int fd);
+/* machine_console_listening - does the guest take input from COM1 yet (uart_listening)? Any thread. */
+bool machine_console_listening(struct machine *m);
 /* machine_console_flush - hand out output that waits to be batched (up to 2 ms). */
 void machine_console_flush(struct machine *m);
 void machine_power_button(struct machine *m);

@@ -12,7 +12,6 @@
 #define CTRL_A 1
 #define DRAIN_MS 500 /* how long output may take at the end */
 #define GATE_POLL_MS 10
-#define GATE_MAX_MS 10000 /* a guest that only polls its serial port never says that it listens */
 
 static void console_wake(struct console *con)
 {
@@ -147,15 +146,13 @@ static void console_read(struct console *con)
 
 /*
  * Serial drivers clear the receiver when they probe it and when they start. A person waits for the prompt; a
- * pipe's bytes are all there at once, so they are held back until the driver takes interrupts.
+ * pipe's bytes are all there at once, so they are held back until the driver takes input, however long that is.
  */
 static bool console_gate(struct console *con)
 {
     if (con->gate_open)
         return true;
-    con->gate_open = con->is_tty || con->gate_ms >= GATE_MAX_MS ||
-                     con->ops.listening(con->ops.opaque);
-    con->gate_ms += GATE_POLL_MS;
+    con->gate_open = con->is_tty || con->ops.listening(con->ops.opaque);
     return con->gate_open;
 }
 

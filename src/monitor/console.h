@@ -29,7 +29,6 @@ struct console {
     bool in_open;   /* console thread only, like what follows */
     bool escape;    /* Ctrl-A was typed */
     bool gate_open; /* input may go to the guest */
-    unsigned gate_ms;
     u8 in[CONSOLE_IN_SIZE];
     size_t in_len;
 

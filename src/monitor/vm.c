@@ -109,18 +109,11 @@ static void on_output(void *opaque, const u8 *bytes, size_t len)
     console_write(&vm->console, bytes, len);
 }
 
-/*
- * Has a serial driver started: receive interrupts enabled (IER bit 0) and let out to the board (MCR
- * OUT2, no loop-back)? Reading these registers changes nothing.
- */
 static bool on_listening(void *opaque)
 {
     struct guest *vm = opaque;
-    u32 ier = machine_port_in(vm->machine, PORT_COM1 + 1, 1);
-    u32 lcr = machine_port_in(vm->machine, PORT_COM1 + 3, 1);
-    u32 mcr = machine_port_in(vm->machine, PORT_COM1 + 4, 1);
 
-    return !(lcr & 0x80) && (ier & 0x01) && (mcr & 0x18) == 0x08;
+    return machine_console_listening(vm->machine);
 }
 
 /* Of struct ram: a device has written guest memory. */

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #define TX_DELAY_NS 2000000ull
+#define POLLING 64 /* status reads in a row, nothing written: more than any output or probing makes */
 
 enum { UART_DATA, UART_IER, UART_IIR, UART_LCR, UART_MCR, UART_LSR, UART_MSR, UART_SCR };
 
@@ -223,6 +224,8 @@ static u64 io_read(void *dev, u64 off, unsigned size)
     (void)size;
     pthread_mutex_lock(&u->lock);
     u8 value = read_reg(u, (unsigned)off);
+    if ((off == UART_LSR || off == UART_IIR) && u->status_reads < POLLING)
+        u->status_reads++;
     update_irq(u);
     pthread_mutex_unlock(&u->lock);
     return value;
@@ -234,6 +237,7 @@ static void io_write(void *dev, u64 off, unsigned size, u64 value)
     (void)size;
     pthread_mutex_lock(&u->lock);
     write_reg(u, (unsigned)off, (u8)value);
+    u->status_reads = 0;
     update_irq(u);
     pthread_mutex_unlock(&u->lock);
 }
@@ -251,6 +255,17 @@ size_t uart_feed(struct uart *u, const u8 *bytes, size_t len)
     }
     pthread_mutex_unlock(&u->lock);
     return n;
+}
+
+/* Drivers switch the interrupt on before the FIFO, and that clears it: the FIFO, or reading on, is the sign. */
+bool uart_listening(struct uart *u)
+{
+    pthread_mutex_lock(&u->lock);
+    bool interrupts = (u->ier & IER_RDI) && (u->mcr & (MCR_OUT2 | MCR_LOOP)) == MCR_OUT2 &&
+                      ((u->fcr & FCR_ENABLE) || u->status_reads);
+    bool polls = u->status_reads >= POLLING;
+    pthread_mutex_unlock(&u->lock);
+    return interrupts || polls;
 }
 
 size_t uart_room(struct uart *u)
@@ -275,7 +290,7 @@ static void uart_reset(void *dev)
     struct uart *u = dev;
     pthread_mutex_lock(&u->lock);
     tx_flush(u);
-    u->ier = u->fcr = u->lcr = u->mcr = u->scr = u->dlm = u->lsr_errors = 0;
+    u->ier = u->fcr = u->lcr = u->mcr = u->scr = u->dlm = u->lsr_errors = u->status_reads = 0;
     u->dll = 1; /* 115200 */
     u->msr = MSR_LINES;
     u->thri = false;

@@ -25,6 +25,7 @@ struct uart {
     struct uart_wiring wiring;
     u8 ier, fcr, lcr, mcr, msr, scr, dll, dlm;
     u8 lsr_errors;        /* OE, cleared by reading LSR */
+    u8 status_reads;      /* of LSR and IIR since anything was written; saturates */
     bool thri;            /* THRE interrupt waiting */
     bool irq_level;
     u32 rx_head, rx_len;  /* what arrived and was not read; the first UART_FIFO are "in the FIFO" */
@@ -38,6 +39,8 @@ struct uart {
 /* uart_feed - bytes from outside. How many were taken; the rest must be fed after rx_room(). */
 size_t uart_feed(struct uart *u, const u8 *bytes, size_t len);
 size_t uart_room(struct uart *u);
+/* uart_listening - does a driver take input: by interrupts, or by polling? What is fed before, its start-up clears. */
+bool uart_listening(struct uart *u);
 /* uart_flush - hand out what waits in the batch. */
 void uart_flush(struct uart *u);
 extern const struct device_class uart16550;
