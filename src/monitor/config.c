@@ -38,7 +38,7 @@ static bool names_console(const char *s)
 
 int config_complete(struct config *c)
 {
-    if (c->firmware || (!c->kernel && (c->nr_drives || c->boot.given))) {
+    if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->boot.given))) {
         if (c->kernel || c->initrd || c->append) {
             say("--%s does not go with --firmware, which starts what is on a disk; leave one out",
                 c->kernel ? "kernel" : c->initrd ? "initrd" : "append");
