@@ -67,6 +67,7 @@ _Static_assert(sizeof(struct vt_range) == 32 && offsetof(struct vt_range, result
 #define VT_G 0x8u        /* in every address space: PTE bit 8             */
 #define VT_LARGE 0x10u   /* MAP: 2 MiB pages                              */
 #define VT_REPLACE 0x20u /* MAP: over what is there (not over 2 MiB pages with 4 KiB ones, or the reverse) */
+#define VT_LIST 0x80u    /* MAP: pa is where a list of frames is, u64[pages], at most VT_BATCH_MAX of them */
 #define VT_FILL 0x40u     /* MAP, space 0 or current: POPULATE as well; BALLOON_TAKE: take host memory now */
 
 /*

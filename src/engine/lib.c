@@ -348,39 +348,6 @@ uint64_t vitro_vcpu_tsc_offset(const struct vitro_vcpu *c)
     return V(c)->tsc_offset;
 }
 
-/* The host's TSC against CLOCK_MONOTONIC_RAW, over 20 ms, once: good to a few ppm of what it says. */
-static u64 tsc_khz_measure(void)
-{
-    struct timespec a, b;
-    u64 best = 0, best_gap = ~0ull;
-    for (unsigned i = 0; i < 3; i++) {
-        clock_gettime(CLOCK_MONOTONIC_RAW, &a);
-        u64 t0 = __builtin_ia32_rdtsc();
-        struct timespec nap = { 0, 10 * 1000 * 1000 };
-        nanosleep(&nap, NULL);
-        u64 g0 = __builtin_ia32_rdtsc();
-        clock_gettime(CLOCK_MONOTONIC_RAW, &b);
-        u64 t1 = __builtin_ia32_rdtsc();
-        u64 ns = (u64)(b.tv_sec - a.tv_sec) * 1000000000u + (u64)b.tv_nsec - (u64)a.tv_nsec;
-        if (t1 - g0 < best_gap) {
-            best_gap = t1 - g0;
-            best = (u64)((unsigned __int128)(t1 - t0) * 1000000 / ns);
-        }
-    }
-    return best;
-}
-static u64 tsc_khz;
-static void tsc_khz_init(void)
-{
-    tsc_khz = tsc_khz_measure();
-}
-uint64_t vitro_tsc_khz(void)
-{
-    static pthread_once_t once = PTHREAD_ONCE_INIT;
-    pthread_once(&once, tsc_khz_init);
-    return tsc_khz;
-}
-
 /* -- Debugger ---------------------------------------------------------------------------------------------- */
 
 static int debug_access(struct vcpu *v, u64 la, u8 *buf, size_t len, bool write)

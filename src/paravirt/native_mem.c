@@ -215,6 +215,11 @@ struct edit {
     gpa_t root;
     bool nxe, current;
     u64 pages_left;      /* of VT_PAGES_MAX */
+    u64 *frames;         /* [VT_BATCH_MAX], ours: the frames of a VT_LIST range */
+    /* What the last range used, since the next is most often its neighbour: a slot of RAM, and the page table of a 2 MiB
+     * region. Both stay what they are for the length of a batch, whatever the guest does to its tables. */
+    const struct ram_slot *slot;
+    u64 *pt, pt_region;
     /* What is to be flushed and filled after the edits, with no lock held. */
     struct {
         u64 va, pages;
@@ -234,6 +239,25 @@ static u64 piece(u64 va, u64 pages)
 static u64 *table_of(struct native *n, u64 entry)
 {
     return ram_dma_ptr(n->c.ram, entry & PA_MASK, PAGE_SIZE);
+}
+
+/* Is all of it in one slot of writable RAM? */
+static bool in_ram(struct native *n, struct edit *e, u64 pa, u64 len)
+{
+    if (!e->slot || pa - e->slot->gpa >= e->slot->size)
+        e->slot = ram_find(n->c.ram, pa);
+    return e->slot && !e->slot->readonly && len <= e->slot->size - (pa - e->slot->gpa);
+}
+
+/* page_table - the page table of va, if it is remembered. */
+static u64 *page_table(const struct edit *e, u64 va)
+{
+    return e->pt && e->pt_region == va >> LARGE_SHIFT ? e->pt : NULL;
+}
+static void remember(struct edit *e, u64 va, u64 *pt)
+{
+    e->pt = pt;
+    e->pt_region = va >> LARGE_SHIFT;
 }
 
 /*
@@ -296,10 +320,28 @@ static u64 rights(const struct edit *e, u32 flags)
            (flags & VT_X || !e->nxe ? 0 : PTE_NX);
 }
 
-static s64 range_check(struct native *n, const struct edit *e, const struct vt_range *r)
+/* A list of frames: copied, and each looked at. */
+static s64 list_check(struct native *n, struct edit *e, const struct vt_range *r)
+{
+    if (r->pages > VT_BATCH_MAX)
+        return -VT_E2BIG;
+    if (r->flags & VT_LARGE || r->pa & 7)
+        return -VT_EINVAL;
+    if (ram_read(n->c.ram, r->pa, e->frames, r->pages * sizeof(u64)))
+        return -VT_EFAULT;
+    for (u64 i = 0; i < r->pages; i++) {
+        if (e->frames[i] & ~PAGE_MASK)
+            return -VT_EINVAL;
+        if (!in_ram(n, e, e->frames[i], PAGE_SIZE))
+            return -VT_EFAULT;
+    }
+    return 0;
+}
+
+static s64 range_check(struct native *n, struct edit *e, const struct vt_range *r)
 {
     static const u32 allowed[] = {
-        [EDIT_MAP] = RIGHTS | VT_LARGE | VT_REPLACE | VT_FILL,
+        [EDIT_MAP] = RIGHTS | VT_LARGE | VT_REPLACE | VT_FILL | VT_LIST,
         [EDIT_UNMAP] = ~0u,
         [EDIT_PROTECT] = RIGHTS,
         [EDIT_FLUSH] = ~0u,
@@ -319,46 +361,52 @@ static s64 range_check(struct native *n, const struct edit *e, const struct vt_r
         return -VT_EINVAL;
     if (e->op != EDIT_MAP)
         return 0;
+    if (r->flags & VT_LIST)
+        return list_check(n, e, r);
     if (r->pa & (align - 1) || ((u64)r->pages << PAGE_SHIFT) & (align - 1))
         return -VT_EINVAL;
-    return ram_dma_ptr(n->c.ram, r->pa, (u64)r->pages << PAGE_SHIFT) ? 0 : -VT_EFAULT;
+    return in_ram(n, e, r->pa, (u64)r->pages << PAGE_SHIFT) ? 0 : -VT_EFAULT;
 }
 
 /* Can all of the range be mapped, and with how many new tables? */
-static s64 map_check(struct native *n, const struct edit *e, const struct vt_range *r)
+static s64 map_check(struct native *n, struct edit *e, const struct vt_range *r)
 {
     u64 va = r->va, left = r->pages, need = 0, pdpt_seen = ~0ull, pd_seen = ~0ull;
     bool large = r->flags & VT_LARGE, replace = r->flags & VT_REPLACE;
 
     for (u64 nr; left; left -= nr, va += nr << PAGE_SHIFT) {
-        unsigned missing;
-        s64 err;
+        u64 *pt = large ? NULL : page_table(e, va);
         nr = piece(va, left);
-        u64 *pde = pd_entry(n, e, va, &missing, &err);
-        if (err)
-            return err;
-        if (missing == 2 && va >> 39 != pdpt_seen) {
-            pdpt_seen = va >> 39;
-            need++;
+        if (!pt) {
+            unsigned missing;
+            s64 err;
+            u64 *pde = pd_entry(n, e, va, &missing, &err);
+            if (err)
+                return err;
+            if (missing == 2 && va >> 39 != pdpt_seen) {
+                pdpt_seen = va >> 39;
+                need++;
+            }
+            if (missing && va >> 30 != pd_seen) {
+                pd_seen = va >> 30;
+                need++;
+            }
+            u64 entry = pde ? __atomic_load_n(pde, __ATOMIC_RELAXED) : 0;
+            if (!(entry & PTE_P)) {
+                need += !large;
+                continue;
+            }
+            if (!replace && (large || entry & PTE_PS))
+                return -VT_EEXIST;
+            if (large != !!(entry & PTE_PS))
+                return -VT_EINVAL;
+            if (large)
+                continue;
+            pt = table_of(n, entry);
+            if (!pt)
+                return -VT_EFAULT;
+            remember(e, va, pt);
         }
-        if (missing && va >> 30 != pd_seen) {
-            pd_seen = va >> 30;
-            need++;
-        }
-        u64 entry = pde ? __atomic_load_n(pde, __ATOMIC_RELAXED) : 0;
-        if (!(entry & PTE_P)) {
-            need += !large;
-            continue;
-        }
-        if (!replace && (large || entry & PTE_PS))
-            return -VT_EEXIST;
-        if (large != !!(entry & PTE_PS))
-            return -VT_EINVAL;
-        if (large)
-            continue;
-        u64 *pt = table_of(n, entry);
-        if (!pt)
-            return -VT_EFAULT;
         if (replace)
             continue;
         pt += va >> PAGE_SHIFT & 511;
@@ -371,41 +419,55 @@ static s64 map_check(struct native *n, const struct edit *e, const struct vt_ran
     return need <= n->nr_pool ? 0 : -VT_ENOMEM;
 }
 
+/* The page table of va, made if need be; NULL: the guest pulled a table away from under us. */
+static u64 *page_table_make(struct native *n, struct edit *e, u64 va)
+{
+    u64 *pt = page_table(e, va), *pde = pt ? NULL : pd_entry_make(n, e, va);
+
+    if (pt || !pde)
+        return pt;
+    u64 entry = __atomic_load_n(pde, __ATOMIC_RELAXED);
+    if (!(entry & PTE_P)) {
+        if (!n->nr_pool)
+            return NULL;
+        entry = pool_take(n, e->use) | TABLE_FLAGS;
+        __atomic_store_n(pde, entry, __ATOMIC_RELEASE);
+    }
+    pt = entry & PTE_PS ? NULL : table_of(n, entry);
+    if (pt)
+        remember(e, va, pt);
+    return pt;
+}
+
 static void map_apply(struct native *n, struct edit *e, const struct vt_range *r)
 {
     u64 va = r->va, pa = r->pa, left = r->pages, bits = PTE_P | rights(e, r->flags);
+    const u64 *frame = r->flags & VT_LIST ? e->frames : NULL;
 
     for (u64 nr; left; left -= nr, va += nr << PAGE_SHIFT, pa += nr << PAGE_SHIFT) {
         nr = piece(va, left);
-        u64 *pde = pd_entry_make(n, e, va);
-        if (!pde)
-            return; /* the guest pulled a table away from under us */
         if (r->flags & VT_LARGE) {
+            u64 *pde = pd_entry_make(n, e, va);
+            if (!pde)
+                return;
             u64 old = __atomic_exchange_n(pde, pa | bits | PTE_PS, __ATOMIC_SEQ_CST);
             e->global |= !!(old & PTE_G);
             continue;
         }
-        u64 entry = __atomic_load_n(pde, __ATOMIC_RELAXED);
-        if (!(entry & PTE_P)) {
-            if (!n->nr_pool)
-                return;
-            entry = pool_take(n, e->use) | TABLE_FLAGS;
-            __atomic_store_n(pde, entry, __ATOMIC_RELEASE);
-        }
-        u64 *pt = entry & PTE_PS ? NULL : table_of(n, entry);
+        u64 *pt = page_table_make(n, e, va);
         if (!pt)
             return;
         pt += va >> PAGE_SHIFT & 511;
-        for (u64 i = 0; i < nr; i++) {
-            if (r->flags & VT_REPLACE)
+        if (r->flags & VT_REPLACE)
+            for (u64 i = 0; i < nr; i++)
                 e->global |= !!(pt[i] & PTE_G);
-            __atomic_store_n(&pt[i], (pa + (i << PAGE_SHIFT)) | bits, __ATOMIC_RELAXED);
-        }
+        for (u64 i = 0; i < nr; i++)
+            __atomic_store_n(&pt[i], (frame ? *frame++ : pa + (i << PAGE_SHIFT)) | bits, __ATOMIC_RELAXED);
     }
 }
 
 /* Unmapping and protecting: no piece of a larger page may be left. */
-static s64 change_check(struct native *n, const struct edit *e, const struct vt_range *r)
+static s64 change_check(struct native *n, struct edit *e, const struct vt_range *r)
 {
     u64 va = r->va, left = r->pages;
 
@@ -413,14 +475,23 @@ static s64 change_check(struct native *n, const struct edit *e, const struct vt_
         unsigned missing;
         s64 err;
         nr = piece(va, left);
+        if (page_table(e, va))
+            continue;
         u64 *pde = pd_entry(n, e, va, &missing, &err);
         if (err)
             return err;
         u64 entry = pde ? __atomic_load_n(pde, __ATOMIC_RELAXED) : 0;
         if (!(entry & PTE_P))
             continue;
-        if (entry & PTE_PS ? nr != LARGE_PAGES : !table_of(n, entry))
-            return entry & PTE_PS ? -VT_EINVAL : -VT_EFAULT;
+        if (entry & PTE_PS) {
+            if (nr != LARGE_PAGES)
+                return -VT_EINVAL;
+            continue;
+        }
+        u64 *pt = table_of(n, entry);
+        if (!pt)
+            return -VT_EFAULT;
+        remember(e, va, pt);
     }
     return 0;
 }
@@ -443,21 +514,24 @@ static void change_apply(struct native *n, struct edit *e, const struct vt_range
     u64 va = r->va, left = r->pages, bits = rights(e, r->flags);
 
     for (u64 nr; left; left -= nr, va += nr << PAGE_SHIFT) {
-        unsigned missing;
-        s64 err;
+        u64 *pt = page_table(e, va);
         nr = piece(va, left);
-        u64 *pde = pd_entry(n, e, va, &missing, &err);
-        u64 entry = pde ? __atomic_load_n(pde, __ATOMIC_RELAXED) : 0;
-        if (!(entry & PTE_P))
-            continue;
-        if (entry & PTE_PS) {
-            if (nr == LARGE_PAGES)
-                change_entry(e, pde, bits);
-            continue;
+        if (!pt) {
+            unsigned missing;
+            s64 err;
+            u64 *pde = pd_entry(n, e, va, &missing, &err);
+            u64 entry = pde ? __atomic_load_n(pde, __ATOMIC_RELAXED) : 0;
+            if (!(entry & PTE_P))
+                continue;
+            if (entry & PTE_PS) {
+                if (nr == LARGE_PAGES)
+                    change_entry(e, pde, bits);
+                continue;
+            }
+            pt = table_of(n, entry);
+            if (!pt)
+                continue;
         }
-        u64 *pt = table_of(n, entry);
-        if (!pt)
-            continue;
         pt += va >> PAGE_SHIFT & 511;
         for (u64 i = 0; i < nr; i++)
             change_entry(e, &pt[i], bits);
@@ -536,7 +610,8 @@ static s64 edit_one(struct native *n, unsigned vcpu, void *item, void *opaque)
 static s64 edit(struct native *n, unsigned vcpu, enum edit_op op, const u64 *a)
 {
     struct native_paging p;
-    struct edit e = { .op = op, .pages_left = VT_PAGES_MAX };
+    u64 frames[VT_BATCH_MAX];
+    struct edit e = { .op = op, .pages_left = VT_PAGES_MAX, .frames = frames };
 
     n->ops.paging(n->ops.opaque, vcpu, &p);
     if (!p.long_mode)

@@ -368,7 +368,7 @@ static void test_map(void)
         { 0x1001, HIGH_PA, 1, 0, VT_EINVAL },
         { 0x1000, HIGH_PA + 1, 1, 0, VT_EINVAL },
         { 0x1000, HIGH_PA, 0, 0, VT_EINVAL },
-        { 0x1000, HIGH_PA, 1, 0x80, VT_EINVAL },
+        { 0x1000, HIGH_PA, 1, 0x100, VT_EINVAL },
         { 0x800000000000, HIGH_PA, 1, 0, VT_EINVAL },
         { 0x7ffffffff000, HIGH_PA, 2, 0, VT_EINVAL },
         { 0xfffffffffffff000, HIGH_PA, 2, 0, VT_EINVAL },
@@ -383,6 +383,23 @@ static void test_map(void)
     for (unsigned i = 0; i < ARRAY_SIZE(bad); i++)
         CHECK_MSG(one(&vm, VT_MAP, 0, bad[i].va, bad[i].pa, bad[i].pages, bad[i].flags) == -bad[i].error, "bad range %u", i);
     CHECK(!walk(&vm, vm.cr3, 0x1000));
+
+    /* Lists of frames */
+    u64 *list = (u64 *)(vm.low + 0x9000);
+    list[0] = HIGH_PA + 0x5000;
+    list[1] = 0x3000;
+    EQUAL(one(&vm, VT_MAP, 0, 0x50000000, 0x9000, 2, VT_W | VT_LIST), 0);
+    EQUAL(walk(&vm, vm.cr3, 0x50000000), (HIGH_PA + 0x5000) | PTE_P | PTE_W | PTE_NX);
+    EQUAL(walk(&vm, vm.cr3, 0x50001000), 0x3000 | PTE_P | PTE_W | PTE_NX);
+    list[1] = NOWHERE;
+    EQUAL(one(&vm, VT_MAP, 0, 0x60000000, 0x9000, 2, VT_LIST), -VT_EFAULT);
+    list[1] = 0x3001;
+    EQUAL(one(&vm, VT_MAP, 0, 0x60000000, 0x9000, 2, VT_LIST), -VT_EINVAL);
+    EQUAL(walk(&vm, vm.cr3, 0x60000000), 0);
+    EQUAL(one(&vm, VT_MAP, 0, 0x60000000, LOW - 8, 2, VT_LIST), -VT_EFAULT);
+    EQUAL(one(&vm, VT_MAP, 0, 0x60000000, 0x9004, 1, VT_LIST), -VT_EINVAL);
+    EQUAL(one(&vm, VT_MAP, 0, 0x60000000, 0x9000, VT_BATCH_MAX + 1, VT_LIST), -VT_E2BIG);
+    EQUAL(one(&vm, VT_MAP, 0, 0x60000000, 0x9000, 512, VT_LIST | VT_LARGE), -VT_EINVAL);
 
     /* Unmapping passes over what is not there */
     vm.nr_flush = 0;
@@ -863,7 +880,7 @@ static void any_items(struct vm *vm, unsigned number, u64 pa)
         }
         default: {
             struct vt_range r = { .va = any_va(), .pa = any_pa(), .pages = (u32)any_number(),
-                                  .flags = (u32)rnd() & (rnd() % 4 ? 0x6f : 0xff) };
+                                  .flags = (u32)rnd() & (rnd() % 4 ? 0xef : 0x1ff) };
             memcpy(p + i * sizeof(r), &r, sizeof(r));
         }
         }
