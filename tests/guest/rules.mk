@@ -12,7 +12,7 @@ gt_flags := -std=gnu11 -O2 -g -ffreestanding -nostdlib -mno-red-zone -mgeneral-r
 	-fno-pic -no-pie -fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables \
 	-fno-strict-aliasing -fno-jump-tables -fno-omit-frame-pointer -fno-delete-null-pointer-checks \
 	-Wall -Wextra -Wno-unused-parameter -Wno-array-bounds -Wno-missing-field-initializers \
-	-I$(gt_dir) $(if $(filter true,$(CI)),-Werror)
+	-I$(gt_dir) -Iinclude $(if $(filter true,$(CI)),-Werror)
 
 $(gt_out)/obj/%.o: $(gt_dir)/%.c $(gt_dir)/rules.mk
 	$(call say,CC,$<)
