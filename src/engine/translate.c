@@ -383,6 +383,10 @@ static void translate_insn(struct xl *x)
     case HOW_STACK:
         tr_stack(x, in);
         break;
+    case HOW_STRING:
+        if (!tr_string(x, in))
+            tr_system(x, in);
+        break;
     default:
         tr_system(x, in);
     }

@@ -170,11 +170,13 @@ void e_mem(struct buf *b, u8 op, unsigned size, unsigned reg, const struct hostm
 /* rsp += n, at the stack's width, flags untouched */
 void tr_add_sp(struct xl *x, s32 n);
 
-/* -- tr_copy.c, tr_stack.c, tr_branch.c, tr_sys.c: one policy each ------------------------------------- */
+/* -- tr_copy.c, tr_stack.c, tr_string.c, tr_branch.c, tr_sys.c: one policy each ------------------------------------- */
 void tr_copy(struct xl *x, const struct insn *in);
 void tr_stack(struct xl *x, const struct insn *in);
 void tr_branch(struct xl *x, const struct insn *in);
 void tr_system(struct xl *x, const struct insn *in);
+/* tr_string - in line; false: it needs the helper, nothing was emitted. */
+bool tr_string(struct xl *x, const struct insn *in);
 /* tr_call_helper - the handler does the instruction; flags end up in fl. @end: leave the block after it. */
 void tr_call_helper(struct xl *x, const struct insn *in,
                     enum xret (*handler)(struct vcpu *, const struct insn *), bool end);

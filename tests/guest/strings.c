@@ -403,6 +403,98 @@ static void faults(void)
     unmap((void *)0x00007ffffffff000ull);
 }
 
+OP(one_movsw, "movsw")
+OP(one_movsl, "movsl")
+OP(one_movsq, "movsq")
+OP(one_stosb, "stosb")
+OP(one_stosw, "stosw")
+OP(one_stosl, "stosl")
+OP(one_stosq, "stosq")
+OP(one_lodsw, "lodsw")
+OP(one_lodsl, "lodsl")
+OP(one_lodsq, "lodsq")
+OP(one_lodsb, "lodsb")
+OP(std_one_movsw, "std; movsw")
+OP(std_one_stosq, "std; stosq")
+OP(std_one_lodsl, "std; lodsl")
+OP(fs_one_movsb, ".byte 0x64; movsb")
+OP(a32_one_movsl, "addr32 movsl")
+OP(cmp_movsb_, "cmp %%ecx, %%ecx; movsb; movsb; movsb")
+
+/* One element, no prefix: the translator does these in line. */
+static void single(void)
+{
+    static const struct {
+        unsigned (*movs)(struct str *), (*stos)(struct str *), (*lods)(struct str *);
+        unsigned size;
+    } w[] = {{movsb_, one_stosb, one_lodsb, 1},
+             {one_movsw, one_stosw, one_lodsw, 2},
+             {one_movsl, one_stosl, one_lodsl, 4},
+             {one_movsq, one_stosq, one_lodsq, 8}};
+    struct str r;
+    u64 A = (u64)a, B = (u64)b;
+    bool ok = true;
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned n = w[i].size;
+        for (unsigned off = 0; off < 2 * PAGE; off += 61) { /* across pages, too */
+            fill();
+            r = st(A + off, B + off + 3, 9, 0);
+            w[i].movs(&r);
+            ok &= is("movs", &r, A + off + n, B + off + 3 + n, 9) && !memcmp(a + off, b + off + 3, n) &&
+                  b[off + 2] == 0xee && b[off + 3 + n] == 0xee;
+            r = st(1, B + off, 9, 0x8877665544332211);
+            w[i].stos(&r);
+            ok &= is("stos", &r, 1, B + off + n, 9);
+            for (unsigned j = 0; j < n; j++)
+                ok &= b[off + j] == 0x11 * (j + 1);
+            r = st(A + off, 2, 9, 0x5555555555555555);
+            w[i].lods(&r);
+            u64 want = 0x5555555555555555;
+            if (n == 4)
+                want = 0;
+            memcpy(&want, a + off, n);
+            ok &= is("lods", &r, A + off + n, 2, 9) && r.ax == want;
+        }
+    }
+    report("movs, stos, lods of each size", ok);
+    fill();
+    r = st(A + 10, B + 10, 9, 0);
+    std_one_movsw(&r);
+    asm volatile("cld");
+    ok = is("std", &r, A + 8, B + 8, 9) && !memcmp(a + 10, b + 10, 2);
+    r = st(1, B + 20, 9, 7);
+    std_one_stosq(&r);
+    asm volatile("cld");
+    ok &= is("std", &r, 1, B + 12, 9) && *(u64 *)(b + 20) == 7;
+    r = st(A + 16, 1, 9, 0);
+    std_one_lodsl(&r);
+    asm volatile("cld");
+    ok &= is("std", &r, A + 12, 1, 9) && r.ax == *(u32 *)(a + 16);
+    report("with DF", ok);
+    wrmsr(MSR_FS_BASE, A);
+    r = st(100, B, 9, 0);
+    fs_one_movsb(&r);
+    wrmsr(MSR_FS_BASE, 0);
+    report("FS applies to the source", is("fs", &r, 101, B + 1, 9) && b[0] == a[100]);
+    r = st(A | BIT(40), B | BIT(41), 9, 0);
+    a32_one_movsl(&r);
+    report("32-bit addresses", is("a32", &r, A + 4, B + 4, 9) && !memcmp(a, b, 4));
+    r = st(A, B, 9, 0);
+    cmp_movsb_(&r);
+    report("flags pass through", r.zf && !r.cf && is("cmp", &r, A + 3, B + 3, 9));
+    for (unsigned i = 0; i < 4; i++)
+        unmap((void *)(VA + i * PAGE));
+    r = st(A, VA + 5, 9, 0);
+    ok = one_movsq(&r) == PF && faulted(PF_W, (void *)(VA + 5)) && is("to", &r, A, VA + 5, 9);
+    r = st(VA + 5, B, 9, 0);
+    ok &= one_movsq(&r) == PF && faulted(0, (void *)(VA + 5)) && is("from", &r, VA + 5, B, 9);
+    r = st(VA + 5, VA + 70, 9, 0);
+    ok &= one_movsq(&r) == PF && faulted(0, (void *)(VA + 5)); /* the source's comes first */
+    r = st(VA + 5, 1, 9, 0x1234);
+    ok &= one_lodsb(&r) == PF && is("lods", &r, VA + 5, 1, 9) && r.ax == 0x1234;
+    report("a fault changes nothing", ok);
+}
+
 USER_ASM("user_movs: mov %rdx, %rcx; cld; rep movsb; ret");
 extern char user_movs[];
 
@@ -472,6 +564,7 @@ int main(void)
     plain();
     searching();
     faults();
+    single();
     sizes();
     return 0;
 }
