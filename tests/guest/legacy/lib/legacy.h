@@ -16,6 +16,8 @@ typedef uint8_t u8;
 typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
+#define NOINLINE __attribute__((noinline))
+int format(char *buf, size_t size, const char *fmt, ...);
 #define ARRAY_LEN(a) (sizeof(a) / sizeof((a)[0]))
 
 /* -- Results (../lib/report.c) ------------------------------------------------------------------ */
