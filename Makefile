@@ -193,7 +193,7 @@ setup:
 	@tools/setup-packages
 
 guest: $(GUEST)/vmlinuz $(GUEST)/initrd.img
-guests: guest $(GUEST)/vmlinuz-generic $(GUEST)/vmlinuz-rt
+guests: guest $(GUEST)/vmlinuz-generic $(GUEST)/vmlinuz-rt $(GUEST)/initrd-i386.img
 
 $(GUEST)/vmlinuz:
 	$(call say,FETCH,$@)
@@ -204,6 +204,12 @@ $(GUEST)/vmlinuz-generic: | $(GUEST)/vmlinuz
 $(GUEST)/vmlinuz-rt: | $(GUEST)/vmlinuz-generic
 	$(call say,FETCH,$@)
 	$(Q)tools/fetch-guest rt $(GUEST)
+$(GUEST)/vmlinuz-i386: | $(GUEST)/vmlinuz-rt
+	$(call say,FETCH,$@)
+	$(Q)tools/fetch-guest i386 $(GUEST)
+$(GUEST)/initrd-i386.img: tools/mk-initrd | $(GUEST)/vmlinuz-i386
+	$(call say,INITRD,$@)
+	$(Q)tools/mk-initrd $@ --busybox $(GUEST)/busybox-i386 --modules $(GUEST)/modules/$$(cat $(GUEST)/version-i386)
 $(GUEST)/initrd.img: tools/mk-initrd
 	$(call say,INITRD,$@)
 	$(Q)tools/mk-initrd $@

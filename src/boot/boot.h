@@ -98,6 +98,8 @@ int boot_fail(char *err, int code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
 /* boot_env - page tables, GDT and the registers that go with them; rip is the caller's. */
 int boot_env(struct ram *ram, struct boot_entry *entry, char *err);
+/* boot_env_32 - after boot_env: 32-bit protected mode without paging instead. */
+void boot_env_32(struct ram *ram, struct boot_entry *entry);
 /* boot_place_cmdline - copy the command line to BOOT_CMDLINE; max excludes the final NUL. */
 int boot_place_cmdline(struct ram *ram, const struct boot_input *in, u64 max,
                        char *err);

@@ -1,8 +1,9 @@
 /*
- * bzimage.c - Linux bzImage by the 64-bit boot protocol: the protected-mode part is copied to where it wants
- * to be and entered at its offset 0x200; the real-mode part is only read for its header.
+ * bzimage.c - Linux bzImage by the 64-bit or 32-bit boot protocol: the protected-mode part is copied to where it wants
+ * to be and entered at its offset 0x200, or at its start if the kernel is a 32-bit one; the real-mode part is only read for
+ * its header.
  * Source: Linux Documentation/arch/x86/boot.rst.
- * Not done: kernels before protocol 2.12 or without a 64-bit entry; loading above 4 GiB.
+ * Not done: kernels before protocol 2.12; loading above 4 GiB.
  */
 #include "boot/boot.h"
 #include "boot/params.h"
@@ -40,6 +41,7 @@ struct bzimage {
     const u8 *code;     /* protected-mode part */
     u64 code_size;
     u64 pref, init_size;
+    bool wide;          /* it has a 64-bit entry */
 };
 
 bool bzimage_probe(const u8 *image, u64 size)
@@ -66,11 +68,7 @@ static int bzimage_parse(const struct boot_input *in, struct bzimage *k,
                          name, version >> 8, version & 0xffu);
     if (in->kernel_size < BP_INIT_SIZE + 4)
         goto truncated;
-    if (!(get16(h + BP_XLOADFLAGS) & XLF_KERNEL_64))
-        return boot_fail(err, -ENOEXEC,
-                         "%s: not a 64-bit kernel; use one built for x86-64 "
-                         "(amd64)",
-                         name);
+    k->wide = get16(h + BP_XLOADFLAGS) & XLF_KERNEL_64;
     if (!(h[BP_LOADFLAGS] & LOADED_HIGH))
         return boot_fail(err, -EINVAL, "%s: a zImage, which loads low; use a "
                          "bzImage", name);
@@ -149,7 +147,9 @@ int bzimage_load(struct ram *ram, const struct boot_input *in,
     if (r)
         return r;
 
-    e.rip = k.pref + 0x200;
+    if (!k.wide)
+        boot_env_32(ram, &e);
+    e.rip = k.pref + (k.wide ? 0x200 : 0);
     *entry = e;
     return 0;
 }

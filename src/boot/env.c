@@ -71,6 +71,19 @@ int boot_env(struct ram *ram, struct boot_entry *entry, char *err)
     return 0;
 }
 
+void boot_env_32(struct ram *ram, struct boot_entry *entry)
+{
+    const u32 cs = SEG_P | SEG_S | SEG_CODE | SEG_R | SEG_A | SEG_DB | SEG_G;
+    const u32 tr = SEG_P | 0xbu;
+    u64 *gdt = ram_ptr(ram, BOOT_GDT, 0x1000);
+
+    gdt[BOOT_CS / 8] = flat_descriptor(cs);
+    entry->cs.attr = cs;
+    entry->tr.attr = tr;
+    entry->cr0 = CR0_PE | CR0_ET | CR0_NE;
+    entry->cr3 = entry->cr4 = entry->efer = 0;
+}
+
 int boot_place_cmdline(struct ram *ram, const struct boot_input *in, u64 max,
                        char *err)
 {

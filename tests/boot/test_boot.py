@@ -51,6 +51,19 @@ def test_rt_kernel():
     check(b"PREEMPT_RT" in seen, "not an rt kernel")
 
 
+def test_32bit_kernel():
+    # Debian's 686-pae kernel and a 32-bit busybox: paging with PAE, SYSENTER, 32-bit segments for per-CPU data.
+    args = kernel("vmlinuz-i386")
+    args[3] = os.path.join(GUEST, "initrd-i386.img")
+    with Vitro("run", *args) as v:
+        v.to_shell()
+        v.command("uname -m", rb"\ni686")
+        v.command("for i in 1 2 3 4 5 6 7 8; do (dd if=/dev/urandom bs=64k count=4 2>/dev/null | gzip | gunzip | wc -c); done |"
+                  " sort -u | sed s/^/size-/", rb"\nsize-262144")
+        v.send("poweroff\n")
+        check(v.wait() == 0, v.tail())
+
+
 def test_mitigations_off():
     boots_to_shell("--append", "mitigations=off")
 

@@ -144,6 +144,24 @@ static void test_bzimage_good(void)
     world_fini(&w);
 }
 
+/* Without a 64-bit entry: flat 32-bit protected mode, at the start of the code. */
+static void test_bzimage_32(void)
+{
+    static u8 k[KERNEL_SIZE];
+    struct world w;
+
+    world_init(&w, 64 * MIB);
+    make_bzimage(k);
+    put(k + BP_XLOADFLAGS, 0, 2);
+    CHECK_MSG(load(&w, k, sizeof(k)) == 0, "%s", w.err);
+    CHECK(w.entry.rip == 16 * MIB && w.entry.rsi == BOOT_PARAMS);
+    CHECK((w.entry.cs.attr & (SEG_L | SEG_DB)) == SEG_DB);
+    CHECK((w.entry.cr0 & (CR0_PE | CR0_PG)) == CR0_PE && !w.entry.cr4 && !w.entry.efer);
+    u64 *gdt = ram_ptr(&w.ram, w.entry.gdt_base, 64);
+    CHECK(gdt[2] == 0x00cf9b000000ffffull && gdt[3] == 0x00cf93000000ffffull);
+    world_fini(&w);
+}
+
 static void test_bzimage_truncated(void)
 {
     static u8 k[KERNEL_SIZE];
@@ -176,7 +194,6 @@ static void test_bzimage_corrupt(void)
         { BP_MAGIC, 4, 0x11111111, -ENOEXEC, "not a kernel" },
         { BP_BOOT_FLAG, 2, 0, -ENOEXEC, "not a kernel" },
         { BP_VERSION, 2, 0x20b, -ENOEXEC, "too old" },
-        { BP_XLOADFLAGS, 2, 0, -ENOEXEC, "64-bit" },
         { BP_LOADFLAGS, 1, 0, -EINVAL, "bzImage" },
         { BP_SETUP_SECTS, 1, 255, -EINVAL, "truncated" },
         { BP_SYSSIZE, 4, 0xffffffff, -EINVAL, "truncated" },
@@ -365,6 +382,7 @@ static void test_foreign(void)
 int main(void)
 {
     test_bzimage_good();
+    test_bzimage_32();
     test_bzimage_truncated();
     test_bzimage_corrupt();
     test_does_not_fit();
