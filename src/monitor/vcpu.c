@@ -31,6 +31,12 @@ void vm_vcpu_kick(struct vm_vcpu *cpu, unsigned why)
     pthread_mutex_unlock(&cpu->lock);
 }
 
+static void init_vcpu(struct vm_vcpu *cpu)
+{
+    vitro_vcpu_init(cpu->vcpu);
+    paravirt_vcpu_reset(cpu->vm->pv, cpu->index);
+}
+
 /* An application processor runs nothing between INIT and a start-up IPI (SDM vol. 3 §8.4.3). */
 static void wait_for_sipi(struct vm_vcpu *cpu)
 {
@@ -38,7 +44,7 @@ static void wait_for_sipi(struct vm_vcpu *cpu)
 
     while (!vm_has_ended(cpu->vm)) {
         if (machine_init_take(m, cpu->index))
-            vitro_vcpu_init(cpu->vcpu);
+            init_vcpu(cpu);
         int vector = machine_sipi_take(m, cpu->index);
         if (vector >= 0) {
             vitro_vcpu_start(cpu->vcpu, (unsigned)vector);
@@ -59,7 +65,7 @@ static bool take_signals(struct vm_vcpu *cpu)
     struct machine *m = cpu->vm->machine;
 
     if (machine_init_take(m, cpu->index)) {
-        vitro_vcpu_init(cpu->vcpu);
+        init_vcpu(cpu);
         if (cpu->index)
             wait_for_sipi(cpu);
         return true;
