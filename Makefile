@@ -62,6 +62,7 @@ $(BUILD)/config.mk: Makefile $(wildcard /var/lib/dpkg/status)
 	@{ echo 'HAVE_ZYDIS := $(call try,-Werror -lZydis,#include <Zydis/Zydis.h>\n int main(void) { return !ZydisGetVersion(); })'; \
 	echo 'HAVE_CF_PROTECTION := $(call try,-Werror -fcf-protection=none,$(main))'; \
 	echo 'HAVE_URING := $(call try,-Werror -luring,#include <liburing.h>\n int main(void) { struct io_uring r; return io_uring_queue_init(8, &r, 0); })'; \
+	echo 'HAVE_SLIRP := $(call try,-Werror -lslirp,#include <slirp/libslirp.h>\n int main(void) { return !slirp_version_string(); })'; \
 	echo 'HAVE_ASAN := $(call try,-Werror -fsanitize=address -fsanitize=undefined,$(main))'; \
 	} > $@
 
@@ -76,9 +77,9 @@ endif
 CFLAGS  ?= -O2 -g
 cflags   = -std=gnu11 -D_GNU_SOURCE= -DVITRO_VERSION='"$(VERSION)"' -Isrc -Iinclude \
 	   $(if $(HAVE_CF_PROTECTION),-fcf-protection=none) $(WARN) $(extra) $(CFLAGS)
-# Libraries; liburing is used where it is there.
-libs     = -ljansson -lxxhash $(if $(HAVE_URING),-luring)
-lib_defs = $(if $(HAVE_URING),-DHAVE_URING=1)
+# Libraries; liburing and libslirp are used where they are there.
+libs     = -ljansson -lxxhash $(if $(HAVE_URING),-luring) $(if $(HAVE_SLIRP),-lslirp)
+lib_defs = $(if $(HAVE_URING),-DHAVE_URING=1) $(if $(HAVE_SLIRP),-DHAVE_SLIRP=1)
 ldflags  = -pthread $(extra) $(LDFLAGS)
 # Engine code runs while the guest's vector registers are live: it must not touch them.
 # libvitro.a's other folders run outside translated code and are compiled like anything else.
@@ -97,7 +98,7 @@ endif
 # -- Sources: by wildcard, nothing to list --------------------------------------
 
 lib_src   := $(wildcard src/base/*.c src/x86/*.c src/mem/*.c src/engine/*.c src/engine/*.S)
-board_src := $(wildcard src/storage/*.c src/virtio/*.c src/machine/*.c src/machine/chips/*.c src/paravirt/*.c src/boot/*.c src/monitor/*.c)
+board_src := $(wildcard src/storage/*.c src/net/*.c src/virtio/*.c src/machine/*.c src/machine/chips/*.c src/paravirt/*.c src/boot/*.c src/monitor/*.c)
 test_src  := $(wildcard tests/*/test_*.c)
 tlib_src  := $(wildcard tests/lib/*.c)
 

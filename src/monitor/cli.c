@@ -19,6 +19,7 @@ enum opt_type {
     OPT_PV,    /* u32, paravirt_parse() */
     OPT_FLAG,  /* bool */
     OPT_DRIVE, /* one more in config.drive; min: enum drive_kind */
+    OPT_NIC,   /* one more in config.nic */
     OPT_BOOT,  /* struct boot_choice */
     OPT_NAME,  /* const char *; a VM's name */
     OPT_THIS_RUN = 0x100, /* ORed in: not about the machine, so not kept in a snapshot */
@@ -77,6 +78,8 @@ static const struct option options[] = {
       "where what the firmware says to developers (port 0x402) goes" },
     { "disk",       "FILE",   OPT_DRIVE, 0, NULL, DRIVE_DISK, 0,
       "a disk's image or block device; FILE[,if=virtio|ide][,format=raw][,readonly=on]..." },
+    { "net",        "KIND",   OPT_NIC,   0, NULL, 0, 0,
+      "a network card: user[,hostfwd=tcp:[ADDR]:PORT-:PORT]..., or tap,ifname=NAME" },
     { "cdrom",      "FILE",   OPT_DRIVE, 0, NULL, DRIVE_CDROM, 0,
       "a CD's or DVD's image" },
     { "floppy",     "FILE",   OPT_DRIVE, 0, NULL, DRIVE_FLOPPY, 0,
@@ -278,6 +281,10 @@ static int parse_value(struct config *c, const struct option *o, const char *s)
         return parse_words(c, o, s, to);
     case OPT_DRIVE:
         return parse_drive(c, o, s);
+    case OPT_NIC:
+        if (c->nr_nics == NICS_MAX)
+            return usage(c, "--%s: too many network cards%s", o->name, "");
+        return nic_parse(&c->nic[c->nr_nics++], o->name, s);
     case OPT_BOOT:
         return boot_choice_parse(to, s);
     case OPT_PV:

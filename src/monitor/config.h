@@ -4,6 +4,7 @@
 #pragma once
 #include "base/types.h"
 #include "monitor/drive.h"
+#include "monitor/nic.h"
 #include <stdio.h>
 
 /* Exit statuses, as documented in vitro(1). The guest's own debug-exit status passes through. */
@@ -33,6 +34,8 @@ struct config {
     bool no_reboot, stats;
     unsigned nr_drives;
     struct drive drive[DRIVES_MAX]; /* in the order of the command line */
+    unsigned nr_nics;
+    struct nic nic[NICS_MAX];
     struct boot_choice boot;
     const char *name;      /* of this VM, for the control socket; NULL: none given */
     const char *file;      /* --config, or NAME's; NULL: none */

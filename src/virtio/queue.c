@@ -225,15 +225,15 @@ bool vq_has_more(const struct vq *vq)
     return load16(avail_idx(vq)) != vq->next_avail;
 }
 
-void vq_unpop(struct vq *vq, const struct vq_chain *c)
+void vq_unpop(struct vq *vq, u16 nr_desc)
 {
-    vq->in_flight = (u16)(vq->in_flight - c->nr_desc);
+    vq->in_flight = (u16)(vq->in_flight - nr_desc);
     if (!vq->packed) {
         vq->next_avail--;
-    } else if (vq->next_avail >= c->nr_desc) {
-        vq->next_avail = (u16)(vq->next_avail - c->nr_desc);
+    } else if (vq->next_avail >= nr_desc) {
+        vq->next_avail = (u16)(vq->next_avail - nr_desc);
     } else {
-        vq->next_avail = (u16)(vq->next_avail + vq->size - c->nr_desc);
+        vq->next_avail = (u16)(vq->next_avail + vq->size - nr_desc);
         vq->avail_wrap = !vq->avail_wrap;
     }
 }

@@ -63,8 +63,8 @@ int vq_init(struct vq *vq, struct ram *ram, const struct vq_setup *setup);
 int vq_pop(struct vq *vq, struct ram *ram, struct vq_chain *chain);
 /* vq_has_more - would vq_pop() find a buffer (or a mistake)? */
 bool vq_has_more(const struct vq *vq);
-/* vq_unpop - put the buffer that was popped last back; allowed only right after vq_pop(). */
-void vq_unpop(struct vq *vq, const struct vq_chain *chain);
+/* vq_unpop - put the buffer that was popped last back, and then the one before, ...; nr_desc: its chain's. */
+void vq_unpop(struct vq *vq, u16 nr_desc);
 
 /* vq_written - the device has written the first len bytes of the chain's writable part. Before vq_push(). */
 void vq_written(struct ram *ram, const struct vq_chain *chain, u64 len);

@@ -68,6 +68,8 @@ void virtio_destroy(struct virtio_dev *dev)
     pthread_mutex_lock(&dev->lock);
     stop(dev);
     pthread_mutex_unlock(&dev->lock);
+    if (dev->class->end)
+        dev->class->end(dev);
     for (unsigned i = 0; i < dev->nr_queues; i++)
         pthread_mutex_destroy(&dev->queue[i].lock);
     pthread_mutex_destroy(&dev->lock);

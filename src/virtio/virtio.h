@@ -57,7 +57,8 @@ struct virtio_class {
     /* §2.5: offsets and sizes are within config_len, size 1, 2 or 4. NULL read: from dev->config. */
     void (*config_read)(struct virtio_dev *dev, unsigned off, unsigned size, void *value);
     void (*config_write)(struct virtio_dev *dev, unsigned off, unsigned size, const void *value);
-    void (*fini)(struct virtio_dev *dev); /* frees it; stopped before */
+    void (*end)(struct virtio_dev *dev);  /* for good: its threads use the queues no more */
+    void (*fini)(struct virtio_dev *dev); /* frees it; stopped and ended before */
 };
 
 /* How a device reaches its driver. Any thread; q NULL: the configuration has changed. */
