@@ -7,9 +7,10 @@
  * instruction, which must not fault. Saves run on guest memory when it is one page of RAM.
  *
  * Deviations: XSAVEOPT and XSAVES save what XSAVE and XSAVEC do: the host would judge "unmodified" by host
- * addresses, which are not the guest's. Outside 64-bit mode XMM8-15 are saved and restored too.
+ * addresses, which are not the guest's.
  */
 #include "engine/cpuid.h"
+#include "engine/engine.h"
 #include "engine/fpu.h"
 #include "engine/help.h"
 #include "engine/mode.h"
@@ -40,6 +41,49 @@ static enum xret aligned_to(struct vcpu *v, gla_t la, unsigned n)
     return (v->mode & MODE_AC) && (la & (n - 1)) ? raise_error(v, VEC_AC, 0) : X_OK;
 }
 
+/* -- Registers that only 64-bit mode has --------------------------------------------------------------------- */
+
+/*
+ * Outside 64-bit mode a save leaves the bytes of registers 8 and up as they are in memory, and a restore leaves those
+ * registers as they are (SDM vol. 2, FXSAVE; vol. 1 §13.5.2, §13.5.3, §13.5.6). The host runs in 64-bit mode: these
+ * bytes are put back after a save, and filled from the registers before a restore.
+ */
+#define FX_UPPER 288u /* XMM8-15 */
+#define FX_UPPER_LEN 128u
+
+/* Where component i, 2 and up, is in an area: @layout is XCOMP_BV of a compacted one, 0 of a standard one. */
+static u32 component_at(const struct vcpu *v, u64 layout, unsigned i)
+{
+    if (!layout)
+        return v->model->xstate[i].offset;
+    return cpu_model_xsave_size(v->model, layout & (BITULL(i + 1) - 1), true) - v->model->xstate[i].size;
+}
+
+/* The upper registers' part of component i. 0: it has none */
+static u32 upper_part(const struct vcpu *v, unsigned i, u32 *len)
+{
+    u32 size = v->model->xstate[i].size;
+    *len = 0;
+    if (i == 2 || i == 6) /* YMM_Hi128, ZMM_Hi256: half of the registers */
+        *len = size / 2;
+    else if (i == 7) /* Hi16_ZMM */
+        *len = size;
+    return size - *len;
+}
+
+/* In an area of this form (see component_at): the bytes of upper registers, from another one of the same form. */
+static void copy_upper(const struct vcpu *v, u8 *to, const u8 *from, u64 components, u64 layout)
+{
+    engine_copy(to + FX_UPPER, from + FX_UPPER, FX_UPPER_LEN);
+    for (unsigned i = 2; i < ARRAY_SIZE(v->model->xstate); i++) {
+        u32 len, at;
+        if (!(components >> i & 1))
+            continue;
+        at = component_at(v, layout, i) + upper_part(v, i, &len);
+        engine_copy(to + at, from + at, len);
+    }
+}
+
 /* -- FXSAVE ----------------------------------------------------------------------------------------------- */
 
 static enum xret fx_address(struct vcpu *v, const struct insn *in, unsigned acc, gla_t *la)
@@ -61,7 +105,7 @@ SYS(fxsave)
     if (fx_address(v, in, ACC_W, &la) != X_OK ||
         mem_host(v, la, XSAVE_LEGACY, ACC_R | ACC_W | vcpu_acc(v), &p) != X_OK)
         return X_FAULT;
-    if (p) {
+    if (p && (v->mode & MODE_64)) {
         fpu_fxsave(p, true);
         x87_guest_pointers(v, p, rex_w(in));
         return X_OK;
@@ -69,8 +113,12 @@ SYS(fxsave)
     /* The last 48 bytes are the program's own. */
     if (mem_read(v, la, buf, XSAVE_LEGACY, ACC_R | vcpu_acc(v)) != X_OK)
         return X_FAULT;
+    u8 upper[FX_UPPER_LEN];
+    engine_copy(upper, buf + FX_UPPER, FX_UPPER_LEN);
     fpu_fxsave(buf, true);
     x87_guest_pointers(v, buf, rex_w(in));
+    if (!(v->mode & MODE_64))
+        engine_copy(buf + FX_UPPER, upper, FX_UPPER_LEN);
     return mem_write(v, la, buf, XSAVE_LEGACY, ACC_W | vcpu_acc(v));
 }
 
@@ -82,6 +130,11 @@ SYS(fxrstor)
         return X_FAULT;
     if (area_mxcsr(buf) & ~v->model->mxcsr_mask)
         return raise_gp0(v);
+    if (!(v->mode & MODE_64)) {
+        u8 now[XSAVE_LEGACY] __attribute__((aligned(64)));
+        fpu_fxsave(now, true);
+        engine_copy(buf + FX_UPPER, now + FX_UPPER, FX_UPPER_LEN);
+    }
     fpu_fxrstor(buf, rex_w(in));
     return X_OK;
 }
@@ -130,13 +183,20 @@ static enum xret save(struct vcpu *v, const struct insn *in, bool compacted, boo
     if (x_address(v, in, size, ACC_W, cpl0, &la) != X_OK ||
         mem_host(v, la, size, ACC_R | ACC_W | vcpu_acc(v), &p) != X_OK)
         return X_FAULT;
-    if (p) {
+    if (p && (v->mode & MODE_64)) {
         store(v, p, rfbm, compacted, rex_w(in));
         return X_OK;
     }
     if (mem_read(v, la, buf, size, ACC_R | vcpu_acc(v)) != X_OK)
         return X_FAULT;
-    store(v, buf, rfbm, compacted, rex_w(in));
+    if (v->mode & MODE_64) {
+        store(v, buf, rfbm, compacted, rex_w(in));
+    } else {
+        u8 old[XSAVE_AREA_MAX];
+        engine_copy(old, buf, size);
+        store(v, buf, rfbm, compacted, rex_w(in));
+        copy_upper(v, buf, old, rfbm, compacted ? rfbm | XCOMP_COMPACTED : 0);
+    }
     return mem_write(v, la, buf, size, ACC_W | vcpu_acc(v));
 }
 SYS(xsave) { return save(v, in, false, false); }
@@ -153,6 +213,36 @@ static bool header_ok(const struct vcpu *v, const struct xsave_header *h, bool m
     if (!cpu_model_has(v->model, 0xd, 1, 0, 1) || (layout & ~v->xcr0) || (h->xstate_bv & ~layout))
         return false;
     return !(h->reserved[0] | h->reserved[1] | h->reserved[2] | h->reserved[3] | h->reserved[4] | h->reserved[5]);
+}
+
+/*
+ * XRSTOR outside 64-bit mode, of a checked area: what it loads, and what it initialises, together with the upper
+ * registers as they are, in a standard area. MXCSR: SDM vol. 1 §13.8.1 and §13.8.2.
+ */
+static void restore_lower(struct vcpu *v, const u8 *area, u64 rfbm, const struct xsave_header *h)
+{
+    u8 full[XSAVE_AREA_MAX] __attribute__((aligned(64))), now[XSAVE_AREA_MAX] __attribute__((aligned(64)));
+    u64 load = rfbm & h->xstate_bv, upper = rfbm & (XFEATURE_SSE | XFEATURE_AVX | XFEATURE_ZMM_HI256 | XFEATURE_HI16_ZMM);
+    u64 bv = load | upper;
+    u32 mxcsr = area_mxcsr(area);
+    fpu_init_image(full);
+    fpu_init_image(now);
+    fpu_xsave(now, upper | XFEATURE_SSE, true);
+    if (load & XFEATURE_X87) {
+        engine_copy(full, area, MXCSR_OFFSET);
+        engine_copy(full + 32, area + 32, 128);
+    }
+    if (load & XFEATURE_SSE)
+        engine_copy(full + 160, area + 160, FX_UPPER - 160);
+    for (unsigned i = 2; i < ARRAY_SIZE(v->model->xstate); i++)
+        if (load >> i & 1)
+            engine_copy(full + v->model->xstate[i].offset, area + component_at(v, h->xcomp_bv, i), v->model->xstate[i].size);
+    copy_upper(v, full, now, upper, 0);
+    if (h->xcomp_bv & XCOMP_COMPACTED)
+        mxcsr = !(rfbm & XFEATURE_SSE) ? area_mxcsr(now) : load & XFEATURE_SSE ? mxcsr : MXCSR_INIT;
+    __builtin_memcpy(full + MXCSR_OFFSET, &mxcsr, 4);
+    __builtin_memcpy(full + XSAVE_LEGACY, &bv, 8);
+    fpu_xrstor(full, rfbm, false);
 }
 
 static enum xret restore(struct vcpu *v, const struct insn *in, bool supervisor)
@@ -184,7 +274,10 @@ static enum xret restore(struct vcpu *v, const struct insn *in, bool supervisor)
             return raise_gp0(v);
         __builtin_memcpy(buf + MXCSR_OFFSET, &init, 4); /* not loaded; some CPUs look all the same */
     }
-    fpu_xrstor(buf, rfbm, rex_w(in));
+    if (v->mode & MODE_64)
+        fpu_xrstor(buf, rfbm, rex_w(in));
+    else
+        restore_lower(v, buf, rfbm, &h);
     return X_OK;
 }
 SYS(xrstor) { return restore(v, in, false); }

@@ -19,6 +19,8 @@ BUILD = os.environ.get("BUILD", "build")
 VITRO = os.path.join(BUILD, "vitro")
 GUEST = os.path.join("build", "guest")
 BOOT_LIMIT_S = float(os.environ.get("BOOT_LIMIT", "90"))
+# Stretches every time limit: for builds that are meant to be slow (BUILD=build-torture TIME_SCALE=30).
+TIME_SCALE = float(os.environ.get("TIME_SCALE", "1"))
 # What the guest's init prints; the prompt follows.
 BANNER = rb"vitro: Linux \S+ is up"
 
@@ -98,7 +100,7 @@ class Vitro:
         """Wait for a regular expression in the output after the last match."""
         if isinstance(pattern, str):
             pattern = pattern.encode()
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * TIME_SCALE
         while True:
             match = re.search(pattern, self.seen[self.at:])
             if match:
@@ -121,7 +123,7 @@ class Vitro:
 
     def wait(self, seconds=30):
         """The exit status, all output taken."""
-        end = time.monotonic() + seconds
+        end = time.monotonic() + seconds * TIME_SCALE
         while self.process.poll() is None:
             if time.monotonic() > end:
                 raise Failure(f"did not end within {seconds} s; {self.tail()}")

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 
-from harness import check, main
+from harness import TIME_SCALE, check, main
 from userland import in_guest
 
 # Each stressor with how much of it: a fixed number of operations, so that every method of the
@@ -123,7 +123,7 @@ def stress(stressors, seconds):
         grep -m1 vendor_id /proc/cpuinfo
         run() {{
             start=$(cut -d" " -f1 /proc/uptime | tr -d .)
-            timeout -s KILL 60 $as stress-ng --verify --timeout 10 "$@" > ../out 2>&1 < /dev/null
+            timeout -s KILL {60 * TIME_SCALE:.0f} $as stress-ng --verify --timeout 10 "$@" > ../out 2>&1 < /dev/null
             status=$?
             echo "stress: $1 status $status in $((($(cut -d" " -f1 /proc/uptime | tr -d .) - start) * 10)) ms"
             grep -i -e fail -e error -e skipped -e 'not supported' -e unrec ../out

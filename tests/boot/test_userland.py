@@ -5,7 +5,7 @@ compilers, a C compiler, hashes and ciphers, the C library's string functions, P
 import re
 import sys
 
-from harness import check, main
+from harness import TIME_SCALE, check, main
 from userland import in_guest, programs
 
 
@@ -182,7 +182,7 @@ PYTHON = ("test_float test_complex test_int test_cmath test_fractions test_struc
 
 
 def test_python():
-    seen = in_guest(f"python3 -m test --timeout 60 {PYTHON} 2>&1", seconds=240)
+    seen = in_guest(f"python3 -m test --timeout {60 * TIME_SCALE:.0f} {PYTHON} 2>&1", seconds=240)
     check(f"All {len(PYTHON.split())} tests OK." in seen, seen[-2500:])
 
 

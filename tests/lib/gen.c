@@ -61,9 +61,6 @@ const char *gen_excluded(const struct gen_row *r)
         return "only in 64-bit mode";
     if (bare_m32 && (r->id == I_PUSH_SEG || r->id == I_SYSRET || r->id == I_SYSEXIT))
         return "segments: tests/guest";
-    if (bare_m32 && (r->id == I_FXSAVE || r->id == I_FXRSTOR || r->id == I_XSAVE || r->id == I_XRSTOR ||
-                     r->id == I_XSAVEOPT || r->id == I_XSAVEC))
-        return "in 32-bit code the engine moves XMM8-15 too (help_vec.c); 64-bit code is compared";
 #ifdef __SANITIZE_ADDRESS__
     /* XSTATE_BV tells which components the CPU thinks in use (XINUSE): the sanitizer's own vector code changes that. */
     if (r->id == I_XSAVE || r->id == I_XSAVEOPT || r->id == I_XSAVEC)
