@@ -105,7 +105,7 @@ SYS(fxsave)
     if (fx_address(v, in, ACC_W, &la) != X_OK ||
         mem_host(v, la, XSAVE_LEGACY, ACC_R | ACC_W | vcpu_acc(v), &p) != X_OK)
         return X_FAULT;
-    if (p && (v->mode & MODE_64)) {
+    if (p && vcpu_code64(v)) {
         fpu_fxsave(p, true);
         x87_guest_pointers(v, p, rex_w(in));
         return X_OK;
@@ -117,7 +117,7 @@ SYS(fxsave)
     engine_copy(upper, buf + FX_UPPER, FX_UPPER_LEN);
     fpu_fxsave(buf, true);
     x87_guest_pointers(v, buf, rex_w(in));
-    if (!(v->mode & MODE_64))
+    if (!vcpu_code64(v))
         engine_copy(buf + FX_UPPER, upper, FX_UPPER_LEN);
     return mem_write(v, la, buf, XSAVE_LEGACY, ACC_W | vcpu_acc(v));
 }
@@ -130,7 +130,7 @@ SYS(fxrstor)
         return X_FAULT;
     if (area_mxcsr(buf) & ~v->model->mxcsr_mask)
         return raise_gp0(v);
-    if (!(v->mode & MODE_64)) {
+    if (!vcpu_code64(v)) {
         u8 now[XSAVE_LEGACY] __attribute__((aligned(64)));
         fpu_fxsave(now, true);
         engine_copy(buf + FX_UPPER, now + FX_UPPER, FX_UPPER_LEN);
@@ -183,13 +183,13 @@ static enum xret save(struct vcpu *v, const struct insn *in, bool compacted, boo
     if (x_address(v, in, size, ACC_W, cpl0, &la) != X_OK ||
         mem_host(v, la, size, ACC_R | ACC_W | vcpu_acc(v), &p) != X_OK)
         return X_FAULT;
-    if (p && (v->mode & MODE_64)) {
+    if (p && vcpu_code64(v)) {
         store(v, p, rfbm, compacted, rex_w(in));
         return X_OK;
     }
     if (mem_read(v, la, buf, size, ACC_R | vcpu_acc(v)) != X_OK)
         return X_FAULT;
-    if (v->mode & MODE_64) {
+    if (vcpu_code64(v)) {
         store(v, buf, rfbm, compacted, rex_w(in));
     } else {
         u8 old[XSAVE_AREA_MAX];
@@ -274,7 +274,7 @@ static enum xret restore(struct vcpu *v, const struct insn *in, bool supervisor)
             return raise_gp0(v);
         __builtin_memcpy(buf + MXCSR_OFFSET, &init, 4); /* not loaded; some CPUs look all the same */
     }
-    if (v->mode & MODE_64)
+    if (vcpu_code64(v))
         fpu_xrstor(buf, rfbm, rex_w(in));
     else
         restore_lower(v, buf, rfbm, &h);

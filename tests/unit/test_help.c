@@ -23,6 +23,7 @@ static u8 ram[PAGES * 4096] __attribute__((aligned(4096)));
 static bool absent[PAGES], slow[PAGES];
 static unsigned alias[PAGES];
 static struct vm vm;
+static struct engine_vcpu eng;
 static struct vcpu vcpu, *v = &vcpu;
 static struct cpu_model *model;
 static unsigned nr_flush, nr_switch, nr_mode;
@@ -180,6 +181,7 @@ static void reset(bool long_mode)
     __asm__ volatile("rep stosb" : "+D"(p), "+c"(n) : "a"(0) : "memory");
     v->fpu = fpu;
     v->vm = &vm;
+    v->eng = &eng;
     v->self = v;
     v->host = &host;
     v->model = model;
