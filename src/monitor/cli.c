@@ -77,7 +77,7 @@ static const struct option options[] = {
     { "firmware-log", "FILE", OPT_STR,   AT(firmware_log), NULL, 0, 0,
       "where what the firmware says to developers (port 0x402) goes" },
     { "disk",       "FILE",   OPT_DRIVE, 0, NULL, DRIVE_DISK, 0,
-      "a disk's image or block device; FILE[,if=virtio|ide][,format=raw][,readonly=on]..." },
+      "a disk's image or block device; FILE[,if=virtio|ide|vitro][,format=raw][,readonly=on]..." },
     { "net",        "KIND",   OPT_NIC,   0, NULL, 0, 0,
       "a network card: user[,hostfwd=tcp:[ADDR]:PORT-:PORT]..., or tap,ifname=NAME" },
     { "cdrom",      "FILE",   OPT_DRIVE, 0, NULL, DRIVE_CDROM, 0,

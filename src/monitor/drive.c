@@ -38,7 +38,7 @@ int option_switch(const char *option, const char *key, const char *value, bool *
 
 int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const char *text)
 {
-    static const char keys[] = "if=virtio|ide, format=raw, readonly=on, and for virtio serial=TEXT, queues=N, "
+    static const char keys[] = "if=virtio|ide|vitro, format=raw, readonly=on, and for virtio serial=TEXT, queues=N, "
                                "packed=on, aio=threads";
 
     memset(d, 0, sizeof(*d));
@@ -62,6 +62,8 @@ int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const
             d->bus = DRIVE_IDE;
         } else if (!strcmp(piece, "if") && kind == DRIVE_DISK && !strcmp(value, "virtio")) {
             d->bus = DRIVE_VIRTIO;
+        } else if (!strcmp(piece, "if") && kind == DRIVE_DISK && !strcmp(value, "vitro")) {
+            d->bus = DRIVE_VITRO;
         } else if (!strcmp(piece, "serial") && strlen(value) <= 20) {
             strcpy(d->serial, value);
         } else if (!strcmp(piece, "queues") && strspn(value, "0123456789") == strlen(value) && atoi(value) > 0 &&

@@ -272,6 +272,15 @@ static void on_pv_shutdown(void *opaque, unsigned reason, unsigned code)
 
 static int make_paravirt(struct guest *vm)
 {
+    struct disk *disk[DRIVES_MAX];
+    unsigned nr_disks = 0;
+    for (unsigned i = 0; i < vm->config->nr_drives; i++)
+        if (vm->config->drive[i].bus == DRIVE_VITRO)
+            disk[nr_disks++] = vm->disk[i];
+    if (nr_disks && !(vm->config->pv & PV_BIT(PV_VITRO))) {
+        say("a disk with if=vitro needs Vitro's own guest ABI; switch it on with --pv");
+        return -EINVAL;
+    }
     const struct paravirt_config pc = {
         .features = vm->config->pv,
         .nr_cpus = vm->config->cpus,
@@ -283,6 +292,8 @@ static int make_paravirt(struct guest *vm)
         .console = on_output,
         .log = on_pv_log,
         .shutdown = on_pv_shutdown,
+        .disk = disk,
+        .nr_disks = nr_disks,
     };
     int r = paravirt_create(&pc, &vm->pv);
 
@@ -464,13 +475,14 @@ static void destroy(struct guest *vm)
     /* The board's I/O thread may kick vCPUs until it is gone. */
     if (vm->machine)
         machine_destroy(vm->machine);
+    /* And so may the threads of disks that are reached by hypercalls. */
+    paravirt_destroy(vm->pv);
     for (unsigned i = 0; i < vm->config->cpus; i++)
         vm_vcpu_fini(&vm->vcpu[i]);
     if (vm->vm)
         vitro_vm_destroy(vm->vm);
     for (unsigned i = 0; i < vm->config->nr_drives; i++)
         disk_close(vm->disk[i]);
-    paravirt_destroy(vm->pv);
     ram_fini(&vm->view);
     backing_fini(&vm->ram);
     symbols_free(&vm->symbols);

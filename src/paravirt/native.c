@@ -104,6 +104,8 @@ int native_init(struct paravirt *pv)
         .clock = pv->config.machine ? machine_clock(pv->config.machine) : NULL,
         .nr_cpus = pv->config.nr_cpus,
         .tsc_khz = pv->config.tsc_khz,
+        .disk = pv->config.disk,
+        .nr_disks = pv->config.nr_disks,
         .ops = {
             .opaque = pv,
             .paging = on_paging,

@@ -56,7 +56,7 @@ struct native_config {
     struct vm_clock *clock; /* NULL: no timers */
     unsigned nr_cpus;
     u64 tsc_khz;
-    struct disk *const *disk; /* [nr_disks] */
+    struct disk *const *disk; /* [nr_disks]; the list is copied */
     unsigned nr_disks;
     struct native_ops ops;
 };

@@ -9,6 +9,7 @@
 #include "base/types.h"
 #include "libvitro.h"
 
+struct disk;
 struct machine;
 struct paravirt;
 struct ram;
@@ -56,6 +57,9 @@ struct paravirt_config {
     void (*console)(void *opaque, const u8 *bytes, size_t len);
     void (*log)(void *opaque, unsigned level, const char *text, size_t len);
     void (*shutdown)(void *opaque, unsigned reason, unsigned code);
+    /* Disks that are reached by hypercalls; the list is copied. */
+    struct disk *const *disk;
+    unsigned nr_disks;
 };
 
 /* paravirt_create - the config is copied. 0 or -errno. */
