@@ -21,6 +21,7 @@ enum opt_type {
     OPT_DRIVE, /* one more in config.drive; min: enum drive_kind */
     OPT_NIC,   /* one more in config.nic */
     OPT_BOOT,  /* struct boot_choice */
+    OPT_ROM,   /* one more in config.option_rom */
     OPT_NAME,  /* const char *; a VM's name */
     OPT_THIS_RUN = 0x100, /* ORed in: not about the machine, so not kept in a snapshot */
 };
@@ -76,6 +77,8 @@ static const struct option options[] = {
       "firmware to start with (default when a drive is to be booted: SeaBIOS)" },
     { "firmware-log", "FILE", OPT_STR,   AT(firmware_log), NULL, 0, 0,
       "where what the firmware says to developers (port 0x402) goes" },
+    { "option-rom", "FILE",   OPT_ROM,   0, NULL, 0, 0,
+      "an option ROM for the firmware to start, such as iPXE; may be given several times" },
     { "disk",       "FILE",   OPT_DRIVE, 0, NULL, DRIVE_DISK, 0,
       "a disk's image or block device; FILE[,if=virtio|ide|vitro][,format=raw][,readonly=on]..." },
     { "net",        "KIND",   OPT_NIC,   0, NULL, 0, 0,
@@ -285,6 +288,11 @@ static int parse_value(struct config *c, const struct option *o, const char *s)
         if (c->nr_nics == NICS_MAX)
             return usage(c, "--%s: too many network cards%s", o->name, "");
         return nic_parse(&c->nic[c->nr_nics++], o->name, s);
+    case OPT_ROM:
+        if (c->nr_option_roms == OPTION_ROMS_MAX)
+            return usage(c, "--%s: %s is one too many; 8 are possible", o->name, s);
+        c->option_rom[c->nr_option_roms++] = s;
+        return -1;
     case OPT_BOOT:
         return boot_choice_parse(to, s);
     case OPT_PV:

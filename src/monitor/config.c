@@ -38,7 +38,7 @@ static bool names_console(const char *s)
 
 int config_complete(struct config *c)
 {
-    if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->boot.given))) {
+    if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->nr_option_roms || c->boot.given))) {
         if (c->kernel || c->initrd || c->append) {
             say("--%s does not go with --firmware, which starts what is on a disk; leave one out",
                 c->kernel ? "kernel" : c->initrd ? "initrd" : "append");
@@ -49,8 +49,9 @@ int config_complete(struct config *c)
         c->firmware = c->firmware_path;
         return STATUS_OK;
     }
-    if (c->boot.given) {
-        say("--boot is for firmware; it does not go with --kernel");
+    if (c->boot.given || c->nr_option_roms) {
+        say("--%s is for firmware; it does not go with --kernel",
+            c->boot.given ? "boot" : "option-rom");
         return STATUS_USAGE;
     }
     if (!c->kernel) {

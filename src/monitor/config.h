@@ -14,6 +14,7 @@
 #define STATUS_TRIPLE_FAULT 3
 
 #define CONFIG_CMDLINE_MAX 4096
+#define OPTION_ROMS_MAX 8
 
 #define CONFIG_FILE_LINES 256
 
@@ -26,6 +27,8 @@ struct config {
     const char *trace_file;
     const char *firmware;  /* the image's name, then its path; NULL: --kernel is booted */
     const char *firmware_log;
+    const char *option_rom[OPTION_ROMS_MAX]; /* paths */
+    unsigned nr_option_roms;
     u64 mem;            /* bytes, a multiple of 1 MiB */
     unsigned cpus;
     unsigned trace, debug; /* VITRO_TRACE_*, VITRO_DEBUG_* */

@@ -146,11 +146,46 @@ int firmware_add_memory(struct guest *vm, const struct ram_slot *s)
 
 /* -- Files -------------------------------------------------------------------------------------- */
 
+/* PC option ROM: 55 aa, its length in 512-byte blocks (PCI Firmware 3.0 §5.1). */
+static int add_rom(struct guest *vm, const char *option, const char *path, const char *name)
+{
+    struct file f;
+    int r = file_map(&f, option, path);
+
+    if (r)
+        return r;
+    if (f.size < 3 || f.data[0] != 0x55 || f.data[1] != 0xaa || (u64)f.data[2] * 512 > f.size) {
+        say("--%s: %s is not an option ROM: it does not begin with 55 aa, or is cut off", option, path);
+        r = -EINVAL;
+    } else {
+        r = machine_add_file(vm->machine, name, f.data, f.size);
+        if (r)
+            say("--%s: cannot hand over %s: %s", option, path, strerror(-r));
+    }
+    file_unmap(&f);
+    return r;
+}
+
+static int add_option_roms(struct guest *vm)
+{
+    for (unsigned i = 0; i < vm->config->nr_option_roms; i++) {
+        char name[32];
+        snprintf(name, sizeof(name), "genroms/rom%u", i);
+        int r = add_rom(vm, "option-rom", vm->config->option_rom[i], name);
+        if (r)
+            return r;
+    }
+    return 0;
+}
+
 int firmware_files(struct guest *vm)
 {
     const u16 port = SERIAL_CONSOLE;
-    int r = machine_add_file(vm->machine, "etc/sercon-port", &port, sizeof(port));
+    int r = add_option_roms(vm);
 
+    if (r)
+        return r;
+    r = machine_add_file(vm->machine, "etc/sercon-port", &port, sizeof(port));
     if (!r)
         r = machine_fill_firmware(vm->machine);
     if (r)

@@ -45,5 +45,73 @@ def test_grub_starts_debian():
             check(v.wait(30) == 0, v.tail())
 
 
+def test_ipxe():
+    """Its ROM as an option ROM: the banner, and its command line by keyboard."""
+    with Vitro("run", "--option-rom", "/usr/lib/ipxe/qemu/pxe-virtio.rom", "--boot", "order=n") as v:
+        v.expect(rb"iPXE initialising devices...ok", 30)
+        v.expect(rb"iPXE.* -- Open Source Network Boot Firmware", 10)
+        v.expect(rb"Press Ctrl-B", 10)
+        v.send(b"\x02")
+        v.expect(rb"iPXE> ", 10)
+        v.send(b"help\r")  # the BIOS keeps 15 keys
+        v.expect(rb"Available commands", 10)
+
+
+def test_boot_menu():
+    """SeaBIOS's own menu lists what there is; the key that is typed is what is started."""
+    with tempfile.TemporaryDirectory() as d:
+        cd = os.path.join(d, "cd.iso")
+        with open(cd, "wb") as f:
+            f.write(bytes(64 * 2048))  # no boot record
+        image = grub_disk(d, MENU % 30 + DEBIAN)
+        with Vitro("run", "--disk", image, "--cdrom", cd, "--boot", "order=d,menu=on") as v:
+            v.expect(rb"Press ESC for boot menu", 20)
+            v.send(b"\x1b")
+            v.expect(rb"Select boot device:", 10)
+            seen = v.expect(rb"1\. .*\n(?s:.*)2\. .*\n", 10).group(0)
+            check(b"VITRO DVD-ROM" in seen and b"VITRO HARDDISK" in seen, seen)
+            check(seen.index(b"DVD-ROM") < seen.index(b"HARDDISK"), "the order was d")
+            v.send(b"1")
+            v.expect(rb"Boot failed: could not read the boot disk|Boot failed: Could not read from CDROM", 20)
+            v.expect(rb"GNU GRUB +version", 20)
+
+
+def test_no_boot_sector():
+    """A disk of zeros: SeaBIOS's own message; it stays, as a PC does."""
+    with tempfile.NamedTemporaryFile() as f:
+        f.truncate(4 << 20)
+        with Vitro("run", "--disk", f.name) as v:
+            v.expect(rb"Boot failed: not a bootable disk", 20)
+            v.expect(rb"No bootable device", 20)
+
+
+def test_loader_that_jumps_into_nothing():
+    """What it does is its own doing: it runs into an exception without a handler, and dies of that."""
+    with tempfile.NamedTemporaryFile() as f:
+        # lgdt and lidt of zeros, protected mode, jump to where there is no segment.
+        code = bytes.fromhex("fa0f0116107c0f011e107c0f20c00c010f22c0ea0000000008")
+        sector = bytearray(512)
+        sector[0:3] = b"\xeb\x14\x90"
+        sector[0x16:0x16 + len(code)] = code
+        sector[510:512] = b"\x55\xaa"
+        f.write(sector.ljust(1 << 20, b"\0"))
+        f.flush()
+        with Vitro("run", "--disk", f.name) as v:
+            check(v.wait(20) == 3, v.tail())
+            check(b"triple fault" in v.errors, v.tail())
+
+
+def test_several_processors():
+    """The firmware counts them, and Debian starts them."""
+    with tempfile.TemporaryDirectory() as d:
+        image = grub_disk(d, MENU % 0 + DEBIAN, f"{GUEST}/vmlinuz", f"{GUEST}/initrd.img")
+        with Vitro("run", "--disk", image, "--cpus", "2") as v:
+            v.expect(BANNER, 90)
+            v.expect(rb"# ")
+            v.command("nproc", rb"\n2\r?\n")
+            v.send("poweroff\n")
+            check(v.wait(30) == 0, v.tail())
+
+
 if __name__ == "__main__":
     sys.exit(main(sys.modules[__name__], "boot/payloads"))
