@@ -202,7 +202,8 @@ SYS(enter)
     u64 sp = v->regs[RSP] - size, bp = v->regs[RBP], val;
     if (stack_write(v, sp, size, bp) != X_OK)
         return X_FAULT;
-    u64 frame = sp;
+    /* The new frame pointer: of a 16-bit stack the upper half of ESP comes along. */
+    u64 frame = stack_size(v) == 2 ? (v->regs[RSP] & ~0xffffull) | (sp & 0xffff) : narrow(sp, stack_size(v));
     for (unsigned i = 1; i < level; i++) {
         bp -= size;
         sp -= size;
@@ -220,7 +221,7 @@ SYS(enter)
     if (seg_linear(v, SEG_SS, narrow(sp, stack_size(v)), size, ACC_W, &la) != X_OK ||
         mem_probe(v, la, size, ACC_W | vcpu_acc(v)) != X_OK)
         return X_FAULT;
-    gpr_write(v, RBP, size, true, narrow(frame, stack_size(v)));
+    gpr_write(v, RBP, size, true, frame);
     set_stack_reg(v, RSP, sp);
     return X_OK;
 }
