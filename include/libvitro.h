@@ -211,6 +211,8 @@ void vitro_vcpu_get_paging(const struct vitro_vcpu *vcpu, struct vitro_paging *p
 int vitro_vcpu_load_cr3(struct vitro_vcpu *vcpu, uint64_t cr3);
 /* vitro_vcpu_flush_pages - forget `pages` 4 KiB pages from va on, of one PCID; with `global`, of global mappings too. */
 void vitro_vcpu_flush_pages(struct vitro_vcpu *vcpu, unsigned pcid, uint64_t va, uint64_t pages, bool global);
+/* vitro_vcpu_flush_others - every other vCPU forgets all it knows of page tables; when it returns, none uses what it knew. */
+void vitro_vcpu_flush_others(struct vitro_vcpu *vcpu);
 /*
  * vitro_vcpu_populate - walk ahead: the next access to each page from va on, of the kind that the flags say, misses
  * nothing. Sets Accessed, and Dirty for writes. Pages that the access would fault on are passed over. At most as many

@@ -8,14 +8,20 @@ static struct {
     event_fn *fn;
     void *arg;
 } port_handler[VT_PORTS];
+static uint64_t bound[CPUS_MAX][VT_PORTS / 64]; /* the ports a processor looks after */
+static bool ready[CPUS_MAX];
 
 /* The order matters: `upcall` first, so that what is set after we looked interrupts again. No end-of-interrupt. */
 static void upcall(struct sdk_regs *regs)
 {
+    unsigned cpu = cpu_index();
+
     (void)regs;
-    __atomic_store_n(&events->vcpu[0].upcall, 0, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&events->vcpu[cpu].upcall, 0, __ATOMIC_SEQ_CST);
     for (unsigned w = 0; w < VT_PORTS / 64; w++) {
-        uint64_t due = __atomic_load_n(&events->pending[w], __ATOMIC_SEQ_CST) & ~events->mask[w];
+        if (!bound[cpu][w])
+            continue;
+        uint64_t due = __atomic_load_n(&events->pending[w], __ATOMIC_SEQ_CST) & bound[cpu][w] & ~events->mask[w];
         while (due) {
             unsigned bit = (unsigned)__builtin_ctzll(due);
             due &= due - 1;
@@ -30,14 +36,28 @@ void event_handle(unsigned port, event_fn *fn, void *arg)
 {
     if (port >= VT_PORTS)
         die("event_handle: there is no port %u\n", port);
+    unsigned cpu = cpu_index();
     port_handler[port].fn = fn;
     port_handler[port].arg = arg;
-    if (events)
-        return;
-    events = pages_alloc(1);
-    trap_handle(UPCALL_VECTOR, upcall);
-    if (vt_call1(VT_EVENT_PAGE, events) || vt_call2(VT_EVENT_VECTOR, 0, UPCALL_VECTOR))
-        die("no events\n");
+    if (!events) { /* the first processor comes here before it starts others */
+        events = pages_alloc(1);
+        trap_handle(UPCALL_VECTOR, upcall);
+        if (vt_call1(VT_EVENT_PAGE, events))
+            die("no events\n");
+    }
+    if (!ready[cpu] && vt_call2(VT_EVENT_VECTOR, cpu, UPCALL_VECTOR))
+        die("no upcalls\n");
+    ready[cpu] = true;
+    __atomic_fetch_or(&bound[cpu][port / 64], 1ull << (port & 63), __ATOMIC_SEQ_CST);
+    vt_call2(VT_EVENT_BIND, port, cpu);
+}
+
+/* A processor that stops gets no more upcalls until it asks anew. */
+void events_forget(unsigned cpu);
+void events_forget(unsigned cpu)
+{
+    ready[cpu] = false;
+    memset(bound[cpu], 0, sizeof(bound[cpu]));
 }
 
 /* -- Time ------------------------------------------------------------------------------------------------------ */

@@ -53,7 +53,8 @@ struct sdk_regs { /* crt0.S pushes it */
 /* trap_handle - a function for an exception or interrupt; without one, an exception ends the guest with a dump. */
 typedef void trap_fn(struct sdk_regs *regs);
 void trap_handle(unsigned vector, trap_fn *fn);
-/* event_handle - call fn(arg) with interrupts off when the port has something new; sets events up at its first use. */
+/* event_handle - call fn(arg), interrupts off, on the processor that asks for this, when the port has something new; sets
+ * events up at its first use. */
 typedef void event_fn(void *arg);
 void event_handle(unsigned port, event_fn *fn, void *arg);
 static inline void irq_on(void) { __asm__ volatile("sti" ::: "memory"); }
@@ -66,6 +67,20 @@ static inline void irq_off(void) { __asm__ volatile("cli" ::: "memory"); }
             __asm__ volatile("sti; hlt; cli" ::: "memory"); \
         irq_on(); \
     } while (0)
+
+/* -- Processors ------------------------------------------------------------------------------------------------ */
+#define CPUS_MAX 64
+/* cpu_index - which one runs this; cpu_count - how many there are. */
+static inline unsigned cpu_index(void)
+{
+    uint32_t r[4];
+    vt_cpuid(1, r);
+    return r[1] >> 24;
+}
+unsigned cpu_count(void);
+/* cpu_start - run fn(arg) on another processor, with a stack of its own, interrupts off. 0, or -VT_E*. It stops when fn returns,
+ * and can be started again. */
+int cpu_start(unsigned cpu, void (*fn)(void *arg), void *arg);
 
 /* -- Time ------------------------------------------------------------------------------------------------ */
 /* mono_ns - ns since switching on; wall_ns - UTC ns since 1970. No call into Vitro. */

@@ -669,6 +669,7 @@ static enum xret hypercall(struct vcpu *v, const struct insn *in)
     const struct vitro_pv *pv = &v->vm->pv;
     struct vitro_hypercall call = { .gpr = v->regs, .vcpu = v->index, .cpl = v->cpl, .code64 = vcpu_code64(v) };
     enum vitro_hc done = VITRO_HC_SLOW;
+    u64 next = next_rip(v, in); /* `in` is in the code cache, which may be reused while the call waits for other vCPUs */
 
     if (pv->hypercall_fast)
         done = pv->hypercall_fast(pv->opaque, &call);
@@ -680,12 +681,12 @@ static enum xret hypercall(struct vcpu *v, const struct insn *in)
     if (done == VITRO_HC_SLOW || done == VITRO_HC_NONE)
         return raise_ud(v);
     if (done == VITRO_HC_HALT) {
-        v->rip = next_rip(v, in);
+        v->rip = next;
         return halt(v);
     }
     if (likely(!v->event))
         return X_OK;
-    v->rip = next_rip(v, in); /* what the call asked for comes before the next instruction */
+    v->rip = next; /* what the call asked for comes before the next instruction */
     return X_JUMP;
 }
 SYS(vmcall) { return hypercall(v, in); }

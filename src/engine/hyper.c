@@ -9,6 +9,7 @@
 #include "engine/engine.h"
 #include "engine/help.h"
 #include "engine/mmu.h"
+#include "engine/smp.h"
 
 static struct vcpu *V(const struct vitro_vcpu *c)
 {
@@ -53,6 +54,13 @@ void vitro_vcpu_flush_pages(struct vitro_vcpu *c, unsigned pcid, uint64_t va, ui
             tlb_flush_page(v, va + (i << PAGE_SHIFT));
     for (u64 i = 0; i < pages && pcid != now; i++)
         tlb_flush_page_pcid(v, va + (i << PAGE_SHIFT), (u16)pcid);
+}
+
+void vitro_vcpu_flush_others(struct vitro_vcpu *c)
+{
+    struct vcpu *v = V(c);
+    v->eng->smc_hit = true;
+    smp_flush_others(v);
 }
 
 uint64_t vitro_vcpu_populate(struct vitro_vcpu *c, uint64_t va, uint64_t pages, unsigned flags)

@@ -106,6 +106,37 @@ static bool answered(const struct vcpu *b)
     return !__atomic_load_n(&b->eng->smp.asked, __ATOMIC_ACQUIRE) || !is_online(b);
 }
 
+/* Longer and longer: whom we wait for may not even have a CPU of the host's. */
+static void wait_a_moment(unsigned n)
+{
+    static const struct timespec nap = { 0, 50000 };
+    if (n < 500)
+        __builtin_ia32_pause();
+    else if (n < 520)
+        sched_yield();
+    else
+        nanosleep(&nap, NULL);
+}
+
+void smp_flush_others(struct vcpu *v)
+{
+    struct vm *vm = v->vm;
+    if (!vm->smp)
+        return;
+    for (unsigned i = 0; i < vm->nr_vcpus; i++)
+        if (vm->vcpu[i] && i != v->index)
+            __atomic_fetch_or(&vm->vcpu[i]->event, EVENT_FLUSH, __ATOMIC_SEQ_CST);
+    /* One that is offline looks at its events before it runs the guest. Two that wait for each other are both offline. */
+    smp_offline(v);
+    for (unsigned i = 0; i < vm->nr_vcpus; i++) {
+        struct vcpu *b = vm->vcpu[i];
+        for (unsigned n = 0; b && i != v->index && is_online(b) &&
+                             __atomic_load_n(&b->event, __ATOMIC_SEQ_CST) & EVENT_FLUSH; n++)
+            wait_a_moment(n);
+    }
+    smp_online(v);
+}
+
 /* All answers to what was asked. vm->lock held; given up while waiting. */
 static void wait_for_answers(struct vcpu *v)
 {
@@ -119,15 +150,8 @@ static void wait_for_answers(struct vcpu *v)
     pthread_mutex_unlock(&vm->lock);
     for (unsigned i = 0; i < vm->nr_vcpus; i++) {
         struct vcpu *b = vm->vcpu[i];
-        for (unsigned n = 0; b && b->index != v->index && !answered(b); n++) {
-            static const struct timespec nap = { 0, 50000 };
-            if (n < 500)
-                __builtin_ia32_pause();
-            else if (n < 520)
-                sched_yield();
-            else
-                nanosleep(&nap, NULL);
-        }
+        for (unsigned n = 0; b && b->index != v->index && !answered(b); n++)
+            wait_a_moment(n);
     }
     pthread_mutex_lock(&vm->lock);
     for (unsigned i = 0; i < vm->nr_vcpus; i++) { /* those that went offline may have left it to us */

@@ -37,7 +37,44 @@ static void init_vcpu(struct vm_vcpu *cpu)
     paravirt_vcpu_reset(cpu->vm->pv, cpu->index);
 }
 
-/* An application processor runs nothing between INIT and a start-up IPI (SDM vol. 3 §8.4.3). */
+bool vm_vcpu_give(struct vm_vcpu *cpu, const struct vitro_sregs *sregs, const struct vitro_regs *regs)
+{
+    pthread_mutex_lock(&cpu->lock);
+    bool ok = cpu->waits && !cpu->given;
+    if (ok) {
+        cpu->start_sregs = *sregs;
+        cpu->start_regs = *regs;
+        cpu->given = true;
+        pthread_cond_signal(&cpu->wake);
+    }
+    pthread_mutex_unlock(&cpu->lock);
+    return ok;
+}
+
+void vm_vcpu_wait(struct vm_vcpu *cpu)
+{
+    atomic_store(&cpu->stop, true);
+    vitro_vcpu_kick(cpu->vcpu, VITRO_KICK_STOP);
+}
+
+static bool take_given(struct vm_vcpu *cpu)
+{
+    pthread_mutex_lock(&cpu->lock);
+    bool given = cpu->given;
+    cpu->given = false;
+    cpu->waits = !given;
+    pthread_mutex_unlock(&cpu->lock);
+    return given;
+}
+
+static void no_longer_waits(struct vm_vcpu *cpu)
+{
+    pthread_mutex_lock(&cpu->lock);
+    cpu->waits = cpu->given = false;
+    pthread_mutex_unlock(&cpu->lock);
+}
+
+/* An application processor runs nothing between INIT and a start-up IPI (SDM vol. 3 §8.4.3), or the hypercall. */
 static void wait_for_sipi(struct vm_vcpu *cpu)
 {
     struct machine *m = cpu->vm->machine;
@@ -45,14 +82,20 @@ static void wait_for_sipi(struct vm_vcpu *cpu)
     while (!vm_has_ended(cpu->vm)) {
         if (machine_init_take(m, cpu->index))
             init_vcpu(cpu);
+        if (take_given(cpu)) {
+            vitro_vcpu_set_sregs(cpu->vcpu, &cpu->start_sregs);
+            vitro_vcpu_set_regs(cpu->vcpu, &cpu->start_regs);
+            return;
+        }
         int vector = machine_sipi_take(m, cpu->index);
         if (vector >= 0) {
+            no_longer_waits(cpu);
             vitro_vcpu_start(cpu->vcpu, (unsigned)vector);
             return;
         }
         pthread_mutex_lock(&cpu->lock);
         atomic_store(&cpu->asleep, true);
-        while (!(machine_pending(m, cpu->index) & (MACHINE_INIT | MACHINE_SIPI)) && !vm_has_ended(cpu->vm))
+        while (!(machine_pending(m, cpu->index) & (MACHINE_INIT | MACHINE_SIPI)) && !cpu->given && !vm_has_ended(cpu->vm))
             pthread_cond_wait(&cpu->wake, &cpu->lock);
         atomic_store(&cpu->asleep, false);
         pthread_mutex_unlock(&cpu->lock);
@@ -64,6 +107,11 @@ static bool take_signals(struct vm_vcpu *cpu)
 {
     struct machine *m = cpu->vm->machine;
 
+    if (atomic_exchange(&cpu->stop, false)) {
+        init_vcpu(cpu);
+        wait_for_sipi(cpu);
+        return true;
+    }
     if (machine_init_take(m, cpu->index)) {
         init_vcpu(cpu);
         if (cpu->index)

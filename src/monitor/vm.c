@@ -241,6 +241,20 @@ static void on_pv_kick(void *opaque, unsigned vcpu, unsigned why)
         vm_vcpu_kick(&vm->vcpu[vcpu], why);
 }
 
+static bool on_pv_start(void *opaque, unsigned vcpu, const struct vitro_sregs *sregs, const struct vitro_regs *regs)
+{
+    struct guest *vm = opaque;
+
+    return vm_vcpu_give(&vm->vcpu[vcpu], sregs, regs);
+}
+
+static void on_pv_stop(void *opaque, unsigned vcpu)
+{
+    struct guest *vm = opaque;
+
+    vm_vcpu_wait(&vm->vcpu[vcpu]);
+}
+
 static void on_pv_log(void *opaque, unsigned level, const char *text, size_t len)
 {
     static const char *const name[] = { "error: ", "warning: ", "", "debug: " };
@@ -292,6 +306,8 @@ static int make_paravirt(struct guest *vm)
         .console = on_output,
         .log = on_pv_log,
         .shutdown = on_pv_shutdown,
+        .start = on_pv_start,
+        .stop = on_pv_stop,
         .disk = disk,
         .nr_disks = nr_disks,
     };

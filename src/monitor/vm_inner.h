@@ -37,6 +37,11 @@ struct vm_vcpu {
     atomic_bool asleep;
     pthread_mutex_t lock;
     pthread_cond_t wake;
+    /* An application processor that waits to be started; how a hypercall starts it (under lock). */
+    bool waits, given;
+    struct vitro_sregs start_sregs;
+    struct vitro_regs start_regs;
+    atomic_bool stop; /* a hypercall wants it to wait again */
 };
 
 /* What pause.c keeps. */
@@ -104,5 +109,9 @@ void vm_vcpu_kick(struct vm_vcpu *cpu, unsigned why);
 /* vm_vcpu_join - false if its thread has not ended within the time. */
 bool vm_vcpu_join(struct vm_vcpu *cpu, unsigned timeout_ms);
 void vm_vcpu_fini(struct vm_vcpu *cpu);
+/* vm_vcpu_give - by hypercall: start a vCPU that waits. False: it runs. vm_vcpu_wait - the vCPU, on its own thread, is to wait
+ * before its next instruction. */
+bool vm_vcpu_give(struct vm_vcpu *cpu, const struct vitro_sregs *sregs, const struct vitro_regs *regs);
+void vm_vcpu_wait(struct vm_vcpu *cpu);
 /* vm_vcpu_enter - the state a loader asked for, on top of the reset state. */
 void vm_vcpu_enter(struct vm_vcpu *cpu, const struct boot_entry *entry);

@@ -41,10 +41,41 @@ static void on_flush(void *opaque, unsigned vcpu, unsigned pcid, u64 va, u64 pag
     vitro_vcpu_flush_pages(cpu_of(opaque, vcpu), pcid, va, pages, global);
 }
 
+static void on_flush_others(void *opaque, unsigned vcpu)
+{
+    vitro_vcpu_flush_others(cpu_of(opaque, vcpu));
+}
+
 static u64 on_populate(void *opaque, unsigned vcpu, u64 va, u64 pages, bool write, bool user)
 {
     return vitro_vcpu_populate(cpu_of(opaque, vcpu), va, pages,
                                (write ? VITRO_POPULATE_WRITE : 0) | (user ? VITRO_POPULATE_USER : 0));
+}
+
+static int on_start(void *opaque, unsigned vcpu, unsigned which, const struct vt_start *start)
+{
+    struct paravirt *pv = opaque;
+    struct vitro_vcpu *from = pv->cpu[vcpu].vcpu;
+    struct vitro_regs regs = { .gpr = { [RSP] = start->rsp, [RDI] = start->arg }, .rip = start->rip, .rflags = 2 };
+    struct vitro_sregs sregs;
+
+    if (!pv->config.start)
+        return -VT_ENOCALL;
+    vitro_vcpu_get_sregs(from, &sregs);
+    sregs.cr3 = start->cr3;
+    sregs.cr2 = sregs.cr8 = 0;
+    memset(sregs.dr, 0, sizeof(sregs.dr));
+    return pv->config.start(pv->config.opaque, which, &sregs, &regs) ? 0 : -VT_EEXIST;
+}
+
+static int on_stop(void *opaque, unsigned vcpu)
+{
+    struct paravirt *pv = opaque;
+
+    if (!pv->config.stop)
+        return -VT_ENOCALL;
+    pv->config.stop(pv->config.opaque, vcpu);
+    return 0;
 }
 
 static u64 on_tsc(void *opaque, unsigned vcpu)
@@ -111,8 +142,11 @@ int native_init(struct paravirt *pv)
             .paging = on_paging,
             .load_root = on_load_root,
             .flush = on_flush,
+            .flush_others = on_flush_others,
             .populate = on_populate,
             .kick = on_kick,
+            .start = on_start,
+            .stop = on_stop,
             .tsc = on_tsc,
             .wall_ns = on_wall,
             .console = on_console,

@@ -33,9 +33,11 @@ struct native_ops {
     void (*paging)(void *opaque, unsigned vcpu, struct native_paging *p);
     /* CR3 = cr3. Bit 63, only with CR4.PCIDE: keep what is known of its PCID. */
     void (*load_root)(void *opaque, unsigned vcpu, u64 cr3);
-    /* Every vCPU forgets [va, va + pages * 4096) of a PCID (0 without CR4.PCIDE) and of global pages. NATIVE_ALL pages:
-     * all of the PCID; global too if `global`. Not under a lock: may wait for vCPUs. */
+    /* The caller's vCPU forgets [va, va + pages * 4096) of a PCID (0 without CR4.PCIDE) and of global pages. NATIVE_ALL
+     * pages: all of the PCID; global too if `global`. */
     void (*flush)(void *opaque, unsigned vcpu, unsigned pcid, u64 va, u64 pages, bool global);
+    /* The other vCPUs forget everything. Not under a lock: waits for them. */
+    void (*flush_others)(void *opaque, unsigned vcpu);
     /* The caller's next access misses nothing; how many pages were there. */
     u64 (*populate)(void *opaque, unsigned vcpu, u64 va, u64 pages, bool write, bool user);
     /* A vCPU has an upcall waiting: native_upcall() has its vector. Any thread. */

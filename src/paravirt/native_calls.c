@@ -39,7 +39,7 @@ u32 native_features(const struct native *n)
     const struct native_ops *o = &n->ops;
     u32 f = VT_FEATURE_SYSTEM | VT_FEATURE_EVENT | VT_FEATURE_BALLOON;
 
-    if (o->paging && o->load_root && o->flush && o->populate)
+    if (o->paging && o->load_root && o->flush && o->flush_others && o->populate)
         f |= VT_FEATURE_MEMORY;
     if (n->c.clock)
         f |= VT_FEATURE_TIME;

@@ -200,8 +200,10 @@ s64 native_SPACE_DESTROY(struct native *n, unsigned vcpu, const u64 *a)
         free_tables(n, (unsigned)a[0], s->root, 4);
     }
     pthread_mutex_unlock(&n->lock);
-    if (!r)
+    if (!r) {
         n->ops.flush(n->ops.opaque, vcpu, pcid_of(a[0], &p), 0, NATIVE_ALL, false);
+        n->ops.flush_others(n->ops.opaque, vcpu);
+    }
     return r;
 }
 
@@ -637,6 +639,8 @@ static s64 edit(struct native *n, unsigned vcpu, enum edit_op op, const u64 *a)
         n->ops.flush(n->ops.opaque, vcpu, pcid, 0, NATIVE_ALL, e.global);
     for (unsigned i = 0; i < e.nr_flush && !e.flush_all; i++)
         n->ops.flush(n->ops.opaque, vcpu, pcid, e.flush[i].va, e.flush[i].pages, e.global);
+    if (e.flush_all || e.nr_flush)
+        n->ops.flush_others(n->ops.opaque, vcpu);
     for (unsigned i = 0; i < e.nr_fill; i++)
         n->ops.populate(n->ops.opaque, vcpu, e.fill[i].va, e.fill[i].pages, e.fill[i].write,
                         e.fill[i].user);

@@ -57,6 +57,10 @@ struct paravirt_config {
     void (*console)(void *opaque, const u8 *bytes, size_t len);
     void (*log)(void *opaque, unsigned level, const char *text, size_t len);
     void (*shutdown)(void *opaque, unsigned reason, unsigned code);
+    /* Processors, of Vitro's own ABI. start: let one that waits to be started run from there; false: it does not wait.
+     * stop: the caller's vCPU waits again, before its next instruction. */
+    bool (*start)(void *opaque, unsigned vcpu, const struct vitro_sregs *sregs, const struct vitro_regs *regs);
+    void (*stop)(void *opaque, unsigned vcpu);
     /* Disks that are reached by hypercalls; the list is copied. */
     struct disk *const *disk;
     unsigned nr_disks;

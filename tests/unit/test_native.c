@@ -31,7 +31,7 @@ struct vm {
     u8 *low, *high, *rom;
     u64 now, cr3, tsc;
     bool long_mode, pcide;
-    unsigned kicks[CPUS], nr_flush, nr_written, started, stopped;
+    unsigned kicks[CPUS], nr_flush, nr_others, nr_written, started, stopped;
     u64 flush_va, flush_pages, filled;
     unsigned flush_pcid;
     bool flush_global;
@@ -64,6 +64,11 @@ static void on_flush(void *o, unsigned cpu, unsigned pcid, u64 va, u64 pages, bo
     vm->flush_pages = pages;
     vm->flush_pcid = pcid;
     vm->flush_global = global;
+}
+static void on_flush_others(void *o, unsigned cpu)
+{
+    (void)cpu;
+    ((struct vm *)o)->nr_others++;
 }
 static u64 on_populate(void *o, unsigned cpu, u64 va, u64 pages, bool write, bool user)
 {
@@ -162,7 +167,8 @@ static void vm_make(struct vm *vm, bool disk)
     }
     const struct native_config c = {
         .ram = &vm->ram, .clock = &vm->clock, .nr_cpus = CPUS, .tsc_khz = 2000000, .disk = &vm->disk, .nr_disks = disk,
-        .ops = { .opaque = vm, .paging = on_paging, .load_root = on_load, .flush = on_flush, .populate = on_populate,
+        .ops = { .opaque = vm, .paging = on_paging, .load_root = on_load, .flush = on_flush, .flush_others = on_flush_others,
+                 .populate = on_populate,
                  .kick = on_kick, .start = on_start, .stop = on_stop, .tsc = on_tsc, .wall_ns = on_wall,
                  .console = on_console, .log = on_log, .shutdown = on_shutdown },
     };
@@ -341,6 +347,7 @@ static void test_map(void)
     EQUAL(one(&vm, VT_MAP, 0, va + 0x1000, HIGH_PA, 1, VT_X | VT_U | VT_REPLACE), 0);
     EQUAL(walk(&vm, vm.cr3, va + 0x1000), HIGH_PA | PTE_P | PTE_U);
     EQUAL(vm.nr_flush, 1);
+    EQUAL(vm.nr_others, 1);
     EQUAL(one(&vm, VT_MAP, 0, kva, 0x3000, 1, VT_G | VT_FILL), 0);
     EQUAL(vm.filled, 1);
 
