@@ -248,6 +248,20 @@ struct vcpu *smp_conflict(struct vcpu *v, const struct block *b)
     return NULL;
 }
 
+/* -- Waiting in a loop ----------------------------------------------------------------------------------- */
+
+/* Some microseconds of PAUSE: the vCPU waited for may have no host CPU. Guests wait this way for very short times, or for
+ * vCPUs that do not run. */
+#define PAUSE_BURST 100
+enum xret sys_pause(struct vcpu *v, const struct insn *in)
+{
+    (void)in;
+    v->pauses = PAUSE_BURST;
+    v->eng->smp.nr_yields++;
+    sched_yield();
+    return X_OK;
+}
+
 /* -- Split locks -------------------------------------------------------------------------------------- */
 
 u8 *smp_join(struct vcpu *v, u8 *first, u8 *second)

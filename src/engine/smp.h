@@ -31,7 +31,7 @@ struct smp_vcpu {
     unsigned nr_revoke;
     u64 revoke_host;    /* end write access to this host page */
     struct tlb_entry *revoke[WTAG_WAYS];
-    u64 nr_asked, nr_waits; /* stats */
+    u64 nr_asked, nr_waits, nr_yields; /* stats */
     u8 *split;          /* two pages of address space where pages are joined for split locks */
     u8 *split_of[2];    /* which host pages are there */
 };

@@ -84,6 +84,8 @@ static bool classify(const struct xl *x, unsigned i, const struct group *key, st
     a->any = false;
     *shift = 0;
     *last = false;
+    if (in->id == I_PAUSE) /* may call C */
+        return false;
     if (key->sum)
         return classify_sum(x, i, key, a, last);
     switch (in->how) {

@@ -153,6 +153,19 @@ static void ac_inline(struct xl *x, const struct insn *in, bool set)
     tr_mode_edge(x, x->off[x->cur] + in->len, mode & MODE_SLOT);
 }
 
+void tr_pause(struct xl *x, const struct insn *in)
+{
+    struct buf *b = &x->hot;
+    if (x->live[x->cur])
+        xl_need_saved(x);
+    e8(b, 0xf3); e8(b, 0x90);
+    /* sub dword [pauses], 1; js: the helper, and on */
+    e8(b, 0x41); e8(b, 0x83); e_modrm_disp(b, 5, H_VCPU, VOFF(pauses)); e8(b, 1);
+    xl_bind(x, xl_jcc(x, SEC_HOT, 8), SEC_COLD, cold_at(x));
+    xl_clobber(x);
+    tr_check_cold(x, in, sys_pause, 0, 0, hot_at(x));
+}
+
 void tr_system(struct xl *x, const struct insn *in)
 {
     bool cpl0 = x->mode & MODE_CPL0; /* real mode too */

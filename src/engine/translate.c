@@ -375,7 +375,10 @@ static void translate_insn(struct xl *x)
     }
     switch (in->how) {
     case HOW_COPY:
-        tr_copy(x, in);
+        if (in->id == I_PAUSE && x->vm->smp)
+            tr_pause(x, in);
+        else
+            tr_copy(x, in);
         break;
     case HOW_BRANCH:
         tr_branch(x, in);

@@ -177,6 +177,8 @@ void tr_branch(struct xl *x, const struct insn *in);
 void tr_system(struct xl *x, const struct insn *in);
 /* tr_string - in line; false: it needs the helper, nothing was emitted. */
 bool tr_string(struct xl *x, const struct insn *in);
+/* tr_pause - PAUSE with several vCPUs: who is waited for may need this host CPU. tr_sys.c */
+void tr_pause(struct xl *x, const struct insn *in);
 /* tr_call_helper - the handler does the instruction; flags end up in fl. @end: leave the block after it. */
 void tr_call_helper(struct xl *x, const struct insn *in,
                     enum xret (*handler)(struct vcpu *, const struct insn *), bool end);
@@ -201,6 +203,7 @@ void tr_load_rip(struct xl *x, struct buf *b, unsigned reg, s32 off);
 enum xret sys_raise_ud(struct vcpu *v, const struct insn *in);
 enum xret sys_raise_nm(struct vcpu *v, const struct insn *in);
 enum xret sys_raise_gp(struct vcpu *v, const struct insn *in);
+enum xret sys_pause(struct vcpu *v, const struct insn *in);
 enum xret sys_check_segment(struct vcpu *v, const struct insn *in); /* the memory operand lies in its segment */
 /* insn_handler - insn.def's handler for a HOW_SYSTEM, HOW_STRING or HOW_STACK id, or NULL. sys_table.c */
 typedef enum xret (*sys_fn)(struct vcpu *, const struct insn *);

@@ -141,6 +141,7 @@ struct vcpu {
     u64 nr_msr_unknown;      /* accesses that raised #GP for want of a row */
     u8 fpu_depth;            /* fpu_leave calls beyond the first (fpu.c) */
     u64 x87_vbase;           /* vbase of the last block that had an x87 instruction (help_x87.c) */
+    s32 pauses;              /* PAUSEs until the host's CPU is given away (smp.c) */
     s64 seg_max[6][2];       /* outside 64-bit mode: last offset that may be read, written; -1: ask seg_linear */
 };
 
