@@ -63,6 +63,7 @@ $(BUILD)/config.mk: Makefile $(wildcard /var/lib/dpkg/status)
 	echo 'HAVE_CF_PROTECTION := $(call try,-Werror -fcf-protection=none,$(main))'; \
 	echo 'HAVE_URING := $(call try,-Werror -luring,#include <liburing.h>\n int main(void) { struct io_uring r; return io_uring_queue_init(8, &r, 0); })'; \
 	echo 'HAVE_SLIRP := $(call try,-Werror -lslirp,#include <slirp/libslirp.h>\n int main(void) { return !slirp_version_string(); })'; \
+	echo 'HAVE_ZLIB := $(call try,-Werror -lz,#include <zlib.h>\n int main(void) { return !zlibVersion(); })'; \
 	echo 'HAVE_ASAN := $(call try,-Werror -fsanitize=address -fsanitize=undefined,$(main))'; \
 	} > $@
 
@@ -77,9 +78,10 @@ endif
 CFLAGS  ?= -O2 -g
 cflags   = -std=gnu11 -D_GNU_SOURCE= -DVITRO_VERSION='"$(VERSION)"' -Isrc -Iinclude \
 	   $(if $(HAVE_CF_PROTECTION),-fcf-protection=none) $(WARN) $(extra) $(CFLAGS)
-# Libraries; liburing and libslirp are used where they are there.
-libs     = -ljansson -lxxhash $(if $(HAVE_URING),-luring) $(if $(HAVE_SLIRP),-lslirp)
-lib_defs = $(if $(HAVE_URING),-DHAVE_URING=1) $(if $(HAVE_SLIRP),-DHAVE_SLIRP=1)
+# Libraries; liburing, libslirp and zlib are used where they are there.
+libs     = -ljansson -lxxhash $(if $(HAVE_URING),-luring) $(if $(HAVE_SLIRP),-lslirp) $(if $(HAVE_ZLIB),-lz)
+lib_defs = $(if $(HAVE_URING),-DHAVE_URING=1) $(if $(HAVE_SLIRP),-DHAVE_SLIRP=1) \
+	   $(if $(HAVE_ZLIB),-DHAVE_ZLIB=1)
 ldflags  = -pthread $(extra) $(LDFLAGS)
 # Engine code runs while the guest's vector registers are live: it must not touch them.
 # libvitro.a's other folders run outside translated code and are compiled like anything else.

@@ -38,8 +38,8 @@ int option_switch(const char *option, const char *key, const char *value, bool *
 
 int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const char *text)
 {
-    static const char keys[] = "if=virtio|ide|vitro, format=raw, readonly=on, and for virtio serial=TEXT, queues=N, "
-                               "packed=on, aio=threads";
+    static const char keys[] = "if=virtio|ide|vitro, format=raw|qcow2, readonly=on, snapshot=on, and for virtio "
+                               "serial=TEXT, queues=N, packed=on, aio=threads";
 
     memset(d, 0, sizeof(*d));
     d->kind = kind;
@@ -69,6 +69,8 @@ int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const
         } else if (!strcmp(piece, "queues") && strspn(value, "0123456789") == strlen(value) && atoi(value) > 0 &&
                    atoi(value) <= DRIVE_QUEUES_MAX) {
             d->queues = (unsigned)atoi(value);
+        } else if (!strcmp(piece, "snapshot") && kind != DRIVE_CDROM) {
+            r = option_switch(option, piece, value, &d->snapshot);
         } else if (!strcmp(piece, "packed")) {
             r = option_switch(option, piece, value, &d->packed);
         } else if (!strcmp(piece, "aio") && !strcmp(value, "threads")) {

@@ -17,6 +17,7 @@ struct drive {
     /* DRIVE_VIRTIO */
     unsigned queues;  /* 0: one */
     bool packed, threads;
+    bool snapshot;    /* throw writes away at the end */
     char serial[24];  /* "": none */
     char path[DRIVE_PATH_MAX];
 };

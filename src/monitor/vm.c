@@ -171,6 +171,7 @@ static int open_drives(struct guest *vm)
         const struct drive *d = &vm->config->drive[i];
         const struct disk_options options = {
             .format = d->format[0] ? d->format : NULL, .readonly = d->readonly,
+            .snapshot = (d->snapshot || vm->config->snapshot) && !d->readonly,
         };
         int r = disk_open(d->path, &options, &vm->disk[i], err);
         if (r) {

@@ -283,9 +283,7 @@ bool disk_aio_try(struct disk_aio *aio, struct disk_req *req, int *result)
     bool write = req->op == DISK_WRITE;
     u64 len = req->count * DISK_SECTOR;
 
-    if (req->op > DISK_WRITE || req->sync || !disk->ops->extent || (write && disk->readonly) ||
-        !disk_has(disk, req->sector, req->count) ||
-        !disk->ops->extent(disk, req->sector, (u32)req->count, write, &req->extent))
+    if (req->op > DISK_WRITE || req->sync || !disk_extent(disk, req->sector, (u32)req->count, write, &req->extent))
         return false;
     ssize_t n = write ? pwritev2(req->extent.fd, req->iov, (int)req->nr_iov, (off_t)req->extent.offset, RWF_NOWAIT)
                       : preadv2(req->extent.fd, req->iov, (int)req->nr_iov, (off_t)req->extent.offset, RWF_NOWAIT);
@@ -299,9 +297,8 @@ void disk_aio_submit(struct disk_aio *aio, struct disk_req *req)
 {
     bool ring = false;
 #if HAVE_URING
-    ring = aio->has_ring && req->op <= DISK_WRITE && !req->sync && !(req->op == DISK_WRITE && aio->disk->readonly) &&
-           disk_has(aio->disk, req->sector, req->count) &&
-           aio->disk->ops->extent(aio->disk, req->sector, (u32)req->count, req->op == DISK_WRITE, &req->extent);
+    ring = aio->has_ring && req->op <= DISK_WRITE && !req->sync &&
+           disk_extent(aio->disk, req->sector, (u32)req->count, req->op == DISK_WRITE, &req->extent);
 #endif
     pthread_mutex_lock(&aio->lock);
     aio->in_flight++;

@@ -47,28 +47,48 @@ int disk_open(const char *path, const struct disk_options *options, struct disk 
 {
     u64 bytes;
 
-    if (options->format && strcmp(options->format, "raw"))
-        return fail(err, -EINVAL, "%s: no disk format '%s'; there is: raw", path, options->format);
-    int fd = open(path, (options->readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
+    if (options->format && strcmp(options->format, "raw") && strcmp(options->format, "qcow2"))
+        return fail(err, -EINVAL, "%s: no disk format '%s'; there are: raw, qcow2", path, options->format);
+    bool readonly = options->readonly || options->snapshot;
+    int fd = open(path, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0)
         return fail(err, -errno, "cannot open %s: %s%s", path, strerror(errno),
                     errno == EACCES || errno == EROFS ? "; readonly=on needs no right to write" : "");
     int r = size_of(fd, path, &bytes, err);
-    if (!r && flock(fd, (options->readonly ? LOCK_SH : LOCK_EX) | LOCK_NB))
+    if (!r && flock(fd, (readonly ? LOCK_SH : LOCK_EX) | LOCK_NB))
         r = fail(err, -EBUSY, "%s is in use by another virtual machine; stop that, or use a copy",
                  path);
     if (r) {
         close(fd);
         return r;
     }
-    r = raw_disk_open(fd, options->readonly, bytes, out);
-    return r ? fail(err, r, "cannot use %s: %s", path, strerror(-r)) : 0;
+    struct disk_options inner = *options;
+    inner.readonly = readonly;
+    if (options->format ? !strcmp(options->format, "qcow2") : qcow2_probe(fd)) {
+        r = qcow2_disk_open(fd, path, &inner, NULL, out, err);
+    } else {
+        r = raw_disk_open(fd, readonly, bytes, out);
+        if (r)
+            fail(err, r, "cannot use %s: %s", path, strerror(-r));
+        else
+            (*out)->guessed = !options->format;
+    }
+    if (!r && options->snapshot)
+        r = qcow2_overlay(*out, out, err);
+    return r;
 }
 
 void disk_close(struct disk *disk)
 {
     if (disk)
         disk->ops->close(disk);
+}
+
+/* A guest must not turn a file that was only guessed to be raw into a qcow2 image: its backing file, any file of the
+ * host's, would be read the next time. */
+static bool makes_qcow2(const struct disk *disk, u64 sector, const void *buf, size_t len)
+{
+    return disk->guessed && !sector && len >= 4 && !memcmp(buf, "QFI\xfb", 4);
 }
 
 int disk_read(struct disk *disk, u64 sector, void *buf, u32 count)
@@ -80,7 +100,16 @@ int disk_write(struct disk *disk, u64 sector, const void *buf, u32 count)
 {
     if (!disk_has(disk, sector, count))
         return -EINVAL;
+    if (makes_qcow2(disk, sector, buf, count ? 4 : 0))
+        return -EPERM;
     return disk->readonly ? -EROFS : disk->ops->write(disk, sector, buf, count);
+}
+
+bool disk_extent(struct disk *disk, u64 sector, u32 count, bool write, struct disk_extent *out)
+{
+    if (!disk_has(disk, sector, count) || !disk->ops->extent || (write && (disk->readonly || (disk->guessed && !sector))))
+        return false;
+    return disk->ops->extent(disk, sector, count, write, out);
 }
 
 int disk_flush(struct disk *disk)
@@ -111,7 +140,7 @@ static int rw_bounced(struct disk *disk, bool write, u64 sector, u32 count, cons
         return -ENOMEM;
     for (unsigned i = 0; write && i < nr; at += iov[i++].iov_len)
         memcpy(buf + at, iov[i].iov_base, iov[i].iov_len);
-    int r = write ? disk->ops->write(disk, sector, buf, count) : disk->ops->read(disk, sector, buf, count);
+    int r = write ? disk_write(disk, sector, buf, count) : disk->ops->read(disk, sector, buf, count);
     for (unsigned i = 0; !write && !r && i < nr; at += iov[i++].iov_len)
         memcpy(iov[i].iov_base, buf + at, iov[i].iov_len);
     free(buf);
@@ -133,7 +162,7 @@ int disk_rwv(struct disk *disk, bool write, u64 sector, u32 count, const struct 
         return -EINVAL;
     if (write && disk->readonly)
         return -EROFS;
-    if (nr <= IOV_MAX && disk->ops->extent && disk->ops->extent(disk, sector, count, write, &e)) {
+    if (nr <= IOV_MAX && disk_extent(disk, sector, count, write, &e)) {
         ssize_t n = write ? pwritev(e.fd, iov, (int)nr, (off_t)e.offset) : preadv(e.fd, iov, (int)nr, (off_t)e.offset);
         if (n >= 0 && (u64)n == len)
             return 0;
@@ -142,6 +171,8 @@ int disk_rwv(struct disk *disk, bool write, u64 sector, u32 count, const struct 
     if (!whole)
         return rw_bounced(disk, write, sector, count, iov, nr);
     for (unsigned i = 0; i < nr && !r; i++) {
+        if (write && makes_qcow2(disk, sector, iov[i].iov_base, iov[i].iov_len))
+            return -EPERM;
         u32 n = (u32)(iov[i].iov_len / DISK_SECTOR);
         if (!n)
             continue;

@@ -35,11 +35,14 @@ struct disk {
     const struct disk_ops *ops;
     u64 sectors; /* size; a last part of a sector reads as padded with zeros */
     bool readonly;
+    bool guessed; /* raw, because it looked like nothing else */
 };
 
 struct disk_options {
-    const char *format; /* NULL: find out; "raw" */
+    const char *format; /* NULL: find out; "raw", "qcow2" */
     bool readonly;
+    bool snapshot;      /* writes go to a temporary file and are gone at the end */
+    unsigned depth;     /* of backing files above this one */
 };
 
 /*
@@ -67,7 +70,17 @@ int disk_zero(struct disk *disk, u64 sector, u64 count, bool unmap);
 /* disk_rwv - read or write count sectors from or to scattered memory, whose sum must be as long (-EINVAL). */
 int disk_rwv(struct disk *disk, bool write, u64 sector, u32 count, const struct iovec *iov, unsigned nr);
 
+/* disk_extent - ops->extent, for what may be read or written that way. */
+bool disk_extent(struct disk *disk, u64 sector, u32 count, bool write, struct disk_extent *out);
+
 /* -- Formats ----------------------------------------------------------------------------------- */
 
 /* raw_disk_open - the file's bytes are the disk's. Takes fd over, also on failure. */
 int raw_disk_open(int fd, bool readonly, u64 bytes, struct disk **out);
+/* qcow2_disk_open - path is for messages and to find the backing file, unless that is given. Takes fd and backing over,
+ * also on failure; err as in disk_open(). */
+int qcow2_disk_open(int fd, const char *path, const struct disk_options *options, struct disk *backing,
+                    struct disk **out, char *err);
+bool qcow2_probe(int fd);
+/* qcow2_overlay - a temporary image on top of base, gone when it is closed. Takes base over, also on failure. */
+int qcow2_overlay(struct disk *base, struct disk **out, char *err);

@@ -99,6 +99,59 @@ def test_file_system():
         check(fsck.returncode == 0, fsck.stdout)
 
 
+def test_qcow2():
+    """On top of a backing file, in use by an ext2 file system; qemu-img and e2fsck look at it afterwards."""
+    with Image(64) as base, tempfile.TemporaryDirectory() as work:
+        subprocess.run(["mke2fs", "-q", "-F", base.path], check=True)
+        image = f"{work}/disk.qcow2"
+        before = base.md5()
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base.path, "-F", "raw", image], check=True)
+        run_script("set -e; mkdir /mnt; mount -t ext2 /dev/vda /mnt; cp /bin/busybox /mnt/a; mkdir /mnt/d\n"
+                   "for i in $(seq 20); do cp /bin/busybox /mnt/d/$i; done; umount /mnt", "--disk", image + ",if=virtio")
+        out = run_script("set -e; mkdir /mnt; mount -t ext2 /dev/vda /mnt; md5sum /bin/busybox /mnt/d/20; umount /mnt",
+                         "--disk", image + ",if=virtio,aio=threads")
+        sums = [line.split()[0] for line in out.splitlines() if "busybox" in line or "/mnt/d/20" in line]
+        check(len(sums) == 2 and sums[0] == sums[1], out[-300:])
+        subprocess.run(["qemu-img", "check", "-q", image], check=True)
+        subprocess.run(["qemu-img", "convert", "-O", "raw", image, f"{work}/raw"], check=True)
+        fsck = subprocess.run(["e2fsck", "-fn", f"{work}/raw"], capture_output=True, text=True)
+        check(fsck.returncode == 0, fsck.stdout)
+        check(base.md5() == before, "the backing file was written")
+
+
+def test_qcow2_survives_kill():
+    with tempfile.TemporaryDirectory() as work:
+        image = f"{work}/disk.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "256M"], check=True)
+        with Vitro("run", "--append", "quiet " + script(
+                "i=0; while true; do i=$((i + 1)); printf '%08d' $i |"
+                "dd of=/dev/vda bs=64k seek=$i conv=fsync,notrunc 2>/dev/null; echo flushed $i.; done"),
+                "--disk", image + ",if=virtio", stdin=None) as v:
+            v.expect(rb"flushed 30\.")
+            os.killpg(v.process.pid, signal.SIGKILL)
+            v.wait()
+            last = int(v.seen.decode().rsplit("flushed ", 1)[1].split(".")[0])
+        result = subprocess.run(["qemu-img", "check", image], capture_output=True, text=True)
+        check(result.returncode in (0, 3), result.stdout + result.stderr)  # 3: unused clusters only
+        subprocess.run(["qemu-img", "convert", "-O", "raw", image, f"{work}/raw"], check=True)
+        with open(f"{work}/raw", "rb") as f:
+            for i in range(1, last + 1):
+                f.seek(i * 65536)
+                check(f.read(8) == b"%08d" % i, f"write {i} of {last} is lost")
+
+
+def test_throw_away():
+    for options in (["--snapshot"], []):
+        with Image(16, fill=True) as image:
+            before = image.md5()
+            more = "" if options else ",snapshot=on"
+            out = run_script("set -e; md5sum /dev/vda; echo new | dd of=/dev/vda bs=4k seek=5 conv=fsync 2>/dev/null\n"
+                             "dd if=/dev/vda bs=4k skip=5 count=1 2>/dev/null | head -c 3",
+                             "--disk", image.path + ",if=virtio" + more, *options)
+            check(before in out and "new" in out, out[-200:])
+            check(image.md5() == before, "the image was written")
+
+
 def test_many_disks():
     with Image(8, fill=True) as a, Image(9, fill=True) as b, Image(10, fill=True) as c:
         out = run_script("md5sum /dev/vda /dev/vdb /dev/vdc",
