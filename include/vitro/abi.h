@@ -47,6 +47,7 @@
 #define VT_FEATURE_EVENT 0x10  /* 0x38..0x3f       */
 #define VT_FEATURE_VCPU 0x20   /* 0x40..0x4f       */
 #define VT_FEATURE_BLOCK 0x40  /* 0x50..0x57       */
+#define VT_FEATURE_NET 0x80    /* 0x58..0x5f       */
 
 #define VT_BASE 0x56540000 /* "VT" in the upper half: no other contract's numbers */
 #define VT_NR_CALLS 0x60   /* numbers are below this; those without a row are -VT_ENOCALL */

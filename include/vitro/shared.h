@@ -231,4 +231,45 @@ _Static_assert(sizeof(struct vt_block_ring) == 64, "as drawn");
 #define VT_BLOCK_RING_MAX 256u
 #define VT_BLOCK_RING_BYTES(size) (64u + 56u * (size))
 
+/*
+ * vt_net_info, vt_net_desc, vt_net_ring - a network card.
+ *
+ *   info:  0 mac[6]    6 mtu (2)    8 flags (4)    12 reserved (4)    16
+ *   desc:  0 pa (8)    8 len: of the packet, or of the room for one (4)    12 result: written by Vitro (4)    16
+ *
+ *   ring, page aligned, contiguous:
+ *     0  +-----------+-----------+-----------+-----------+
+ *        | tx_head   | tx_tail   | rx_head   | rx_tail   |  the guest writes the heads, Vitro the tails
+ *    16  +-----------+-----------+-----------+-----------+
+ *        | size      | reserved                          |  size: a power of two, 2..256; read once, at NET_RING
+ *    64  +-----------+-----------------------------------+
+ *        | tx[size]: packets to send                     |  result: 0 or -VT_E*
+ *        +-----------------------------------------------+  64 + 16 * size
+ *        | rx[size]: room for packets                    |  result: bytes received, or -VT_E*
+ *        +-----------------------------------------------+  64 + 32 * size
+ *
+ * Packets are Ethernet frames without their checksum, at most mtu + 18 bytes. Room that is too small for the packet that
+ * comes loses it. The port is told when rx_tail moves. Ring the bell after filling tx[], and after adding to rx[] when it
+ * was empty.
+ */
+struct vt_net_info {
+    uint8_t mac[6];
+    uint16_t mtu;
+    uint32_t flags, reserved;
+};
+_Static_assert(sizeof(struct vt_net_info) == 16, "as drawn");
+struct vt_net_desc {
+    uint64_t pa;
+    uint32_t len;
+    int32_t result;
+};
+_Static_assert(sizeof(struct vt_net_desc) == 16, "as drawn");
+struct vt_net_ring {
+    uint32_t tx_head, tx_tail, rx_head, rx_tail;
+    uint32_t size, reserved[11];
+};
+_Static_assert(sizeof(struct vt_net_ring) == 64, "as drawn");
+#define VT_NET_RING_MAX 256u
+#define VT_NET_RING_BYTES(size) (64u + 32u * (size))
+
 #endif

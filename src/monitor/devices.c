@@ -44,23 +44,28 @@ static int add_disk(struct guest *vm, const struct drive *drive, struct disk *di
     return plug(vm, dev, drive->path);
 }
 
-static int add_nic(struct guest *vm, const struct nic *nic, unsigned index)
+int devices_net(const struct nic *nic, unsigned index, struct net_backend **be, u8 mac[6])
 {
     static const u8 no_mac[6];
-    struct virtio_net_options options = {
-        .mac = { 0x52, 0x54, 0x00, 0x12, 0x34, (u8)(0x56 + index) }, .queues = nic->queues, .packed = nic->packed,
-    };
+    const u8 ours[6] = { 0x52, 0x54, 0x00, 0x12, 0x34, (u8)(0x56 + index) };
+    char err[NET_ERR_LEN];
+    int r = nic->kind == NIC_TAP ? net_tap_create(nic->ifname, be, err) : net_user_create(&nic->user, be, err);
+
+    if (r)
+        say("%s", err);
+    memcpy(mac, memcmp(nic->mac, no_mac, 6) ? nic->mac : ours, 6);
+    return r;
+}
+
+static int add_nic(struct guest *vm, const struct nic *nic, unsigned index)
+{
+    struct virtio_net_options options = { .queues = nic->queues, .packed = nic->packed };
     struct net_backend *be;
     struct virtio_dev *dev;
-    char err[NET_ERR_LEN];
-    int r = nic->kind == NIC_TAP ? net_tap_create(nic->ifname, &be, err) : net_user_create(&nic->user, &be, err);
+    int r = devices_net(nic, index, &be, options.mac);
 
-    if (r) {
-        say("%s", err);
+    if (r)
         return r;
-    }
-    if (memcmp(nic->mac, no_mac, 6))
-        memcpy(options.mac, nic->mac, 6);
     r = virtio_net_create(&vm->view, be, &options, &dev);
     if (r) {
         say("cannot make network card %u: %s", index, strerror(-r));
@@ -78,7 +83,8 @@ int devices_create(struct guest *vm)
         if (c->drive[i].bus == DRIVE_VIRTIO)
             r = add_disk(vm, &c->drive[i], vm->disk[i]);
     for (unsigned i = 0; i < c->nr_nics && !r; i++)
-        r = add_nic(vm, &c->nic[i], i);
+        if (!c->nic[i].vitro)
+            r = add_nic(vm, &c->nic[i], i);
     if (!r)
         pci_assign_bars(machine_pci(vm->machine));
     return r;

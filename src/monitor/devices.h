@@ -3,6 +3,8 @@
 #include "base/types.h"
 
 struct guest;
+struct net_backend;
+struct nic;
 struct virtio_dev;
 struct virtio_pci;
 
@@ -15,5 +17,7 @@ struct devices {
 
 /* devices_create - after the engine, before the guest is loaded. 0, or -errno with the reason said. */
 int devices_create(struct guest *vm);
+/* devices_net - what is behind a network card, and its address. 0, or -errno with the reason said. */
+int devices_net(const struct nic *nic, unsigned index, struct net_backend **be, u8 mac[6]);
 /* devices_destroy - no vCPU runs any more; before the board goes. Waits for what is under way. */
 void devices_destroy(struct devices *d);

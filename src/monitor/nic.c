@@ -68,7 +68,7 @@ static bool mac_parse(const char *s, u8 mac[6])
 static int wrong(const char *option, const char *piece)
 {
     say("--%s: '%s' is not understood; there are: hostfwd=tcp:[ADDR]:PORT-[ADDR]:PORT and restrict=on (user), "
-        "ifname=NAME (tap), mac=XX:XX:XX:XX:XX:XX, queues=N, mtu=N, packed=on", option, piece);
+        "ifname=NAME (tap), if=virtio|vitro, mac=XX:XX:XX:XX:XX:XX, queues=N, mtu=N, packed=on", option, piece);
     return STATUS_USAGE;
 }
 
@@ -94,6 +94,10 @@ static int key_parse(struct nic *nic, const char *option, const char *piece)
     }
     if (IS("restrict") && nic->kind == NIC_USER)
         return option_switch(option, "restrict", value, &nic->user.restricted);
+    if (IS("if") && (!strcmp(value, "virtio") || !strcmp(value, "vitro"))) {
+        nic->vitro = !strcmp(value, "vitro");
+        return -1;
+    }
     if (IS("packed"))
         return option_switch(option, "packed", value, &nic->packed);
     if (IS("mac") && mac_parse(value, nic->mac))
@@ -117,7 +121,7 @@ int nic_parse(struct nic *nic, const char *option, const char *text)
     char piece[128];
     const char *s = option_piece(text, piece, sizeof(piece));
 
-    *nic = (struct nic){ .queues = 1, .user.mtu = USER_MTU };
+    *nic = (struct nic){ .queues = 1 };
     if (s && !strcmp(piece, "tap")) {
         nic->kind = NIC_TAP;
     } else if (!s || strcmp(piece, "user")) {
@@ -131,6 +135,8 @@ int nic_parse(struct nic *nic, const char *option, const char *text)
         if (r >= 0)
             return r;
     }
+    if (!nic->user.mtu) /* guests that know us get room for packets from the ring's pages: ordinary ones */
+        nic->user.mtu = nic->vitro ? 1500 : USER_MTU;
     if (nic->kind == NIC_TAP && !nic->ifname[0]) {
         say("--%s: which tap device? write --net tap,ifname=NAME", option);
         return STATUS_USAGE;

@@ -14,6 +14,7 @@ struct nic {
     u8 mac[6];
     unsigned queues; /* pairs */
     bool packed;
+    bool vitro;      /* reached by our own hypercalls, not virtio */
 };
 
 /* nic_parse - KIND[,KEY=VALUE]... as --help describes it. -1: done, else the exit status, with the mistake explained. */

@@ -292,8 +292,17 @@ static int make_paravirt(struct guest *vm)
     for (unsigned i = 0; i < vm->config->nr_drives; i++)
         if (vm->config->drive[i].bus == DRIVE_VITRO)
             disk[nr_disks++] = vm->disk[i];
-    if (nr_disks && !(vm->config->pv & PV_BIT(PV_VITRO))) {
-        say("a disk with if=vitro needs Vitro's own guest ABI; switch it on with --pv");
+    struct paravirt_net nic[NICS_MAX];
+    for (unsigned i = 0; i < vm->config->nr_nics; i++) {
+        if (!vm->config->nic[i].vitro)
+            continue;
+        if (devices_net(&vm->config->nic[i], i, &nic[vm->nr_nets].be, nic[vm->nr_nets].mac))
+            return -EINVAL;
+        vm->net[vm->nr_nets] = nic[vm->nr_nets].be;
+        vm->nr_nets++;
+    }
+    if ((nr_disks || vm->nr_nets) && !(vm->config->pv & PV_BIT(PV_VITRO))) {
+        say("if=vitro needs Vitro's own guest ABI; switch it on with --pv");
         return -EINVAL;
     }
     const struct paravirt_config pc = {
@@ -311,6 +320,8 @@ static int make_paravirt(struct guest *vm)
         .stop = on_pv_stop,
         .disk = disk,
         .nr_disks = nr_disks,
+        .nic = nic,
+        .nr_nics = vm->nr_nets,
     };
     int r = paravirt_create(&pc, &vm->pv);
 
@@ -494,6 +505,8 @@ static void destroy(struct guest *vm)
         machine_destroy(vm->machine);
     /* And so may the threads of disks that are reached by hypercalls. */
     paravirt_destroy(vm->pv);
+    for (unsigned i = 0; i < vm->nr_nets; i++)
+        vm->net[i]->ops->free(vm->net[i]);
     for (unsigned i = 0; i < vm->config->cpus; i++)
         vm_vcpu_fini(&vm->vcpu[i]);
     if (vm->vm)

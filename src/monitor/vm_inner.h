@@ -64,6 +64,8 @@ struct guest {
     struct machine *machine;
     struct devices devices;
     struct paravirt *pv;
+    struct net_backend *net[NICS_MAX]; /* of cards with if=vitro */
+    unsigned nr_nets;
     struct vitro_vm *vm;
     struct vm_vcpu vcpu[VM_VCPUS_MAX];
     unsigned nr_vcpus;

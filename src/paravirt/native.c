@@ -137,6 +137,8 @@ int native_init(struct paravirt *pv)
         .tsc_khz = pv->config.tsc_khz,
         .disk = pv->config.disk,
         .nr_disks = pv->config.nr_disks,
+        .nic = pv->config.nic,
+        .nr_nics = pv->config.nr_nics,
         .ops = {
             .opaque = pv,
             .paging = on_paging,

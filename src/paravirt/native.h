@@ -53,6 +53,8 @@ struct native_ops {
     void (*shutdown)(void *opaque, enum vt_shutdown reason, unsigned code);
 };
 
+struct paravirt_net; /* paravirt.h */
+
 struct native_config {
     struct ram *ram;
     struct vm_clock *clock; /* NULL: no timers */
@@ -60,6 +62,8 @@ struct native_config {
     u64 tsc_khz;
     struct disk *const *disk; /* [nr_disks]; the list is copied */
     unsigned nr_disks;
+    const struct paravirt_net *nic; /* [nr_nics]; copied */
+    unsigned nr_nics;
     struct native_ops ops;
 };
 

@@ -25,7 +25,7 @@ static u32 group_of(u64 number)
         u8 first;
         u32 feature;
     } group[] = {
-        { 0x50, VT_FEATURE_BLOCK },   { 0x40, VT_FEATURE_VCPU },   { 0x38, VT_FEATURE_EVENT },
+        { 0x58, VT_FEATURE_NET },   { 0x50, VT_FEATURE_BLOCK },   { 0x40, VT_FEATURE_VCPU },   { 0x38, VT_FEATURE_EVENT },
         { 0x30, VT_FEATURE_TIME },  { 0x20, VT_FEATURE_BALLOON }, { 0x10, VT_FEATURE_MEMORY },
     };
     for (unsigned i = 0; i < ARRAY_SIZE(group); i++)
@@ -47,6 +47,8 @@ u32 native_features(const struct native *n)
         f |= VT_FEATURE_VCPU;
     if (n->c.nr_disks)
         f |= VT_FEATURE_BLOCK;
+    if (n->c.nr_nics)
+        f |= VT_FEATURE_NET;
     return f;
 }
 
@@ -80,7 +82,7 @@ int native_create(const struct native_config *config, struct native **out)
         native_destroy(n);
         return -ENOMEM;
     }
-    if (native_block_init(n)) {
+    if (native_block_init(n) || native_net_init(n)) {
         native_destroy(n);
         return -ENOMEM;
     }
@@ -100,6 +102,7 @@ void native_vcpu_reset(struct native *n, unsigned vcpu)
 
 void native_destroy(struct native *n)
 {
+    native_net_fini(n);
     native_block_fini(n);
     if (n->use)
         munmap(n->use, MAX(n->nr_use, 1ull) * sizeof(*n->use));

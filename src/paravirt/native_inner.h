@@ -52,6 +52,7 @@ struct native {
     struct native_cpu cpu[NATIVE_CPUS];
 
     struct native_disk *disk; /* [c.nr_disks] */
+    struct native_nic *nic;   /* [c.nr_nics] */
 
     /* console */
     struct vt_console *console; /* in guest RAM */
@@ -81,3 +82,5 @@ s64 native_batch(struct native *n, unsigned vcpu, u64 pa, u64 count, unsigned si
 
 int native_block_init(struct native *n);
 void native_block_fini(struct native *n);
+int native_net_init(struct native *n);
+void native_net_fini(struct native *n);

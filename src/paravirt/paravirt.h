@@ -11,6 +11,7 @@
 
 struct disk;
 struct machine;
+struct net_backend;
 struct paravirt;
 struct ram;
 
@@ -44,6 +45,11 @@ extern const struct paravirt_word paravirt_words[];
 int paravirt_parse(const char *list, u32 *features, unsigned *bad_len);
 u32 paravirt_default(void);
 
+struct paravirt_net {
+    struct net_backend *be;
+    u8 mac[6];
+};
+
 struct paravirt_config {
     u32 features;            /* PV_BIT() */
     unsigned nr_cpus;
@@ -64,6 +70,9 @@ struct paravirt_config {
     /* Disks that are reached by hypercalls; the list is copied. */
     struct disk *const *disk;
     unsigned nr_disks;
+    /* Network cards, likewise; what is behind them stays the caller's. */
+    const struct paravirt_net *nic;
+    unsigned nr_nics;
 };
 
 /* paravirt_create - the config is copied. 0 or -errno. */

@@ -5,8 +5,10 @@
  * Guest memory is small and lies between pages that may not be touched: a wrong bound dies at once.
  */
 #define _GNU_SOURCE
+#include "net/net.h"
 #include "paravirt/native.h"
 #include "paravirt/native_inner.h"
+#include "paravirt/paravirt.h"
 #include "storage/disk.h"
 #include "tests/lib/check.h"
 #include "x86/x86.h"
@@ -40,7 +42,37 @@ struct vm {
     int shutdown, code;
     struct vt_start start;
     struct disk *disk;
+    /* a network */
+    struct net_backend be;
+    const struct net_port *port;
+    unsigned nr_sent, nr_rooms;
+    size_t sent_len;
+    u8 sent_first;
 };
+
+static int net_start(struct net_backend *be, const struct net_port *port)
+{
+    container_of(be, struct vm, be)->port = port;
+    return 0;
+}
+static void net_stop(struct net_backend *be)
+{
+    container_of(be, struct vm, be)->port = NULL;
+}
+static void net_send(struct net_backend *be, const struct net_hdr *hdr, const struct iovec *v, unsigned nr)
+{
+    struct vm *vm = container_of(be, struct vm, be);
+    bug_on(hdr->gso_type || nr != 1 || v[0].iov_len > 1518);
+    vm->nr_sent++;
+    vm->sent_len = v[0].iov_len;
+    vm->sent_first = *(u8 *)v[0].iov_base;
+    vm->port->receive(vm->port->card, hdr, v[0].iov_base, v[0].iov_len); /* it may, from within */
+}
+static void net_room(struct net_backend *be)
+{
+    container_of(be, struct vm, be)->nr_rooms++;
+}
+static const struct net_ops net_ops = { .name = "test", .start = net_start, .stop = net_stop, .send = net_send, .room = net_room };
 
 /* -- The world ----------------------------------------------------------------------------------------- */
 
@@ -165,7 +197,10 @@ static void vm_make(struct vm *vm, bool disk)
         unlink(name);
         close(fd);
     }
+    vm->be = (struct net_backend){ .ops = &net_ops, .mtu = 1500 };
+    const struct paravirt_net nic = { .be = &vm->be, .mac = { 2, 0, 0, 0, 0, 1 } };
     const struct native_config c = {
+        .nic = &nic, .nr_nics = disk,
         .ram = &vm->ram, .clock = &vm->clock, .nr_cpus = CPUS, .tsc_khz = 2000000, .disk = &vm->disk, .nr_disks = disk,
         .ops = { .opaque = vm, .paging = on_paging, .load_root = on_load, .flush = on_flush, .flush_others = on_flush_others,
                  .populate = on_populate,
@@ -752,6 +787,78 @@ static void test_block(void)
     vm_free(&vm);
 }
 
+static void test_net(void)
+{
+    struct vm vm;
+    vm_make(&vm, true);
+    struct vt_net_info *info = (struct vt_net_info *)(vm.low + BUF);
+    EQUAL(C(VT_NET_INFO, 0, BUF), 0);
+    CHECK(info->mtu == 1500 && info->mac[0] == 2 && info->mac[5] == 1);
+    EQUAL(C(VT_NET_INFO, 1, BUF), -VT_ENOENT);
+    EQUAL(C(VT_NET_INFO, 0, NOWHERE), -VT_EFAULT);
+    EQUAL(C(VT_NET_BELL, 0), 0); /* no ring */
+    struct vt_net_ring *ring = (struct vt_net_ring *)(vm.low + RING);
+    struct vt_net_desc *tx = (struct vt_net_desc *)(ring + 1), *rx = tx + 4;
+    struct vt_events *e = (struct vt_events *)(vm.low + EVENTS);
+    EQUAL(C(VT_EVENT_PAGE, EVENTS), 0);
+    EQUAL(C(VT_NET_RING, 0, RING, 5), -VT_EINVAL); /* size 0 */
+    ring->size = 512;
+    EQUAL(C(VT_NET_RING, 0, RING, 5), -VT_EINVAL);
+    ring->size = 4;
+    EQUAL(C(VT_NET_RING, 0, RING + 16, 5), -VT_EINVAL);
+    EQUAL(C(VT_NET_RING, 0, RING, VT_PORTS), -VT_EINVAL);
+    EQUAL(C(VT_NET_RING, 1, RING, 5), -VT_ENOENT);
+    EQUAL(C(VT_NET_RING, 0, NOWHERE, 5), -VT_EFAULT);
+    ring->tx_head = 0xffffffff;
+    ring->rx_head = 0xfffffffe;
+    EQUAL(C(VT_NET_RING, 0, RING, 5), 0);
+    EQUAL(C(VT_NET_RING, 0, RING, 5), -VT_EEXIST);
+    CHECK(vm.port != NULL);
+
+    vm.low[DATA] = 0x42;
+    tx[3] = (struct vt_net_desc){ .pa = DATA, .len = 60 };
+    tx[0] = (struct vt_net_desc){ .pa = NOWHERE, .len = 60 };
+    tx[1] = (struct vt_net_desc){ .pa = DATA, .len = 13 };
+    tx[2] = (struct vt_net_desc){ .pa = DATA, .len = 1519 };
+    ring->tx_head = 3;
+    EQUAL(C(VT_NET_BELL, 0), 4);
+    EQUAL(vm.nr_sent, 1);
+    CHECK(vm.sent_len == 60 && vm.sent_first == 0x42);
+    EQUAL(tx[3].result, 0);
+    EQUAL(tx[0].result, -VT_EFAULT);
+    EQUAL(tx[1].result, -VT_EINVAL);
+    EQUAL(tx[2].result, -VT_EINVAL);
+    EQUAL(ring->tx_tail, 3);
+    EQUAL(vm.nr_rooms, 1); /* it came back, and there was no room */
+
+    static const struct net_hdr hdr;
+    u8 frame[100];
+    memset(frame, 0x99, sizeof(frame));
+    rx[2] = (struct vt_net_desc){ .pa = DATA + 0x1000, .len = 1536 };
+    rx[3] = (struct vt_net_desc){ .pa = DATA + 0x2000, .len = 64 };
+    rx[0] = (struct vt_net_desc){ .pa = ROM_PA, .len = 1536 };
+    ring->rx_head = 1;
+    CHECK(vm.port->receive(vm.port->card, &hdr, frame, 100));
+    CHECK(vm.port->receive(vm.port->card, &hdr, frame, 100)); /* too small: lost */
+    CHECK(vm.port->receive(vm.port->card, &hdr, frame, 100)); /* not writable: lost */
+    CHECK(!vm.port->receive(vm.port->card, &hdr, frame, 100)); /* no room: it waits */
+    EQUAL(rx[2].result, 100);
+    EQUAL(rx[3].result, -VT_E2BIG);
+    EQUAL(rx[0].result, -VT_EFAULT);
+    CHECK(vm.low[DATA + 0x1000 + 99] == 0x99 && vm.low[DATA + 0x2000] != 0x99);
+    EQUAL(e->pending[0], BIT(5));
+    EQUAL(ring->rx_tail, 1);
+    /* Heads that make no sense */
+    ring->rx_head = 0x1000;
+    CHECK(vm.port->receive(vm.port->card, &hdr, frame, 100));
+    EQUAL(ring->rx_tail, 1);
+    ring->tx_head = 0x1000;
+    EQUAL(C(VT_NET_BELL, 0), 0);
+    EQUAL(C(VT_NET_RING, 0, 0, 0), 0);
+    CHECK(vm.port->receive(vm.port->card, &hdr, frame, 100)); /* nobody listens: lost */
+    vm_free(&vm);
+}
+
 static void test_console(void)
 {
     struct vm vm;
@@ -878,6 +985,12 @@ static void any_items(struct vm *vm, unsigned number, u64 pa)
             memcpy(p + i * sizeof(x), &x, sizeof(x));
             break;
         }
+        case VT_NET_RING: {
+            struct vt_net_desc d = { .pa = any_pa(), .len = (u32)(rnd() % 2000) };
+            memcpy(p + 64 + i * sizeof(d), &d, sizeof(d));
+            ((struct vt_net_ring *)p)->size = 1u << rnd() % 10;
+            break;
+        }
         case VT_BLOCK_SUBMIT: case VT_BLOCK_RING: {
             struct vt_block_req r = { .sector = any_number(), .pa = any_pa(), .len = (u32)(rnd() % 4 * 512), .op = (u32)rnd() % 4 };
             memcpy(p + (number == VT_BLOCK_RING ? 64 : 0) + i * sizeof(r), &r, sizeof(r));
@@ -946,6 +1059,8 @@ static void fuzz(u64 calls, bool hostile)
             vm.now += rnd() % 1000000;
             clock_run(&vm.clock);
             native_upcall(vm.n, (unsigned)rnd() % (CPUS + 1));
+            if (vm.port)
+                vm.port->receive(vm.port->card, &(const struct net_hdr){ 0 }, vm.rom, rnd() % 2000);
         }
         bool compare = !hostile && !(rnd() & 7);
         if (compare)
@@ -1011,6 +1126,7 @@ int main(int argc, char **argv)
     test_time();
     test_vcpus();
     test_block();
+    test_net();
     test_console();
     test_two();
     fuzz(calls / 2, false);
