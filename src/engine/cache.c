@@ -688,7 +688,9 @@ void cache_stats(struct code_cache *c, FILE *out, const char *(*symbol)(void *, 
     qsort(all, n, sizeof(*all), by_runs);
     fprintf(out, "  blocks the dispatcher entered most\n");
     for (u64 i = 0; i < n && i < 10 && all[i]->runs > 1; i++) {
-        const char *name = symbol ? symbol(opaque, all[i]->page + all[i]->off) : NULL;
+        /* Symbols are linear addresses: known of fixed kernel code, and taken for the physical ones else. */
+        u64 la = (all[i]->fixed ? all[i]->fixed : all[i]->page) + all[i]->off;
+        const char *name = symbol ? symbol(opaque, la) : NULL;
         fprintf(out, "    %10llu  physical %#llx mode %#x %s\n", (unsigned long long)all[i]->runs,
                 (unsigned long long)(all[i]->page + all[i]->off), all[i]->mode, name ? name : "");
     }

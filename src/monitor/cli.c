@@ -104,7 +104,7 @@ static const struct option options[] = {
     { "stats",      NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(stats),      NULL, 0, 0,
       "print counters to stderr at the end" },
     { "symbols",    "FILE",   OPT_STR | OPT_THIS_RUN,   AT(symbols),    NULL, 0, 0,
-      "System.map that names guest addresses in --stats" },
+      "System.map or vmlinux that names guest addresses in --stats" },
     { "trace",      "WHAT",   OPT_WORDS | OPT_THIS_RUN, AT(trace),      trace_words, 0, 0,
       "print as it happens: exc, sys, block, xlat or all, comma separated" },
     { "trace-file", "FILE",   OPT_STR | OPT_THIS_RUN,   AT(trace_file), NULL, 0, 0,

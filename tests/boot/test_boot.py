@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Real kernels to a shell, and out again."""
 import os
+import re
 import subprocess
 import sys
 import time
 
-from harness import BANNER, GUEST, Failure, Skip, Vitro, check, main, script
+from harness import BANNER, BUILD, GUEST, Failure, Skip, Vitro, check, error_line, main, script
 
 
 def boots_to_shell(*args):
@@ -140,6 +141,28 @@ def test_stats():
     with Vitro("run", "--stats", "--append", "quiet " + script("true")) as v:
         check(v.wait(90) == 0, v.tail())
         check(len(v.errors.splitlines()) > 3, v.tail())
+
+
+def test_symbols():
+    """Names for guest addresses: from an ELF file, from a System.map, from neither."""
+    import tempfile
+    elf = os.path.join(BUILD, "tests", "guest", "callret.elf")
+    with Vitro("run", "--kernel", elf, "--stats", "--symbols", elf, stdin=None) as v:
+        v.wait(30)
+        check(re.search(rb"physical 0x[0-9a-f]+ mode 0x[0-9a-f]+ [a-z_0-9]+\+", v.errors), v.tail())
+    names = "syscall_enter_from_user_mode|schedule|__schedule|do_idle|default_idle|entry_SYSCALL_64|asm_exc_page_fault"
+    with Vitro("run", "--append", "quiet nokaslr " + script(f"grep -E ' [tT] ' /proc/kallsyms | grep -wE '{names}'"),
+               stdin=None) as v:
+        check(v.wait(90) == 0, v.tail())
+        found = re.findall(rb"^[0-9a-f]{16} [tT] \w+", v.seen, re.M)
+        check(len(found) > 3, v.tail())
+    with tempfile.NamedTemporaryFile() as f:
+        f.write(b"\n".join(found))
+        f.flush()
+        with Vitro("run", "--stats", "--symbols", f.name, "--append", "quiet nokaslr " + script("true"), stdin=None) as v:
+            check(v.wait(90) == 0, v.tail())
+            check(re.search(rb"physical 0x[0-9a-f]+ mode 0x[0-9a-f]+ \w+\+", v.errors), v.tail())
+    check("neither a System.map" in error_line("run", "--symbols", "README.md"), "README.md as symbols")
 
 
 def test_no_root():
