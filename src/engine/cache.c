@@ -30,7 +30,7 @@
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25 /* Linux 6.1 */
 #endif
-#define HASH_BITS 16
+#define HASH_BITS 18
 #define PAGE_HASH_BITS 14
 #define MAX_CODE_PAGES (1u << 20)
 #define MAX_FAR (1u << 18)
@@ -600,7 +600,7 @@ u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t hot_len, size_t c
 void *cache_meta(struct code_cache *c, size_t len)
 {
     struct segment *s = &c->seg[c->cur];
-    len = (len + 15) & ~15ull;
+    len = (len + 63) & ~63ull; /* what a look-up reads of a block lies in one cache line */
     u8 *p = s->meta_cur;
     bug_on(p + len > s->meta + META_SIZE(c));
     s->meta_cur += len;

@@ -64,20 +64,23 @@ enum block_entry {
 };
 
 struct block {
+    /* what a look-up reads: one cache line */
     struct block *hash_next;  /* chain of cache->hash               */
-    struct block *page_next;  /* chain of the code page             */
-    struct block *page2_next; /* chain of the second page, if any   */
     gpa_t page;               /* guest-physical page of its first byte */
     gpa_t page2;              /* of its last byte, when it crosses; else ~0 */
     gla_t fixed;              /* its linear page, when the code holds linear addresses (kernel half); or its place in a code
                                  segment that is not flat (segment_key in run.c, bit 63 clear); else 0 */
     u32 mode;
     u16 off, end;             /* guest bytes [off, end) in the page; end may exceed 4096 */
+    u8 *code;                 /* executable alias: hot code */
+    u64 runs;                 /* dispatcher entries, for stats */
+    u32 entry[NR_ENTRIES];    /* ENTRY_IND is still in that line */
+    /* the rest */
+    struct block *page_next;  /* chain of the code page             */
+    struct block *page2_next; /* chain of the second page, if any   */
     u16 look[2][2];           /* bytes looked at for flag liveness: [lo, hi) twice */
     u32 hot_len, cold_len;    /* at code, and at cold */
-    u8 *code;                 /* executable alias: hot code */
     u8 *cold;                 /* slow paths, exits, records: far from what runs */
-    u32 entry[NR_ENTRIES];
 #define POLL_IMM 4            /* the byte behind ENTRY_POLL that kills a block: `cmp dword [event], imm8` */
     bool host_primary;        /* the body starts with flags in host flags (else in fl) */
     bool dead;
@@ -88,7 +91,6 @@ struct block {
     u32 *map;                 /* [nr_insns] MAP_FLAGS_HOST | host offset << 12 | guest offset - off, ascending; then
                                  [nr_insns] where each instruction's cold code starts (from b->cold, plus hot_len) */
     struct inbound *inbound;  /* direct jumps linked to it (cache.c) */
-    u64 runs;                 /* dispatcher entries, for stats */
 };
 
 #define MAP_FLAGS_HOST 0x80000000u /* the instruction finds the arithmetic flags in host flags */
@@ -196,7 +198,7 @@ struct engine_vcpu {
     u64 brk_skip_rip;
     /* stats */
     unsigned noshare_insns; /* how many the unshared translation being made is to cover */
-    u64 nr_noshare;
+    u64 nr_noshare, nr_evicted;
     u64 nr_dispatch, nr_lookup, nr_link, nr_poll, nr_ret_miss, nr_commit, nr_watched, nr_fault_signal;
 };
 

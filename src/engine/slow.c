@@ -306,7 +306,7 @@ static u64 deliver(struct vcpu *v, const struct slow_site *site, gla_t ea)
 /* A miss threw another page out. Code to which that happens all the time is translated again, with the other index. */
 static void conflict(struct vcpu *v, const struct slow_site *site)
 {
-    if (site->hashed)
+    if (site->hashed || ++v->eng->nr_evicted % 8) /* a sample will do */
         return;
     struct code_cache *c = v->vm->cache;
     struct block *b = cache_block_at(c, (const u8 *)site);
@@ -314,7 +314,7 @@ static void conflict(struct vcpu *v, const struct slow_site *site)
         return;
     if (!b->conflicts)
         b->conflict_tsc = __builtin_ia32_rdtsc();
-    if (++b->conflicts < 64)
+    if (++b->conflicts < 8)
         return;
     b->conflicts = 0;
     if (__builtin_ia32_rdtsc() - b->conflict_tsc > 64 * 2000) /* now and then is normal: once in 2000 cycles is not */

@@ -4,8 +4,8 @@
 #define JC_OFF_KAC 0x24000
 #define JC_MASK_KAC 0x1fe
 #define JC_OFF_U 0x46000
-#define JC_MASK_U 0x1ffe
-#define JC_OFF_U32 0x56000
+#define JC_MASK_U 0xfffe
+#define JC_OFF_U32 0xc6000
 #define JC_MASK_U32 0x3fe
 
 /* struct vcpu members stubs.S uses beyond the disp8 ones; asserted in run.c */

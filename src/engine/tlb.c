@@ -166,12 +166,14 @@ static void table_drop_range(struct tlb_space *sp, unsigned slot, gla_t la, unsi
         if (!((e[i].tag_r ^ la) >> shift))
             entry_clear(&e[i], i);
 }
+/* The linear RIP of an entry, for comparing it with `la`: code in segments that are not flat has v->cs_tag above it. */
+static inline gla_t jc_linear(const struct jc_entry *e, gla_t la) { return la >> 32 ? e->rip : (u32)e->rip; }
 static void jc_drop_range(struct tlb_space *sp, unsigned slot, gla_t la, unsigned shift)
 {
     struct jc_entry *e = (struct jc_entry *)(sp->base + tlb_geo[slot].jc_off);
     unsigned n = (tlb_geo[slot].jc_mask >> 1) + 1;
     for (unsigned i = 0; i < n; i++) /* ... and an instruction that runs on into it */
-        if (!((e[i].rip ^ la) >> shift) || !(((e[i].rip + INSN_MAX - 1) ^ la) >> shift))
+        if (!((jc_linear(&e[i], la) ^ la) >> shift) || !(((jc_linear(&e[i], la) + INSN_MAX - 1) ^ la) >> shift))
             e[i].rip = JC_NONE;
 }
 static __attribute__((noinline)) void kernel_drop_range(struct vcpu *v, gla_t la, unsigned shift)
@@ -454,19 +456,21 @@ static void flush_page_in(struct tlb_space *sp, unsigned slot, gla_t la)
     e = (struct tlb_entry *)(sp->base + g->tlb_off + off);
     entry_clear(e, off >> TLB_ENTRY_SHIFT);
 }
-/* Entries of the page in a jump cache: the index mixes page and offset, so look at all of it. */
-static bool jc_drop_page(struct tlb_space *sp, unsigned slot, gla_t page)
+/* Entries of the page in a jump cache. The index mixes page and offset (jc_at): one page's lie in 2048 entries in a row. */
+static void jc_drop_one(struct tlb_space *sp, unsigned slot, gla_t page, unsigned from)
 {
     struct jc_entry *e = (struct jc_entry *)(sp->base + tlb_geo[slot].jc_off);
-    unsigned n = (tlb_geo[slot].jc_mask >> 1) + 1;
-    bool any = false;
-    for (unsigned i = 0; i < n; i++)
-        if ((e[i].rip & PAGE_MASK) == page || /* or an instruction that runs on into it */
-            ((e[i].rip & PAGE_MASK) == page - PAGE_SIZE && (e[i].rip & ~PAGE_MASK) > PAGE_SIZE - INSN_MAX)) {
+    unsigned n = (tlb_geo[slot].jc_mask >> 1) + 1, first = (unsigned)((page >> PAGE_SHIFT ^ page) >> 1) & (n - 1) & ~2047u;
+    e += first;
+    for (unsigned i = 0; i < MIN(n, 2048u); i++)
+        if (jc_linear(&e[i], page) - page - from < PAGE_SIZE - from)
             e[i].rip = JC_NONE;
-            any = true;
-        }
-    return any;
+}
+/* ... and those of instructions that run on into it. */
+static void jc_drop_page(struct tlb_space *sp, unsigned slot, gla_t page)
+{
+    jc_drop_one(sp, slot, page, 0);
+    jc_drop_one(sp, slot, page - PAGE_SIZE, PAGE_SIZE - INSN_MAX + 1);
 }
 /* code_seen - was the page ever entered as code since its last flush? A small filter with false positives. */
 static bool code_seen(struct vcpu *v, gla_t page)

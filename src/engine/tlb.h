@@ -54,7 +54,7 @@ _Static_assert(TLB_K_BITS >= 3 && TLB_KAC_BITS >= 3 && TLB_U_BITS >= 3 && TLB_U_
 #define TLB_ENTRY_SHIFT 5
 #define JC_K_BITS 12
 #define JC_KAC_BITS 8
-#define JC_U_BITS 12
+#define JC_U_BITS 15
 #define JC_U32_BITS 9
 
 #define VCPU_AREA 0x4000
@@ -65,7 +65,7 @@ _Static_assert(TLB_K_BITS >= 3 && TLB_KAC_BITS >= 3 && TLB_U_BITS >= 3 && TLB_U_
 #define OFF_KACTLB SHARED_SIZE
 #define OFF_UTLB (OFF_KACTLB + 0x1000)
 #define OFF_UJC (OFF_UTLB + 0x20000)
-#define OFF_U32JC (OFF_UJC + 0x10000)
+#define OFF_U32JC (OFF_UJC + (16u << JC_U_BITS))
 #define SPACE_SIZE (OFF_U32JC + 0x2000)
 #define PRIVATE_SIZE (SPACE_SIZE - SHARED_SIZE)
 #define NR_SPACES 8
@@ -82,7 +82,7 @@ struct tlb_large {
 };
 
 /* Which entries of a table were filled since its last flush, so that flushing costs what was used. */
-#define FILL_LOG_MAX 512
+#define FILL_LOG_MAX 2048
 struct fill_log {
     u32 n;                     /* beyond FILL_LOG_MAX: too many, flush the whole table */
     u16 index[FILL_LOG_MAX];
