@@ -236,6 +236,7 @@ check-fast: setup
 bench: setup
 	@$(MAKE) all guest
 	@bench/mk-userland
+	@[ -x build/bench/qemu2/qemu-system-x86_64 ] || bench/get-qemu2 || echo "bench: without a second QEMU"
 	@bench/run
 
 asan:
