@@ -356,12 +356,11 @@ void cache_patch32(struct code_cache *c, u8 *at, u32 value)
     __atomic_store_n((u32 *)cache_rw(c, at), value, __ATOMIC_RELEASE);
 }
 
-/* The event poll at the block's start leaves whatever the event word is: it never is 0x7f. */
+/* The event poll at the block's start leaves whatever the event word is: it never is 0xffffff80. */
 static void patch_poll(struct code_cache *c, struct block *b)
 {
-    __atomic_store_n(cache_rw(c, b->code + b->entry[ENTRY_POLL] + POLL_IMM), 0x7f, __ATOMIC_RELEASE);
+    __atomic_store_n(cache_rw(c, b->code + b->entry[ENTRY_POLL] + POLL_IMM), 0x80, __ATOMIC_RELEASE);
 }
-_Static_assert((EVENT_INTR | EVENT_NMI | EVENT_STOP | EVENT_DEBUG | EVENT_RESCHED) < 0x7f, "patch_poll");
 
 static struct segment *segment_of(struct code_cache *c, const u8 *pc)
 {

@@ -1,0 +1,680 @@
+/*
+ * smp.c - several processors: INIT and start-up IPIs, inter-processor interrupts by every destination, code that one
+ * writes and others run, page tables changed under others, locked operations across pages, halting and waiting.
+ * Source: SDM vol. 3 §8.1 (locked operations, cross-modifying code), §8.4 (start), ch. 11 (APIC). Run with --cpus 4.
+ */
+#include "lib/guest.h"
+
+#define MAX_CPUS 8
+enum { START_PAGE = 0x8, START_PAGE2 = 0x9, VEC_COUNT = 0x40, VEC_FLUSH = 0x41, VEC_WAKE = 0x42 };
+
+/* -- Starting: real mode to a C function ------------------------------------------------------------------ */
+
+KERNEL_ASM(".code16\n"
+           ".globl ap_start, ap_end, ap_seen_cs, ap_seen_cr0, ap_gdtr, ap_cr3, ap_first\n"
+           "ap_start:\n"
+           "  cli\n"
+           "  movw %cs, %ax\n"
+           "  movw %ax, %ds\n"
+           "  movw %ax, ap_seen_cs - ap_start\n"
+           "  movl %cr0, %eax\n"
+           "  movl %eax, ap_seen_cr0 - ap_start\n"
+           "  lgdtl ap_gdtr - ap_start\n"
+           "  movl $0x620, %eax\n" /* OSXMMEXCPT, OSFXSR, PAE */
+           "  movl %eax, %cr4\n"
+           "  movl ap_cr3 - ap_start, %eax\n"
+           "  movl %eax, %cr3\n"
+           "  movl $0xc0000080, %ecx\n"
+           "  rdmsr\n"
+           "  orl $0x900, %eax\n" /* NXE, LME */
+           "  wrmsr\n"
+           "  movl $0x80010023, %eax\n" /* PG, WP, NE, MP, PE */
+           "  movl %eax, %cr0\n"
+           "  ljmpl $0x10, $ap_long\n"
+           "  .align 8\n"
+           "ap_seen_cs: .long 0\n"
+           "ap_seen_cr0: .long 0\n"
+           "ap_cr3: .long 0\n"
+           "ap_gdtr: .word 0\n"
+           "  .long 0\n"
+           "ap_end:\n"
+           ".code64\n"
+           "ap_long:\n"
+           "  movw $0x18, %ax\n"
+           "  movw %ax, %ds\n"
+           "  movw %ax, %es\n"
+           "  movw %ax, %ss\n"
+           "  movl $0xfee00020, %eax\n" /* the APIC's ID picks the stack */
+           "  movl (%rax), %eax\n"
+           "  shrl $24, %eax\n"
+           "  movl %eax, %edi\n"
+           "  shlq $14, %rax\n"
+           "  leaq ap_stacks + 16384(%rax), %rsp\n"
+           "  call ap_main\n"
+           "1: hlt\n"
+           "  jmp 1b\n");
+extern char ap_start[], ap_end[], ap_seen_cs[], ap_seen_cr0[], ap_gdtr[], ap_cr3[];
+u8 ap_stacks[MAX_CPUS][16384] __attribute__((aligned(16), used));
+
+struct dtr {
+    u16 limit;
+    u64 base;
+} __attribute__((packed));
+static struct dtr idtr;
+
+static void prepare(unsigned page)
+{
+    u8 *to = (u8 *)((u64)page << 12);
+    memcpy(to, ap_start, (size_t)(ap_end - ap_start));
+    struct dtr g;
+    asm volatile("sgdt %0" : "=m"(g));
+    *(u16 *)(to + (ap_gdtr - ap_start)) = g.limit;
+    *(u32 *)(to + (ap_gdtr - ap_start) + 2) = (u32)g.base;
+    *(u32 *)(to + (ap_cr3 - ap_start)) = (u32)RD(cr3);
+    asm volatile("sidt %0" : "=m"(idtr));
+}
+
+/* -- Work for the others ------------------------------------------------------------------------------------ */
+
+static volatile u32 up[MAX_CPUS], starts[MAX_CPUS], ids[MAX_CPUS], ids_b[MAX_CPUS];
+static void (*volatile job[MAX_CPUS])(unsigned cpu);
+static unsigned nr_cpus;
+
+static inline void pause(void) { asm volatile("pause" ::: "memory"); }
+static u32 add(volatile u32 *p, u32 n) { return __atomic_add_fetch(p, n, __ATOMIC_SEQ_CST); }
+
+void ap_main(unsigned cpu) __attribute__((used));
+void ap_main(unsigned cpu)
+{
+    asm volatile("lidt %0" ::"m"(idtr));
+    lapic_write(LAPIC_SVR, 0x1ff);
+    lapic_write(LAPIC_TPR, 0);
+    lapic_write(LAPIC_LDR, 1u << (24 + cpu));
+    lapic_write(LAPIC_DFR, ~0u);
+    ids[cpu] = cpuid(1, 0).ebx >> 24;
+    ids_b[cpu] = cpuid(0xb, 0).edx;
+    add(&starts[cpu], 1);
+    up[cpu] = 1;
+    sti();
+    for (;;) {
+        void (*run)(unsigned) = job[cpu];
+        if (!run) {
+            pause();
+            continue;
+        }
+        run(cpu);
+        job[cpu] = NULL;
+    }
+}
+
+/* Waits with a limit, so that a lost wake-up fails one test and not all. */
+static bool until(volatile u32 *p, u32 value)
+{
+    u64 limit = rdtsc() + tsc_per_ms() * 20000;
+    while (*p != value) {
+        if (rdtsc() > limit)
+            return false;
+        pause();
+    }
+    return true;
+}
+static void start_all(void (*run)(unsigned cpu))
+{
+    for (unsigned i = 1; i < nr_cpus; i++)
+        job[i] = run;
+}
+static void wait_all(void)
+{
+    u64 limit = rdtsc() + tsc_per_ms() * 30000;
+    for (unsigned i = 1; i < nr_cpus; i++)
+        while (job[i]) {
+            if (rdtsc() > limit)
+                die("# CPU %u does not come back\n", i);
+            pause();
+        }
+}
+/* Everybody, this processor too. */
+static void on_all(void (*run)(unsigned cpu))
+{
+    start_all(run);
+    run(0);
+    wait_all();
+}
+
+static void ipi(unsigned dest, u32 low)
+{
+    lapic_write(LAPIC_ICR2, dest << 24);
+    lapic_write(LAPIC_ICR, low);
+}
+
+/* -- Interrupt handlers: they must not use what a trap of processor 0 uses ---------------------------------------- */
+
+volatile u32 counted[MAX_CPUS] __attribute__((used)), flushes __attribute__((used)), nmis[MAX_CPUS] __attribute__((used));
+volatile u64 flush_va __attribute__((used));
+/* rax = the APIC's ID; then body; EOI unless it is an NMI */
+#define HANDLER(name, body, eoi) \
+    KERNEL_ASM(".globl " #name "\n" #name ":\n  pushq %rax\n  movl $0xfee00020, %eax\n  movl (%rax), %eax\n  shrl $24, %eax\n" \
+               body "\n" eoi "\n  popq %rax\n  iretq\n")
+#define EOI "  movl $0xfee000b0, %eax\n  movl $0, (%rax)"
+HANDLER(on_count, "  lock incl counted(,%rax,4)", EOI);
+HANDLER(on_flush, "  movq flush_va, %rax\n  invlpg (%rax)\n  lock incl flushes", EOI);
+HANDLER(on_nmi, "  lock incl nmis(,%rax,4)", "");
+extern char on_count[], on_flush[], on_nmi[];
+
+/* -- Tests ------------------------------------------------------------------------------------------------------ */
+
+static void test_start(void)
+{
+    prepare(START_PAGE);
+    *(volatile u32 *)((u64)START_PAGE * 4096 + (ap_seen_cs - ap_start)) = ~0u;
+    ipi(0, 0xc4500);              /* INIT, all but self */
+    ipi(0, 0xc4600 | START_PAGE); /* start-up */
+    for (unsigned i = 1; i < nr_cpus; i++) {
+        reportf(until(&up[i], 1), "CPU %u is up", i);
+        report_eq("its APIC ID in leaf 1", ids[i], i);
+        report_eq("and in leaf 0xb", ids_b[i], i);
+    }
+    u8 *page = (u8 *)((u64)START_PAGE << 12);
+    report_eq("CS is the vector << 8", *(u16 *)(page + (ap_seen_cs - ap_start)), START_PAGE << 8);
+    report_eq("CR0 after INIT: real mode", *(u32 *)(page + (ap_seen_cr0 - ap_start)) & ~0x60000000u, 0x10);
+    /* One that runs takes no notice of a start-up IPI. */
+    ipi(1, 0x4600 | START_PAGE);
+    for (unsigned i = 0; i < 100000; i++)
+        pause();
+    report_eq("start-up of a running CPU does nothing", starts[1], 1);
+    /* INIT stops it at once; a start-up IPI begins at another page. */
+    prepare(START_PAGE2);
+    up[1] = 0;
+    ipi(1, 0x4500);
+    job[1] = NULL;
+    for (unsigned i = 0; i < 100000; i++)
+        pause();
+    report_eq("after INIT it waits", up[1], 0);
+    ipi(1, 0x4600 | START_PAGE2);
+    report("started again", until(&up[1], 1));
+    report_eq("from the new page", *(u16 *)(((u64)START_PAGE2 << 12) + (u64)(ap_seen_cs - ap_start)), START_PAGE2 << 8);
+    report_eq("twice in all", starts[1], 2);
+}
+
+static bool counts(u32 c0, u32 c1, u32 c2, u32 c3)
+{
+    u32 want[4] = { c0, c1, c2, c3 };
+    bool ok = true;
+    for (unsigned i = 0; i < 4; i++)
+        ok &= until(&counted[i], want[i]);
+    if (!ok)
+        print("# %u %u %u %u, want %u %u %u %u\n", counted[0], counted[1], counted[2], counted[3], c0, c1, c2, c3);
+    return ok;
+}
+
+static void test_ipi(void)
+{
+    sti();
+    ipi(2, 0x4000 | VEC_COUNT);
+    report("IPI to one by physical ID", counts(0, 0, 1, 0));
+    ipi(0xff, 0x4000 | VEC_COUNT);
+    report("to all by physical broadcast", counts(1, 1, 2, 1));
+    ipi(0, 0xc4000 | VEC_COUNT);
+    report("all but self by shorthand", counts(1, 2, 3, 2));
+    ipi(0, 0x84000 | VEC_COUNT);
+    report("all by shorthand", counts(2, 3, 4, 3));
+    ipi(0, 0x44000 | VEC_COUNT);
+    report("self by shorthand", counts(3, 3, 4, 3));
+    ipi(0x0a, 0x4800 | VEC_COUNT);
+    report("two by flat logical ID", counts(3, 4, 4, 4));
+    ipi(0x0e, 0x4900 | VEC_COUNT);
+    u64 limit = rdtsc() + tsc_per_ms() * 5000;
+    while (counted[1] + counted[2] + counted[3] != 13 && rdtsc() < limit)
+        pause();
+    report_eq("one of three by lowest priority", counted[1] + counted[2] + counted[3], 13);
+    ipi(3, 0x4400);
+    report("NMI to one", until(&nmis[3], 1));
+    report_eq("and no other", nmis[1] + nmis[2], 0);
+}
+
+static volatile u32 hits, go;
+static void storm(unsigned cpu)
+{
+    for (unsigned i = 0; i < 100; i++) {
+        ipi((cpu + 1) % nr_cpus, 0x4000 | VEC_COUNT);
+        u64 limit = rdtsc() + tsc_per_ms() * 3000;
+        while (counted[(cpu + 1) % nr_cpus] <= i) { /* one that waits takes the next of its kind with it */
+            if (rdtsc() > limit)
+                return;
+            pause();
+        }
+    }
+}
+static void test_storm(void)
+{
+    for (unsigned i = 0; i < nr_cpus; i++)
+        counted[i] = 0;
+    on_all(storm);
+    bool ok = true;
+    for (unsigned i = 0; i < nr_cpus; i++)
+        ok &= counted[i] == 100;
+    report("a ring of IPIs: none is lost, none comes twice", ok);
+}
+
+static void halting(unsigned cpu)
+{
+    for (unsigned i = 0; i < 100; i++) {
+        cli();
+        while (counted[cpu] == i) {
+            asm volatile("sti; hlt; cli" ::: "memory");
+        }
+        sti();
+        add(&hits, 1);
+    }
+}
+static void test_halt(void)
+{
+    for (unsigned i = 0; i < nr_cpus; i++)
+        counted[i] = 0;
+    hits = 0;
+    start_all(halting);
+    bool ok = true;
+    for (unsigned i = 0; i < 100 && ok; i++) {
+        ipi(0, 0xc4000 | VEC_COUNT);
+        ok = until(&hits, (i + 1) * (nr_cpus - 1));
+    }
+    report("an IPI ends HLT, each time", ok);
+    wait_all();
+}
+
+/* -- Locked operations ------------------------------------------------------------------------------------------------ */
+
+#define FREE_VA ((u8 *)0x50000000ull)
+static u8 *target;
+static void count_locked(unsigned cpu)
+{
+    for (unsigned i = 0; i < 400; i++) {
+        asm volatile("lock incq %0" : "+m"(*(u64 *)target)::"memory", "cc");
+        asm volatile("lock addl $1, %0" : "+m"(*(u32 *)(target + 4096 + 2))::"memory", "cc");
+        u64 one = 1;
+        asm volatile("lock xaddq %1, %0" : "+m"(*(u64 *)(target + 2 * 4096)), "+r"(one)::"memory", "cc");
+        u64 bit = cpu * 7;
+        asm volatile("lock btcq %1, %0" : "+m"(*(u64 *)(target + 3 * 4096)) : "r"(bit) : "memory", "cc");
+    }
+}
+static void test_split(void)
+{
+    /* Neighbours in address, not in memory. */
+    for (int i = 0; i < 6; i++) {
+        page_alloc();
+        map(FREE_VA + (5 - i) * 4096, page_alloc(), PTE_P | PTE_W);
+    }
+    target = FREE_VA + 4096 - 4;
+    on_all(count_locked);
+    report_eq("lock inc across a page", *(u64 *)target, 400 * nr_cpus);
+    report_eq("lock add across a page", *(u32 *)(target + 4096 + 2), 400 * nr_cpus);
+    report_eq("lock xadd across a page", *(u64 *)(target + 2 * 4096), 400 * nr_cpus);
+    report_eq("lock btc across a page", *(u64 *)(target + 3 * 4096), 0);
+}
+
+/* -- Code ------------------------------------------------------------------------------------------------------------------ */
+
+static void emit(u8 *at, u32 value) /* nop; nop; nop; mov eax, imm32 (aligned); ret */
+{
+    at[0] = at[1] = at[2] = 0x90;
+    at[3] = 0xb8;
+    *(volatile u32 *)(at + 4) = value;
+    at[8] = 0xc3;
+}
+static u32 run(const u8 *at)
+{
+    u32 v;
+    asm volatile("call *%1" : "=a"(v) : "r"(at) : "memory", "cc");
+    return v;
+}
+static void serialize(void) { cpuid(0, 0); }
+
+static u8 *code;
+static volatile u32 version, wrong;
+#define PATCHES 1500u
+
+static void run_patched(unsigned cpu)
+{
+    u32 last = 0;
+    while (last != PATCHES) {
+        u32 said = version;
+        serialize();
+        u32 got = run(code);
+        if (got < said || got < last) {
+            add(&wrong, 1);
+            return;
+        }
+        last = got;
+    }
+}
+static void test_patch(void)
+{
+    version = wrong = 0;
+    emit(code, 0);
+    start_all(run_patched);
+    for (u32 i = 1; i <= PATCHES; i++) {
+        *(volatile u32 *)(code + 4) = i;
+        version = i;
+        for (unsigned k = 0; k < i % 64; k++)
+            pause();
+    }
+    wait_all();
+    report_eq("a patched immediate is seen by who serializes", wrong, 0);
+}
+
+/* Each in turn writes a page that it can write already; the next one runs it. */
+static u8 *turns_page;
+static u32 turns_limit;
+static void take_turns(unsigned cpu)
+{
+    for (;;) {
+        u32 v = version;
+        if (v >= turns_limit)
+            return;
+        if (v % nr_cpus != cpu) {
+            pause();
+            continue;
+        }
+        serialize();
+        u8 *mine = turns_page + v % 7 * 4096 + v * 48 % 1024;
+        if (v >= 7) { /* what was written seven turns ago, and the one before this */
+            u32 w = v - 1;
+            if (run(turns_page + w % 7 * 4096 + w * 48 % 1024) != w) {
+                add(&wrong, 1);
+                print("# turn %u\n", v);
+            }
+        }
+        emit(mine, v);
+        if (run(mine) != v)
+            add(&wrong, 1);
+        version = v + 1;
+    }
+}
+static void test_turns(void)
+{
+    turns_page = (u8 *)pages_alloc(8, PAGE);
+    version = wrong = 0;
+    turns_limit = 600;
+    on_all(take_turns);
+    report_eq("pages that are code and data by turns", wrong, 0);
+}
+
+/* Code is run while its page is written to: the first translation of a page under another's stores. */
+#define STREAM 600u
+static volatile u32 there;
+static void follow(unsigned cpu)
+{
+    u32 done = 0;
+    while (done != STREAM) {
+        u32 n = there;
+        serialize();
+        for (; done < n; done++)
+            if (run(turns_page + done * 40) != done + 1)
+                add(&wrong, 1);
+        pause();
+    }
+}
+static void test_stream(void)
+{
+    for (unsigned round = 0; round < 3; round++) {
+        turns_page = (u8 *)pages_alloc((STREAM * 40 + 4095) / 4096, PAGE);
+        there = wrong = 0;
+        start_all(follow);
+        for (u32 i = 0; i < STREAM; i++) {
+            /* xor eax, eax; jz over two int3 that are not there yet: who looks ahead sees bytes that change */
+            u8 *at = turns_page + i * 40;
+            emit(at + 8, i + 1);
+            static const u8 head[] = { 0x31, 0xc0, 0x74, 0x04, 0xcc, 0xcc, 0xcc, 0xcc };
+            memcpy(at, head, sizeof head);
+            barrier();
+            there = i + 1;
+        }
+        wait_all();
+    }
+    report_eq("code is run while its page is written", wrong, 0);
+}
+
+/* Much code on each processor, so that the code cache (a small one in torture builds) is reclaimed under the others. */
+static u8 *bulk;
+static void much_code(unsigned cpu)
+{
+    u8 *mine = bulk + cpu * 16 * 4096;
+    for (unsigned round = 0; round < 6; round++) {
+        for (unsigned i = 0; i < 16 * 4096 / 32; i++)
+            emit(mine + i * 32, cpu << 24 | round << 16 | i);
+        serialize();
+        for (unsigned i = 0; i < 16 * 4096 / 32; i++)
+            if (run(mine + i * 32) != (cpu << 24 | round << 16 | i))
+                add(&wrong, 1);
+    }
+}
+static void test_bulk(void)
+{
+    bulk = (u8 *)pages_alloc(16 * nr_cpus, PAGE);
+    wrong = 0;
+    on_all(much_code);
+    report_eq("much code on each processor", wrong, 0);
+}
+
+static void beside(unsigned cpu)
+{
+    for (unsigned i = 0; i < 2000; i++) {
+        asm volatile("lock incq %0" : "+m"(*(u64 *)(code + 24))::"memory", "cc");
+        asm volatile("lock incq %0" : "+m"(*(u64 *)(code + 2048))::"memory", "cc");
+        if (run(code) != 77)
+            add(&wrong, 1);
+    }
+}
+static void test_beside(void)
+{
+    emit(code, 77);
+    *(u64 *)(code + 24) = *(u64 *)(code + 2048) = 0;
+    wrong = 0;
+    on_all(beside);
+    report_eq("code with counters beside it", wrong, 0);
+    report_eq("counter near the code", *(u64 *)(code + 24), 2000 * nr_cpus);
+    report_eq("counter in its page", *(u64 *)(code + 2048), 2000 * nr_cpus);
+}
+
+/* -- Page tables --------------------------------------------------------------------------------------------------------- */
+
+#define SHOT_VA ((volatile u64 *)0x60000000ull)
+static volatile u32 stop_reading, generation;
+static u64 frames[2];
+static void read_mapped(unsigned cpu)
+{
+    while (!stop_reading) {
+        u32 g = generation;
+        barrier();
+        u64 v = *SHOT_VA;
+        barrier();
+        /* The page says which it is; one older than the generation before the read is stale. */
+        if (generation == g && !(g >> 31) && v != (g & 1))
+            add(&wrong, 1);
+        ((volatile u64 *)SHOT_VA)[cpu + 1]++;
+        if (!(v & 3))
+            pause();
+    }
+}
+static void test_shootdown(void)
+{
+    frames[0] = page_alloc();
+    frames[1] = page_alloc();
+    *(u64 *)frames[1] = 1;
+    map((void *)SHOT_VA, frames[0], PTE_P | PTE_W);
+    flush_va = (u64)SHOT_VA;
+    wrong = stop_reading = generation = 0;
+    start_all(read_mapped);
+    bool ok = true;
+    u32 late = 0;
+    for (u32 g = 1; g <= 60 && ok; g++) {
+        u64 *other = (u64 *)frames[(g & 1) ^ 1], before[MAX_CPUS];
+        generation = 0x80000000u | g; /* no reading counts meanwhile */
+        map((void *)SHOT_VA, frames[g & 1], PTE_P | PTE_W);
+        flushes = 0;
+        ipi(0, 0xc4000 | VEC_FLUSH);
+        ok = until(&flushes, nr_cpus - 1);
+        generation = g;
+        /* Nobody writes to the old page any more. */
+        for (unsigned i = 0; i < nr_cpus; i++)
+            before[i] = ((volatile u64 *)other)[i + 1];
+        for (unsigned k = 0; k < 200; k++)
+            pause();
+        for (unsigned i = 0; i < nr_cpus; i++)
+            if (((volatile u64 *)other)[i + 1] != before[i])
+                late++;
+    }
+    stop_reading = 1;
+    wait_all();
+    report("shootdown IPIs are all answered", ok);
+    report_eq("no stale read", wrong, 0);
+    report_eq("no write to the old page", late, 0);
+}
+
+/* The same page of code at an address, then another: far links and jump caches of the others must go. */
+#define CODE_VA ((u8 *)0xffffffff90000000ull)
+static u64 code_frames[2];
+static void run_mapped(unsigned cpu)
+{
+    while (!stop_reading) {
+        u32 g = generation;
+        barrier();
+        u32 v = run(CODE_VA);
+        barrier();
+        if (generation == g && !(g >> 31) && v != (g & 1) + 100)
+            add(&wrong, 1);
+        pause();
+    }
+}
+static void test_code_shootdown(void)
+{
+    u64 cr4 = RD(cr4);
+    WR(cr4, cr4 | CR4_PGE);
+    for (unsigned i = 0; i < 2; i++) {
+        code_frames[i] = page_alloc();
+        emit((u8 *)code_frames[i], 100 + i);
+    }
+    map(CODE_VA, code_frames[0], PTE_P | PTE_G);
+    flush_va = (u64)CODE_VA;
+    wrong = stop_reading = generation = 0;
+    start_all(run_mapped);
+    bool ok = true;
+    for (u32 g = 1; g <= 60 && ok; g++) {
+        generation = 0x80000000u | g;
+        map(CODE_VA, code_frames[g & 1], PTE_P | PTE_G);
+        flushes = 0;
+        ipi(0, 0xc4000 | VEC_FLUSH);
+        ok = until(&flushes, nr_cpus - 1);
+        generation = g;
+        if (run(CODE_VA) != (g & 1) + 100)
+            add(&wrong, 1);
+        for (unsigned k = 0; k < 100; k++)
+            pause();
+    }
+    stop_reading = 1;
+    wait_all();
+    report("code remapped: IPIs are all answered", ok);
+    report_eq("no stale code", wrong, 0);
+}
+
+/* Two processors set Accessed and Dirty while the third clears them with locked operations: no bit is lost. */
+static void touch(unsigned cpu)
+{
+    while (!stop_reading) {
+        ((volatile u8 *)SHOT_VA)[cpu]++;
+        flush_tlb();
+    }
+}
+static void test_dirty(void)
+{
+    u64 *pte = pt_entry((void *)SHOT_VA, 1);
+    u32 set = 0;
+    stop_reading = 0;
+    map((void *)SHOT_VA, frames[0], PTE_P | PTE_W);
+    start_all(touch);
+    for (unsigned i = 0; i < 300; i++) {
+        u64 old = __atomic_fetch_and(pte, ~(PTE_A | PTE_D), __ATOMIC_SEQ_CST);
+        set += (old & PTE_D) != 0;
+        if ((old & ~(PTE_A | PTE_D)) != (frames[0] | PTE_P | PTE_W))
+            set = 1u << 30;
+        pause();
+    }
+    stop_reading = 1;
+    wait_all();
+    report("Dirty is set again and again, and nothing else", set > 0 && set < 1u << 30);
+}
+
+/* -- x2APIC, time ------------------------------------------------------------------------------------------------------ */
+
+static volatile u64 last_tsc;
+static void watch_tsc(unsigned cpu)
+{
+    for (unsigned i = 0; i < 3000; i++) {
+        u64 before = last_tsc;
+        asm volatile("lfence");
+        u64 now = rdtsc();
+        if (now < before)
+            add(&wrong, 1);
+        if (now > before)
+            __atomic_compare_exchange_n(&last_tsc, &before, now, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+    }
+}
+
+static void to_x2apic(unsigned cpu)
+{
+    wrmsr(MSR_APICBASE, rdmsr(MSR_APICBASE) | 0xc00);
+    ids[cpu] = (u32)rdmsr(0x802);
+    ids_b[cpu] = (u32)rdmsr(0x80d);
+}
+static void test_x2apic(void)
+{
+    if (!has(HAS_X2APIC)) {
+        skip("x2APIC", "the CPU has none");
+        return;
+    }
+    on_all(to_x2apic); /* the last test: the handlers know the xAPIC only */
+    bool ok = true, logical = true;
+    for (unsigned i = 0; i < nr_cpus; i++) {
+        ok &= ids[i] == i;
+        logical &= ids_b[i] == 1u << i;
+    }
+    report("x2APIC IDs", ok);
+    report("x2APIC logical IDs: cluster 0, a bit each", logical);
+}
+
+int main(void)
+{
+    u32 b = cpuid(0xb, 1).ebx & 0xffff;
+    nr_cpus = b ? b : cpuid(1, 0).ebx >> 16 & 0xff;
+    if (nr_cpus < 4)
+        die("# %u processors: run it with four\n", nr_cpus);
+    nr_cpus = 4;
+    pic_init();
+    lapic_init();
+    lapic_write(LAPIC_LDR, 1u << 24);
+    lapic_write(LAPIC_DFR, ~0u);
+    idt_gate(VEC_COUNT, on_count, KCS, 0, 14, 0);
+    idt_gate(VEC_FLUSH, on_flush, KCS, 0, 14, 0);
+    idt_gate(NMI, on_nmi, KCS, 0, 14, 0);
+    tsc_per_ms();
+    code = (u8 *)page_alloc();
+
+    test_start();
+    test_ipi();
+    test_storm();
+    test_halt();
+    test_split();
+    test_patch();
+    test_turns();
+    test_stream();
+    test_bulk();
+    test_beside();
+    test_shootdown();
+    test_code_shootdown();
+    test_dirty();
+    wrong = 0;
+    on_all(watch_tsc);
+    report_eq("one time: no processor sees another's past", wrong, 0);
+    test_x2apic();
+    return 0;
+}
