@@ -202,6 +202,9 @@ struct engine_vcpu {
     u64 nr_dispatch, nr_lookup, nr_link, nr_poll, nr_ret_miss, nr_commit, nr_watched, nr_fault_signal;
 };
 
+/* vcpu->cs_tag of a code segment as real mode has them: base 16 times the selector, 64 KiB, 16-bit. Others have numbers below. */
+#define PARAGRAPH_TAG(sel) ((u64)((sel) | 1u << 24) << 32)
+
 static inline unsigned code_seen_hash(gla_t page)
 {
     return (unsigned)((page >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 48);

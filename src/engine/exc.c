@@ -32,10 +32,15 @@ static inline u32 pushed_flags(const struct vcpu *v, const struct event *e)
 /* leave_old_context - what every delivery does last. `masks`: an interrupt gate, IF is cleared. */
 static inline void leave_old_context(struct vcpu *v, u32 cleared, bool masks)
 {
+    bool same = !vcpu_protected(v) && !(v->eflags & (EFL_TF | EFL_AC));
+
     v->eflags &= ~(cleared | (masks ? EFL_IF : 0));
     v->int_shadow = 0;
     v->halted = 0;
-    vcpu_mode_changed(v);
+    if (same)
+        vcpu_cs_changed(v);
+    else
+        vcpu_mode_changed(v);
 }
 
 /* -- Real mode: the interrupt vector table -------------------------------------------------------- */

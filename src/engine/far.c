@@ -175,8 +175,14 @@ static enum xret iret_real(struct vcpu *v, unsigned size)
     v->regs[RSP] = stack_merge(v->regs[RSP], v->regs[RSP] + 3 * size, stack_mask(v));
     seg_load_real(v, SEG_CS, (u16)f[1]);
     vcpu_set_ip(v, f[0]);
-    vcpu_set_eflags(v, ((u32)f[2] & may) | (vcpu_eflags(v) & ~may));
-    vcpu_mode_changed(v);
+
+    u32 old = vcpu_eflags(v), now = ((u32)f[2] & may) | (old & ~may);
+
+    vcpu_set_eflags(v, now);
+    if ((old | now) & (EFL_TF | EFL_AC))
+        vcpu_mode_changed(v);
+    else
+        vcpu_cs_changed(v);
     return X_JUMP;
 }
 
@@ -396,7 +402,7 @@ static enum xret far_real(struct vcpu *v, const struct insn *in, u16 sel, u64 of
     v->regs[RSP] = sp;
     seg_load_real(v, SEG_CS, sel);
     vcpu_set_ip(v, off);
-    vcpu_mode_changed(v);
+    vcpu_cs_changed(v);
     return X_JUMP;
 }
 
@@ -589,7 +595,7 @@ enum xret sys_ret_far(struct vcpu *v, const struct insn *in)
         seg_load_real(v, SEG_CS, (u16)f[1]);
         vcpu_set_ip(v, f[0]);
         v->regs[RSP] = stack_merge(v->regs[RSP], v->regs[RSP] + 2 * size + drop, mask);
-        vcpu_mode_changed(v);
+        vcpu_cs_changed(v);
         return X_JUMP;
     }
     t.rip = f[0];

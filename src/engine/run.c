@@ -153,6 +153,8 @@ static u64 segment_tag(struct vcpu *v)
 {
     struct engine_vcpu *ev = v->eng;
     const struct seg *cs = &v->seg[SEG_CS];
+    if (cs->limit == 0xffff && !(cs->attr & SEG_DB) && cs->base == (u64)cs->sel << 4)
+        return PARAGRAPH_TAG(cs->sel);
     u32 hash = ((u32)cs->base * 0x9e3779b1u ^ cs->limit * 0x85ebca6bu) >> 24;
     struct cs_id *id = &ev->cs_id[hash % ARRAY_SIZE(ev->cs_id)];
     if (!id->tag || id->base != (u32)cs->base || id->limit != cs->limit) {
@@ -173,13 +175,25 @@ static void segment_limits(struct vcpu *v)
 {
     bool real = !vcpu_protected(v) || vcpu_v86(v);
     for (unsigned i = 0; i < ARRAY_SIZE(v->seg_max); i++) {
-        const struct seg *s = &v->seg[i];
+        struct seg *s = &v->seg[i];
+        if (real && (s->attr & SEG_UNUSABLE)) { /* null has no limit that real mode could keep */
+            s->limit = 0xffff;
+            s->attr = SEG_P | SEG_S | SEG_W | SEG_A;
+        }
         bool code = s->attr & SEG_CODE;
         bool expand_down = (s->attr & (SEG_S | SEG_CODE | SEG_E)) == (SEG_S | SEG_E);
-        bool usable = real || !(s->attr & SEG_UNUSABLE);
+        bool usable = !(s->attr & SEG_UNUSABLE);
         v->seg_max[i][0] = usable && !expand_down && (real || !code || (s->attr & SEG_R)) ? (s64)s->limit : -1;
         v->seg_max[i][1] = usable && !expand_down && (real || (!code && (s->attr & SEG_W))) ? (s64)s->limit : -1;
     }
+}
+
+void vcpu_cs_changed(struct vcpu *v)
+{
+    if ((v->mode & MODE_CSFLAT) || (v->seg[SEG_CS].attr & (SEG_DB | SEG_L)) || (v->eflags & EFL_TF))
+        vcpu_mode_changed(v);
+    else
+        v->cs_tag = segment_tag(v);
 }
 
 void vcpu_mode_changed(struct vcpu *v)

@@ -81,6 +81,11 @@ static void probe(struct xl *x, enum section sec, bool call, bool note)
     }
 }
 
+void tr_probe(struct xl *x)
+{
+    probe(x, SEC_HOT, false, false);
+}
+
 /* mov s1, page + t; wrapped to 32 bits in flat 32-bit code by the 32-bit lea */
 static void rip_to_s1(struct xl *x, enum section sec, s32 t)
 {

@@ -168,6 +168,8 @@ void tr_pause(struct xl *x, const struct insn *in)
 
 void tr_system(struct xl *x, const struct insn *in)
 {
+    if (tr_real(x, in))
+        return;
     bool cpl0 = x->mode & MODE_CPL0; /* real mode too */
     switch (in->id) {
     case I_CLD:

@@ -234,7 +234,7 @@ static bool ends_block(const struct xl *x, const struct insn *in)
 {
     if (in->how == HOW_BRANCH)
         return in->id != I_JCC;
-    if (in->how != HOW_SYSTEM)
+    if (in->how != HOW_SYSTEM || tr_loads_segment(x, in))
         return false;
     if ((in->id == I_CLAC && x->slot == SLOT_K) || (in->id == I_STAC && x->slot == SLOT_KAC))
         return !(x->mode & MODE_SMAP); /* nothing to do (tr_sys.c) */

@@ -194,6 +194,11 @@ void tr_edge(struct xl *x, s32 t, int jcc_cc, bool backward);
 void tr_mode_edge(struct xl *x, s32 t, unsigned slot);
 /* tr_poll - leave if an event is pending; `off` is where to resume. Flags must be dead or saved. */
 void tr_poll(struct xl *x, unsigned off);
+/* tr_real.c: tr_real - emit it, if it is something that real and V86 mode do in line. tr_loads_segment - is this a segment load that real and V86 mode do in line, without ending the block? */
+bool tr_real(struct xl *x, const struct insn *in);
+bool tr_loads_segment(const struct xl *x, const struct insn *in);
+/* tr_probe - on to the RIP in s1 (with its tag) by the jump cache; flags in fl. */
+void tr_probe(struct xl *x);
 /* tr_leave - unconditionally to the dispatcher with RIP = page + off. */
 void tr_leave(struct xl *x, s32 off);
 /* mov s1, guest linear address page + off */

@@ -238,6 +238,9 @@ enum xret rm_write(struct vcpu *v, const struct insn *in, unsigned size, u64 val
 /* vcpu_mode_changed - recompute v->mode after CS, SS, CR0, CR4, EFER, EFLAGS.{AC,VM,TF}, CPL, XCR0, DR7
  * or a segment base may have changed (run.c). Cheap. */
 void vcpu_mode_changed(struct vcpu *v);
+/* vcpu_cs_changed - the same after a far transfer within real or V86 mode that changed nothing but CS's base, and EFLAGS
+ * without VM; TF, AC are as they were. */
+void vcpu_cs_changed(struct vcpu *v);
 /* tlb_flush_* (tlb.c): what INVLPG, INVPCID and CR writes need. */
 void tlb_flush_page(struct vcpu *v, gla_t la);                 /* current PCID, and global */
 void tlb_flush_page_pcid(struct vcpu *v, gla_t la, u16 pcid);  /* INVPCID type 0: not global */

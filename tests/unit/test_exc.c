@@ -68,6 +68,7 @@ enum xret mem_probe(struct vcpu *c, gla_t la, unsigned len, unsigned acc)
 }
 void tlb_switch(struct vcpu *c, bool noflush) { }
 void vcpu_mode_changed(struct vcpu *c) { }
+void vcpu_cs_changed(struct vcpu *c) { }
 
 /* -- The world ---------------------------------------------------------------------------------------- */
 

@@ -110,7 +110,8 @@ LOW("s_sort: mov $s_words, %di\n mov $256, %cx\n mov $0x1234, %ax\n 1: imul $251
     "mov %ax, (%si)\n 4: add $2, %si\n loop 3b\n dec %dx\n jnz 2b\n mov s_words, %ax\n shl $16, %eax\n mov s_words + 510, %ax\n ret");
 LOW("s_fn: push %bp\n mov %sp, %bp\n mov 4(%bp), %ax\n add 6(%bp), %ax\n pop %bp\n ret\n"
     "s_calls: mov $60000, %cx\n xor %bx, %bx\n 1: push %bx\n push %cx\n call s_fn\n add $4, %sp\n mov %ax, %bx\n loop 1b\n movzwl %bx, %eax\n ret");
-LOW("s_ffn: add %cx, %ax\n lret\n s_far: mov $20000, %cx\n xor %ax, %ax\n 1: lcall $0, $s_ffn\n lcall $0x100, $s_ffn - 0x1000\n loop 1b\n"
+LOW("s_ffn: add %cx, %ax\n lret\n s_ffn2: add %cx, %ax\n lret\n s_far: mov $20000, %cx\n xor %ax, %ax\n 1: lcall $0, $s_ffn\n"
+    "lcall $0x100, $s_ffn2 - 0x1000\n loop 1b\n"
     "movzwl %ax, %eax\n ret");
 LOW("s_copy: mov $0x3000, %ax\n mov %ax, %es\n mov $100, %dx\n 2: mov $0x8000, %si\n xor %di, %di\n mov $512, %cx\n 1: mov (%si), %al\n"
     "mov %al, %es:(%di)\n inc %si\n inc %di\n loop 1b\n dec %dx\n jnz 2b\n xor %ax, %ax\n mov %ax, %es\n movzwl %di, %eax\n ret");
