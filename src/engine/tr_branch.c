@@ -235,7 +235,7 @@ static void push_return(struct xl *x, const struct insn *in, s32 next)
     tr_guard_stack(x, -(s32)size, size, ACC_W, &g);
     u32 op = hot_at(x);
     if (g.mem.base == H_S1) {
-        e_lea_full(&x->hot, true, H_S2, H_S1, H_S2, 1, 0);
+        e_lea_full(&x->hot, true, H_S2, H_S1, H_S2, 1, g.mem.disp);
         g.mem = (struct hostmem){ H_S2, REG_NONE, 0 };
     }
     return_address(x, next);

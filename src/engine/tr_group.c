@@ -62,8 +62,8 @@ static bool classify_sum(const struct xl *x, unsigned i, const struct group *key
         return false;
     if (in->has_mem && in->mem_size) {
         if (in->base != key->base || in->index != key->index || (in->index != REG_NONE && in->scale != key->scale) ||
-            in->addrsize != 8 || in->vsib || in->mask || insn_vex_masked(in) || has_high_byte(in) || in->mem_size > SPAN_MAX ||
-            in->seg == SEG_FS || in->seg == SEG_GS || in->disp < -(1 << 30) || in->disp > 1 << 30)
+            in->addrsize != (x->m64 ? 8 : 4) || in->vsib || in->mask || insn_vex_masked(in) || has_high_byte(in) || in->mem_size > SPAN_MAX ||
+            in->seg == SEG_FS || in->seg == SEG_GS || (!x->m64 && in->seg == SEG_CS) || in->disp < -(1 << 30) || in->disp > 1 << 30)
             return false;
         *a = (struct access){ true, tr_mem_off(x, i), in->mem_size, in->mem_acc };
         *last = in->gpr_write & moves;
@@ -71,6 +71,13 @@ static bool classify_sum(const struct xl *x, unsigned i, const struct group *key
     }
     return !((in->gpr_read | in->gpr_write) & SLOT_GPRS) && !(in->gpr_write & moves) &&
            !(in->id == I_LEA && (in->base == BASE_RIP || in->opsize == 2 || in->addrsize == 2));
+}
+
+/* The same in flat 32-bit code. Its copies cannot use the register: EA wraps at 4 GiB, so the address is a sum. */
+static bool flat_base(const struct insn *in)
+{
+    return in->addrsize == 4 && !in->moffs && in->base < NR_GPR && in->index == REG_NONE && in->seg != SEG_FS &&
+           in->seg != SEG_GS && in->seg != SEG_CS;
 }
 
 /*
@@ -86,12 +93,13 @@ static bool classify(const struct xl *x, unsigned i, const struct group *key, st
     *last = false;
     if (in->id == I_PAUSE) /* may call C */
         return false;
-    if (key->sum)
+    if (key->sum && !key->moves)
         return classify_sum(x, i, key, a, last);
+    const u8 wide = x->m64 ? 8 : 4; /* of a stack slot, and of an operation that moves the whole base */
     switch (in->how) {
     case HOW_COPY:
         if (in->has_mem && in->mem_size) {
-            if (!tr_simple_base(x, in) || in->base != base || has_high_byte(in) || in->mem_size > SPAN_MAX ||
+            if (!(x->m64 ? tr_simple_base(x, in) : flat_base(in)) || in->base != base || has_high_byte(in) || in->mem_size > SPAN_MAX ||
                 in->mask || insn_vex_masked(in) || in->disp < -4096 || in->disp > 4096)
                 return false;
             *a = (struct access){ true, (s32)in->disp, in->mem_size, in->mem_acc };
@@ -99,11 +107,13 @@ static bool classify(const struct xl *x, unsigned i, const struct group *key, st
         }
         if (in->id == I_LEA && in->index != REG_NONE && gpr_in_slot(in->index))
             return false; /* needs s2 */
+        if (key->sum && in->id == I_LEA && (in->opsize == 2 || in->addrsize == 2))
+            return false; /* needs s1 */
         if (!(in->gpr_write >> base & 1))
             return true;
-        if (in->opsize != 8)
+        if (in->opsize != wide)
             return false;
-        if (in->id == I_LEA && in->base == base && in->index == REG_NONE && in->addrsize == 8) {
+        if (in->id == I_LEA && in->base == base && in->index == REG_NONE && in->addrsize == wide) {
             *shift = (s32)in->disp;
             return true;
         }
@@ -114,16 +124,16 @@ static bool classify(const struct xl *x, unsigned i, const struct group *key, st
         }
         return false;
     case HOW_STACK:
-        if (base != RSP || in->opsize != 8 || in->has_mem)
+        if (base != RSP || in->opsize != wide || in->has_mem)
             return false;
         if (in->id == I_PUSH) {
-            *a = (struct access){ true, -8, 8, ACC_W };
-            *shift = -8;
+            *a = (struct access){ true, -wide, wide, ACC_W };
+            *shift = -wide;
             return true;
         }
         if (in->id == I_POP) {
-            *a = (struct access){ true, 0, 8, ACC_R };
-            *shift = 8;
+            *a = (struct access){ true, 0, wide, ACC_R };
+            *shift = wide;
             *last = in->gpr_write >> RSP & 1 && (in->opreg == RSP || (in->opreg == REG_NONE && in->rm == RSP));
             return true;
         }
@@ -132,14 +142,14 @@ static bool classify(const struct xl *x, unsigned i, const struct group *key, st
         if (in->id == I_JCC)
             return true;
         *last = true;
-        if (base != RSP || in->opsize != 8)
+        if (base != RSP || in->opsize != wide || x->seg)
             return false;
-        if (in->id == I_CALL || (in->id == I_CALL_IND && !in->has_mem)) {
-            *a = (struct access){ true, -8, 8, ACC_W };
+        if (in->id == I_CALL || (x->m64 && in->id == I_CALL_IND && !in->has_mem)) {
+            *a = (struct access){ true, -wide, wide, ACC_W };
             return true;
         }
         if (in->id == I_RET) {
-            *a = (struct access){ true, 0, 8, ACC_R };
+            *a = (struct access){ true, 0, wide, ACC_R };
             return true;
         }
         return false;
@@ -155,10 +165,11 @@ static bool classify(const struct xl *x, unsigned i, const struct group *key, st
 bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale)
 {
     struct group *g = &x->grp;
-    if (x->noshare || !x->m64 || (x->mode & MODE_AC))
+    if (x->noshare || (!x->m64 && !tr_flat32(x)) || (x->mode & MODE_AC))
         return false;
     struct group key = { .base = (u8)base, .index = (u8)index, .scale = (u8)scale,
-                         .sum = index != REG_NONE || base >= NR_GPR || gpr_in_slot(base) };
+                         .sum = !x->m64 || index != REG_NONE || base >= NR_GPR || gpr_in_slot(base),
+                         .moves = !x->m64 && index == REG_NONE && base < NR_GPR };
     s32 moved = 0, lo = 0, hi = 0, max = base == RSP ? SPAN_STACK_MAX : SPAN_MAX;
     unsigned acc = 0, n = 0, end = x->cur;
     bool branched = false, vectors = true;
@@ -190,7 +201,20 @@ bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale)
     }
     if (n < 2)
         return false;
-    *g = (struct group){ .active = true, .sum = key.sum, .base = key.base, .index = key.index, .scale = key.scale, .last = end, .lo = lo, .size = (u16)(hi - lo), .acc = (u8)acc,
+    *g = (struct group){ .active = true, .sum = key.sum, .moves = key.moves, .first = x->cur, .base = key.base, .index = key.index, .scale = key.scale, .last = end, .lo = lo, .size = (u16)(hi - lo), .acc = (u8)acc,
                          .nr = (u8)(end - x->cur + 1) };
     return true;
+}
+
+s32 tr_group_moved(const struct xl *x)
+{
+    s32 moved = 0;
+    for (unsigned i = x->grp.first; x->grp.moves && i < x->cur; i++) {
+        struct access a;
+        s32 shift;
+        bool last;
+        classify(x, i, &x->grp, &a, &shift, &last);
+        moved += shift;
+    }
+    return moved;
 }

@@ -226,8 +226,26 @@ static bool shared_sum(struct xl *x, const struct insn *in, unsigned size, unsig
         check(x, g);
         group_slow(x, g);
     }
+    off += tr_group_moved(x);
     *g = (struct guard){ .shared = true, .size = (u16)size, .acc = (u8)acc, .form = FORM_SUM, .stack = in->seg == SEG_SS,
                          .mem = { H_S1, H_S2, off - x->grp.lo } };
+    return true;
+}
+
+/* Push, pop, call and ret of flat 32-bit code */
+static bool shared_stack32(struct xl *x, s32 disp, unsigned size, unsigned acc, struct guard *g)
+{
+    if (!x->grp.active) {
+        if (!tr_plan_group(x, RSP, REG_NONE, 1))
+            return false;
+        begin(x, g, x->grp.size, x->grp.acc, true);
+        g->form = FORM_SUM;
+        e_lea_full(&x->hot, false, H_S1, H_SP, REG_NONE, 1, x->grp.lo);
+        check(x, g);
+        group_slow(x, g);
+    }
+    *g = (struct guard){ .shared = true, .size = (u16)size, .acc = (u8)acc, .form = FORM_SUM, .stack = true,
+                         .mem = { H_S1, H_S2, disp + tr_group_moved(x) - x->grp.lo } };
     return true;
 }
 
@@ -238,8 +256,9 @@ void tr_guard(struct xl *x, const struct insn *in, unsigned size, unsigned acc, 
     bool simple = !plain && tr_simple_base(x, in);
     if (simple && in->how == HOW_COPY && !in->mask && !insn_vex_masked(in) && shared(x, in->base, (s32)disp, size, acc, in->seg == SEG_SS, g))
         return;
-    if (!simple && !plain && in->how == HOW_COPY && x->m64 && in->addrsize == 8 && !in->moffs && !in->vsib && !in->mask &&
-        !insn_vex_masked(in) && in->seg != SEG_FS && in->seg != SEG_GS &&
+    if (!simple && !plain && in->how == HOW_COPY && (x->m64 ? in->addrsize == 8 : tr_flat32(x) && in->addrsize == 4) &&
+        !in->moffs && !in->vsib && !in->mask &&
+        !insn_vex_masked(in) && in->seg != SEG_FS && in->seg != SEG_GS && (x->m64 || in->seg != SEG_CS) &&
         (in->base != REG_NONE || in->index != REG_NONE) && in->disp >= -(1 << 30) && in->disp <= 1 << 30 &&
         shared_sum(x, in, size, acc, g))
         return;
@@ -263,6 +282,8 @@ void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct 
     bool simple = x->m64;
     const struct insn *in = &x->in[x->cur];
     if (simple && !in->has_mem && size == 8 && shared(x, RSP, disp, size, acc, true, g))
+        return;
+    if (!simple && !in->has_mem && size == 4 && tr_flat32(x) && shared_stack32(x, disp, size, acc, g))
         return;
     begin(x, g, size, acc, true);
     u32 ea = hot_at(x);

@@ -38,7 +38,7 @@ static void push_reg(struct xl *x, unsigned guest, unsigned size)
     unsigned reg = host_gpr[guest];
     if (gpr_in_slot(guest)) {
         if (g.mem.base == H_S1) { /* lea s2, [s1 + s2] */
-            e_lea_full(&x->hot, true, H_S2, H_S1, H_S2, 1, 0);
+            e_lea_full(&x->hot, true, H_S2, H_S1, H_S2, 1, g.mem.disp);
             g.mem = (struct hostmem){ H_S2, REG_NONE, 0 };
         }
         e_load_vcpu(&x->hot, H_S1, REG_OFF(guest));
@@ -56,7 +56,7 @@ static void push_tmp(struct xl *x, unsigned size)
     tr_guard_stack(x, -(s32)size, size, ACC_W, &g);
     u32 op = hot_at(x);
     if (g.mem.base == H_S1) {
-        e_lea_full(&x->hot, true, H_S2, H_S1, H_S2, 1, 0);
+        e_lea_full(&x->hot, true, H_S2, H_S1, H_S2, 1, g.mem.disp);
         g.mem = (struct hostmem){ H_S2, REG_NONE, 0 };
     }
     e_load_vcpu(&x->hot, H_S1, VOFF(tmp[0]));

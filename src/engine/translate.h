@@ -53,11 +53,12 @@ struct guard {
 struct group {
     bool active;         /* s2 = host - guest of the group's page; sum: s1 + s2 = host address of `lo` */
     bool sum;
+    bool moves;          /* 32-bit code: a sum, though the base may move by constants as it may in the other form */
     u8 base, index, scale; /* guest registers; base may be BASE_RIP */
     u8 nr;               /* instructions */
     u8 acc;
     u16 size;
-    unsigned last;       /* index of the last access */
+    unsigned first, last; /* instructions of the first and the last access */
     s32 lo;              /* span: [EA0 + lo, EA0 + lo + size), EA0 without displacement, at the group's start */
 };
 
@@ -165,6 +166,13 @@ static inline bool xl_s1_free(const struct xl *x) { return !(x->grp.active && x-
 bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale);
 /* Offset of a memory operand from its registers, or from the page for RIP-relative ones. */
 s32 tr_mem_off(const struct xl *x, unsigned i);
+/* tr_flat32 - 32-bit code on flat data and stack segments: an offset is a linear address. */
+static inline bool tr_flat32(const struct xl *x)
+{
+    return !x->m64 && (x->mode & (MODE_FLAT | MODE_SS32)) == (MODE_FLAT | MODE_SS32);
+}
+/* tr_group_moved - how far the group's base has moved since the group's start. */
+s32 tr_group_moved(const struct xl *x);
 /* op reg, mem of 2, 4 or 8 bytes */
 void e_mem(struct buf *b, u8 op, unsigned size, unsigned reg, const struct hostmem *m);
 /* rsp += n, at the stack's width, flags untouched */
