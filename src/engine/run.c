@@ -170,6 +170,8 @@ static u64 segment_tag(struct vcpu *v)
     return (u64)id->tag << 32;
 }
 
+static bool holds_64k(const struct vcpu *v, unsigned seg) { return v->seg_max[seg][0] >= 0xffff && v->seg_max[seg][1] >= 0xffff; }
+
 /* What emitted code compares offsets with (SDM vol. 3 §5.3, §5.5). */
 static void segment_limits(struct vcpu *v)
 {
@@ -217,6 +219,8 @@ void vcpu_mode_changed(struct vcpu *v)
         segment_limits(v);
         if (flat(v, SEG_DS) && flat(v, SEG_ES) && flat(v, SEG_SS))
             m |= MODE_FLAT;
+        if (holds_64k(v, SEG_DS) && holds_64k(v, SEG_ES) && holds_64k(v, SEG_SS))
+            m |= MODE_64K;
         if ((m & MODE_32) && !v->seg[SEG_CS].base && v->seg[SEG_CS].limit == 0xffffffffu)
             m |= MODE_CSFLAT;
     }

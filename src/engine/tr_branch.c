@@ -382,7 +382,7 @@ static void ret(struct xl *x, const struct insn *in)
     tr_guard_end(x, &g, op, false);
     segment_target(x, in);
     u32 imm = in->imm_size ? (u16)in->imm : 0;
-    if (x->m64 || (x->mode & MODE_SS32)) {
+    if (x->m64 || (x->mode & MODE_SS32) || size + imm < 128) { /* (a guard was before: flags are saved) */
         tr_add_sp(x, (s32)(size + imm));
     } else { /* s1 is taken */
         e_lea(&x->hot, true, H_S2, H_SP, (s32)(size + imm));

@@ -80,7 +80,7 @@ static void add_seg_base(struct xl *x, unsigned seg)
 }
 /*
  * Outside 64-bit mode: is the access at offset s1, computed by hot code from `ea` on, within its segment? MODE_FLAT
- * answers for DS, ES and SS. `in` describes the operand for C.
+ * answers for DS, ES and SS, and MODE_64K for most of it if the offset has 16 bits. `in` describes the operand for C.
  */
 static void check_segment(struct xl *x, const struct insn *in, unsigned size, unsigned acc, u32 ea)
 {
@@ -88,12 +88,20 @@ static void check_segment(struct xl *x, const struct insn *in, unsigned size, un
     struct insn operand = *in;
     if (x->m64 || ((x->mode & MODE_FLAT) && in->seg != SEG_FS && in->seg != SEG_GS && in->seg != SEG_CS))
         return;
+    bool whole = (x->mode & MODE_64K) && in->addrsize == 2 && (in->seg == SEG_DS || in->seg == SEG_ES || in->seg == SEG_SS);
+    if (whole && size == 1)
+        return;
     operand.mem_size = (u16)size;
     operand.mem_acc = (acc & ACC_R ? OPA_R : 0) | (acc & ACC_W ? OPA_W : 0);
     u32 end = hot_at(x);
-    e_lea(b, true, H_S2, H_S1, (s32)size - 1);
-    e_rm64(b, 0x3b, H_S2, H_VCPU, (s32)offsetof(struct vcpu, seg_max[in->seg][!!(acc & ACC_W)]) - VCPU_BIAS);
-    xl_bind(x, xl_jcc(x, SEC_HOT, 15), SEC_COLD, cold_at(x));
+    if (whole) { /* cmp s1d, 10000h - size; ja */
+        e8(b, 0x41); e8(b, 0x81); e8(b, 0xf8 | (H_S1 & 7)); e32(b, 0x10000u - size);
+        xl_bind(x, xl_jcc(x, SEC_HOT, 7), SEC_COLD, cold_at(x));
+    } else {
+        e_lea(b, true, H_S2, H_S1, (s32)size - 1);
+        e_rm64(b, 0x3b, H_S2, H_VCPU, (s32)offsetof(struct vcpu, seg_max[in->seg][!!(acc & ACC_W)]) - VCPU_BIAS);
+        xl_bind(x, xl_jcc(x, SEC_HOT, 15), SEC_COLD, cold_at(x));
+    }
     tr_check_cold(x, &operand, sys_check_segment, ea, end, hot_at(x));
 }
 

@@ -23,7 +23,9 @@ void tr_add_sp(struct xl *x, s32 n)
     struct buf *b = &x->hot;
     if (x->m64 || (x->mode & MODE_SS32)) {
         e_lea(b, x->m64, H_SP, H_SP, n);
-    } else { /* sp alone: lea s1, [sp + n]; mov r15w, s1w */
+    } else if (x->fstate == FLAGS_SAVED && n >= -128 && n < 128) { /* sp alone: add r15w, n; nobody looks at the flags */
+        e8(b, 0x66); e8(b, 0x41); e8(b, 0x83); e8(b, 0xc0 | (H_SP & 7)); e8(b, (u8)n);
+    } else { /* lea s1, [sp + n]; mov r15w, s1w */
         e_lea(b, true, H_S1, H_SP, n);
         e8(b, 0x66);
         e_rr32(b, 0x8b, H_SP, H_S1);
@@ -150,8 +152,11 @@ static void leave(struct xl *x, unsigned size)
     tr_guard_end(x, &g, op, true);
 }
 
-/* The RFLAGS image into tmp[0]: eflags without RF and VM, AH of fl, OF. 64-bit mode only. */
-static void pushf(struct xl *x)
+/* Virtual-8086 mode has rules of its own for PUSHF and POPF. */
+static bool v86_like(const struct xl *x) { return (x->mode & MODE_REAL) && !(x->mode & MODE_CPL0); }
+
+/* The RFLAGS image into tmp[0]: eflags without RF and VM, AH of fl, OF. Not in V86 mode. */
+static void pushf(struct xl *x, unsigned size)
 {
     struct buf *b = &x->hot;
     xl_need_saved(x);
@@ -169,11 +174,11 @@ static void pushf(struct xl *x)
     e8(b, 0x41); e8(b, 0x83); e8(b, 0xc8 | (H_S1 & 7)); e8(b, 2);
     e_store_vcpu(b, H_S1, VOFF(tmp[0]));
     xl_clobber(x);
-    push_tmp(x, 8);
+    push_tmp(x, size);
 }
 
 /*
- * POPF in 64-bit mode at CPL 0 or 3: in line when only arithmetic flags, DF and (CPL 0) IF change; else the helper.
+ * POPF at CPL 0, and in 64-bit mode at CPL 3: in line when only arithmetic flags, DF and (CPL 0) IF change; else the helper.
  * At CPL 3 IF and IOPL keep their values whatever is popped, as IOPL is 0 there (else: the helper, by class).
  */
 static void popf(struct xl *x, const struct insn *in)
@@ -183,9 +188,16 @@ static void popf(struct xl *x, const struct insn *in)
     u32 may = EFL_ARITH | EFL_R1 | EFL_DF | 0x8028 | (cpl0 ? EFL_IF : EFL_IF | EFL_IOPL);
     u32 take = EFL_DF | (cpl0 ? EFL_IF : 0);
     struct guard g;
-    tr_guard_stack(x, 0, 8, ACC_R, &g);
+    unsigned size = in->opsize;
+    tr_guard_stack(x, 0, size, ACC_R, &g);
     u32 op = hot_at(x);
-    e_mem(b, 0x8b, 8, H_S1, &g.mem);
+    if (size == 2) { /* movzx s1d, word: the upper half of EFLAGS stays */
+        e8(b, rex(0, H_S1, g.mem.index == REG_NONE ? 0 : g.mem.index, g.mem.base)); e8(b, 0x0f); e8(b, 0xb7);
+        e_modrm_sib(b, H_S1, g.mem.base, g.mem.index, 1, g.mem.disp);
+        may |= 0xffff0000;
+    } else {
+        e_mem(b, 0x8b, size, H_S1, &g.mem);
+    }
     tr_guard_end(x, &g, op, false);
     /* mov s2d, [eflags]; xor s2d, s1d; test s2d, ~may; jne helper */
     e8(b, rex(0, H_S2, 0, H_VCPU)); e8(b, 0x8b); e_modrm_disp(b, H_S2, H_VCPU, VOFF(eflags));
@@ -206,8 +218,8 @@ static void popf(struct xl *x, const struct insn *in)
     e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S1 & 7)); e32(b, take);
     e8(b, 0x41); e8(b, 0x81); e_modrm_disp(b, 4, H_VCPU, VOFF(eflags)); e32(b, ~take);
     e8(b, rex(0, H_S1, 0, H_VCPU)); e8(b, 0x09); e_modrm_disp(b, H_S1, H_VCPU, VOFF(eflags));
-    tr_add_sp(x, 8);
     x->fstate = FLAGS_SAVED;
+    tr_add_sp(x, (s32)size);
     if (cpl0) {
         /* IF set and an interrupt held back: make the poll below see it */
         e8(b, 0x41); e8(b, 0x83); e_modrm_disp(b, 7, H_VCPU, VOFF(intr_wait)); e8(b, 0);
@@ -252,12 +264,12 @@ void tr_stack(struct xl *x, const struct insn *in)
         return;
     }
     case I_PUSHF:
-        if (!x->m64 || size != 8 || x->single)
+        if ((x->m64 && size != 8) || x->single || v86_like(x))
             break;
-        pushf(x);
+        pushf(x, size);
         return;
     case I_POPF:
-        if (!x->m64 || size != 8 || x->single)
+        if ((x->m64 ? size != 8 : !(x->mode & MODE_CPL0)) || x->single)
             break;
         popf(x, in);
         return;
