@@ -124,9 +124,17 @@ int format(char *buf, size_t size, const char *fmt, ...)
 
 static void vprint(const char *fmt, va_list ap)
 {
-    char line[1024];
+    char line[1024], out[2 * sizeof(line)];
+    unsigned n = 0;
+
     vformat(line, sizeof(line), fmt, ap);
-    vt_call2(VT_CONSOLE_WRITE, line, strlen(line));
+    for (const char *s = line; *s; s++) { /* a terminal has a carriage to return */
+        if (*s == '\n')
+            out[n++] = '\r';
+        out[n++] = *s;
+    }
+    if (n)
+        vt_call2(VT_CONSOLE_WRITE, out, n);
 }
 
 void print(const char *fmt, ...)

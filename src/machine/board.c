@@ -216,10 +216,7 @@ static void on_console_tx(void *opaque, const u8 *bytes, size_t len)
 
 static void on_console_room(void *opaque)
 {
-    struct machine *m = opaque;
-    int slot = atomic_load(&m->console_slot);
-    if (slot >= 0)
-        io_fd_set_events(&m->io, slot, POLLIN);
+    machine_console_resume(opaque);
 }
 
 /* -- Building ------------------------------------------------------------- */

@@ -307,25 +307,42 @@ void machine_console_flush(struct machine *m)
     uart_flush(&m->uart);
 }
 
-/* On the I/O thread. While the queue is full the fd is not watched; on_console_room() resumes. */
+void machine_console_resume(struct machine *m)
+{
+    int slot = atomic_load(&m->console_slot);
+    if (slot >= 0)
+        io_fd_set_events(&m->io, slot, POLLIN);
+}
+
+static size_t console_room(struct machine *m, bool *ours)
+{
+    long room = m->config.console_room ? m->config.console_room(m->config.opaque) : -1;
+    *ours = room < 0;
+    return *ours ? uart_room(&m->uart) : (size_t)room;
+}
+
+/* On the I/O thread. While the queue is full the fd is not watched; machine_console_resume() ends that. */
 static void console_ready(void *opaque, int fd, unsigned revents)
 {
     struct machine *m = opaque;
     int slot = atomic_load(&m->console_slot);
     u8 buf[512];
-    size_t room = uart_room(&m->uart);
+    bool ours;
+    size_t room = console_room(m, &ours);
     (void)revents;
     if (slot < 0)
         return;
     if (!room) {
         io_fd_set_events(&m->io, slot, 0);
-        if (uart_room(&m->uart)) /* the guest emptied it in between */
+        if (console_room(m, &ours)) /* the guest emptied it in between */
             io_fd_set_events(&m->io, slot, POLLIN);
         return;
     }
     ssize_t n = read(fd, buf, MIN(room, sizeof(buf)));
-    if (n > 0) {
+    if (n > 0 && ours) {
         uart_feed(&m->uart, buf, (size_t)n);
+    } else if (n > 0) {
+        m->config.console_rx(m->config.opaque, buf, (size_t)n);
     } else if (n == 0 || (errno != EINTR && errno != EAGAIN)) {
         atomic_store(&m->console_slot, -1); /* end of input */
         io_fd_remove(&m->io, slot);

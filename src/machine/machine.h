@@ -44,6 +44,10 @@ struct machine_config {
     void (*request)(void *opaque, enum machine_request what, int status);
     u64 (*tsc_now)(void *opaque, unsigned vcpu); /* the guest's TSC now */
     void (*console_tx)(void *opaque, const u8 *bytes, size_t len);  /* COM1; may be NULL */
+    /* Who takes the console's input before COM1 does: how many bytes fit now, or -1: it wants none; and takes them. Both on the
+     * I/O thread; may be NULL. After saying 0 it calls machine_console_resume() when there is room. */
+    long (*console_room)(void *opaque);
+    void (*console_rx)(void *opaque, const u8 *bytes, size_t len);
     void (*debugcon_tx)(void *opaque, const u8 *bytes, size_t len); /* port 0xe9; may be NULL */
 
     /* Drives on IDE: primary master, primary slave, secondary master, secondary slave. */
@@ -125,6 +129,8 @@ size_t machine_console_feed(struct machine *m, const u8 *bytes, size_t len);
 int machine_console_attach(struct machine *m, int fd);
 /* machine_console_listening - does the guest take input from COM1 yet (uart_listening)? Any thread. */
 bool machine_console_listening(struct machine *m);
+/* machine_console_resume - whoever takes the input has room, or is another one now. Any thread. */
+void machine_console_resume(struct machine *m);
 /* machine_console_flush - hand out output that waits to be batched (up to 2 ms). */
 void machine_console_flush(struct machine *m);
 void machine_power_button(struct machine *m);

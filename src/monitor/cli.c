@@ -36,7 +36,8 @@ static const struct word trace_words[] = {
     { "sys", VITRO_TRACE_SYS },
     { "block", VITRO_TRACE_BLOCK },
     { "xlat", VITRO_TRACE_XLAT },
-    { "all", VITRO_TRACE_EXC | VITRO_TRACE_SYS | VITRO_TRACE_BLOCK | VITRO_TRACE_XLAT },
+    { "guest", TRACE_GUEST },
+    { "all", VITRO_TRACE_EXC | VITRO_TRACE_SYS | VITRO_TRACE_BLOCK | VITRO_TRACE_XLAT | TRACE_GUEST },
     { NULL, 0 },
 };
 static const struct word debug_words[] = {
@@ -106,7 +107,7 @@ static const struct option options[] = {
     { "symbols",    "FILE",   OPT_STR | OPT_THIS_RUN,   AT(symbols),    NULL, 0, 0,
       "System.map or vmlinux that names guest addresses in --stats" },
     { "trace",      "WHAT",   OPT_WORDS | OPT_THIS_RUN, AT(trace),      trace_words, 0, 0,
-      "print as it happens: exc, sys, block, xlat or all, comma separated" },
+      "print as it happens: exc, sys, block, xlat, guest or all, comma separated" },
     { "trace-file", "FILE",   OPT_STR | OPT_THIS_RUN,   AT(trace_file), NULL, 0, 0,
       "where --trace goes (default: stderr)" },
     { "gdb",        "PORT",   OPT_PORT | OPT_THIS_RUN,  AT(gdb_port),   NULL, 1, 65535,

@@ -18,6 +18,9 @@
 
 #define CONFIG_FILE_LINES 256
 
+/* In config.trace, beside VITRO_TRACE_*: what the guest traces by hypercall. */
+#define TRACE_GUEST 0x80000000u
+
 struct config {
     const char *kernel;
     const char *initrd; /* NULL: none */

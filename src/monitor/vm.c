@@ -113,7 +113,22 @@ static bool on_listening(void *opaque)
 {
     struct guest *vm = opaque;
 
-    return machine_console_listening(vm->machine);
+    return machine_console_listening(vm->machine) || paravirt_console_room(vm->pv) >= 0;
+}
+
+/* A guest of our own ABI may take its input from a ring. */
+static long on_input_room(void *opaque)
+{
+    struct guest *vm = opaque;
+
+    return vm->pv ? paravirt_console_room(vm->pv) : -1;
+}
+
+static void on_input(void *opaque, const u8 *bytes, size_t len)
+{
+    struct guest *vm = opaque;
+
+    paravirt_console_feed(vm->pv, bytes, len);
 }
 
 /* Of struct ram: a device has written guest memory. */
@@ -217,6 +232,8 @@ static int make_machine(struct guest *vm)
         .request = on_request,
         .tsc_now = on_tsc,
         .console_tx = on_output,
+        .console_room = on_input_room,
+        .console_rx = on_input,
         .debugcon_tx = on_output,
         .firmware = vm->config->firmware,
         .shadow = firmware_shadow,
@@ -262,6 +279,15 @@ static void on_pv_log(void *opaque, unsigned level, const char *text, size_t len
 
     (void)opaque;
     say("guest: %s%.*s", name[level], (int)len, text);
+}
+
+static void on_pv_trace(void *opaque, unsigned vcpu, u64 mono_ns, u64 id, u64 a, u64 b)
+{
+    struct guest *vm = opaque;
+
+    fprintf(vm->trace, "guest %llu.%09llu cpu %u: %llu %#llx %#llx\n", (unsigned long long)(mono_ns / 1000000000),
+            (unsigned long long)(mono_ns % 1000000000), vcpu, (unsigned long long)id, (unsigned long long)a,
+            (unsigned long long)b);
 }
 
 static void on_pv_shutdown(void *opaque, unsigned reason, unsigned code)
@@ -314,6 +340,7 @@ static int make_paravirt(struct guest *vm)
         .opaque = vm,
         .kick = on_pv_kick,
         .console = on_output,
+        .trace = vm->config->trace & TRACE_GUEST ? on_pv_trace : NULL,
         .log = on_pv_log,
         .shutdown = on_pv_shutdown,
         .start = on_pv_start,
@@ -348,7 +375,7 @@ static int make_engine(struct guest *vm)
     const struct vitro_config vc = {
         .cpu_model = c->cpu,
         .nr_cpus = c->cpus,
-        .debug = c->debug | c->trace,
+        .debug = c->debug | (c->trace & ~TRACE_GUEST),
         .trace_file = vm->trace,
         .pv = paravirt_ops(vm->pv),
     };

@@ -110,6 +110,22 @@ static void on_console(void *opaque, const u8 *bytes, size_t len)
         pv->config.console(pv->config.opaque, bytes, len);
 }
 
+static void on_console_resume(void *opaque)
+{
+    struct paravirt *pv = opaque;
+
+    if (pv->config.machine)
+        machine_console_resume(pv->config.machine);
+}
+
+static void on_trace(void *opaque, unsigned vcpu, u64 id, u64 a, u64 b)
+{
+    struct paravirt *pv = opaque;
+
+    if (pv->config.trace)
+        pv->config.trace(pv->config.opaque, vcpu, pv->config.machine ? clock_now(machine_clock(pv->config.machine)) : 0, id, a, b);
+}
+
 static void on_log(void *opaque, unsigned level, const char *text, size_t len)
 {
     struct paravirt *pv = opaque;
@@ -152,6 +168,8 @@ int native_init(struct paravirt *pv)
             .tsc = on_tsc,
             .wall_ns = on_wall,
             .console = on_console,
+            .console_resume = on_console_resume,
+            .trace = on_trace,
             .log = on_log,
             .shutdown = on_shutdown,
         },
@@ -176,6 +194,17 @@ void native_reset(struct paravirt *pv, unsigned cpu)
 {
     if (pv->native)
         native_vcpu_reset(pv->native, cpu);
+}
+
+long paravirt_console_room(struct paravirt *pv)
+{
+    return pv->native ? native_console_room(pv->native) : -1;
+}
+
+void paravirt_console_feed(struct paravirt *pv, const u8 *bytes, size_t len)
+{
+    if (pv->native)
+        native_console_feed(pv->native, bytes, len);
 }
 
 enum vitro_hc native_hypercall(struct paravirt *pv, const struct vitro_hypercall *call, u32 nr)

@@ -48,6 +48,7 @@ struct native_ops {
     u64 (*tsc)(void *opaque, unsigned vcpu);
     u64 (*wall_ns)(void *opaque);
     void (*console)(void *opaque, const u8 *bytes, size_t len);
+    void (*console_resume)(void *opaque); /* there may be room for input again, or a ring, or none any more */
     void (*log)(void *opaque, unsigned level, const char *text, size_t len);
     void (*trace)(void *opaque, unsigned vcpu, u64 id, u64 a, u64 b);
     void (*shutdown)(void *opaque, enum vt_shutdown reason, unsigned code);
@@ -85,5 +86,7 @@ s64 native_call(struct native *n, unsigned vcpu, u64 number, const u64 arg[5]);
 void native_event(struct native *n, unsigned port);
 /* native_upcall - the vector of an upcall that waits, taken; or -1. The vCPU's thread. */
 int native_upcall(struct native *n, unsigned vcpu);
+/* native_console_room - how much input the console's ring has room for; -1: there is no ring. Any thread. */
+long native_console_room(struct native *n);
 /* native_console_feed - input for the console's ring; how many bytes were taken. Any thread. */
 size_t native_console_feed(struct native *n, const u8 *bytes, size_t len);

@@ -47,6 +47,8 @@ s64 native_CONSOLE_RING(struct native *n, unsigned vcpu, const u64 *a)
     pthread_mutex_unlock(&n->lock);
     if (page)
         ram_written(n->c.ram, a[0], PAGE_SIZE);
+    if (n->ops.console_resume)
+        n->ops.console_resume(n->ops.opaque);
     return 0;
 }
 
@@ -74,7 +76,24 @@ s64 native_CONSOLE_BELL(struct native *n, unsigned vcpu, const u64 *a)
         return -VT_ENOENT;
     if (nr)
         n->ops.console(n->ops.opaque, text, nr);
+    if (n->ops.console_resume)
+        n->ops.console_resume(n->ops.opaque);
     return nr;
+}
+
+/* Under n->lock. A tail that makes no sense: full. */
+static u32 in_room(struct native *n)
+{
+    u32 used = n->console_in_head - __atomic_load_n(&n->console->in_tail, __ATOMIC_ACQUIRE);
+    return used > VT_CONSOLE_IN ? 0 : VT_CONSOLE_IN - used;
+}
+
+long native_console_room(struct native *n)
+{
+    pthread_mutex_lock(&n->lock);
+    long room = n->console ? (long)in_room(n) : -1;
+    pthread_mutex_unlock(&n->lock);
+    return room;
 }
 
 size_t native_console_feed(struct native *n, const u8 *bytes, size_t len)
@@ -85,8 +104,7 @@ size_t native_console_feed(struct native *n, const u8 *bytes, size_t len)
     pthread_mutex_lock(&n->lock);
     struct vt_console *c = n->console;
     if (c) {
-        u32 used = n->console_in_head - __atomic_load_n(&c->in_tail, __ATOMIC_ACQUIRE);
-        nr = used > VT_CONSOLE_IN ? 0 : MIN(len, (size_t)(VT_CONSOLE_IN - used));
+        nr = MIN(len, (size_t)in_room(n));
         for (size_t i = 0; i < nr; i++)
             c->in[(n->console_in_head + i) % VT_CONSOLE_IN] = bytes[i];
         n->console_in_head += (u32)nr;

@@ -61,6 +61,7 @@ struct paravirt_config {
     /* Of Vitro's own ABI; NULL: dropped. On vCPU threads. Bytes for the console; a line of the guest's for whoever runs it
      * (VT_LOG_*, printable); the end (VT_SHUTDOWN_*). */
     void (*console)(void *opaque, const u8 *bytes, size_t len);
+    void (*trace)(void *opaque, unsigned vcpu, u64 mono_ns, u64 id, u64 a, u64 b);
     void (*log)(void *opaque, unsigned level, const char *text, size_t len);
     void (*shutdown)(void *opaque, unsigned reason, unsigned code);
     /* Processors, of Vitro's own ABI. start: let one that waits to be started run from there; false: it does not wait.
@@ -92,5 +93,8 @@ void paravirt_vcpu_stop(struct paravirt *pv, unsigned cpu);
 void paravirt_vcpu_sleep(struct paravirt *pv, unsigned cpu);
 void paravirt_vcpu_wake(struct paravirt *pv, unsigned cpu);
 void paravirt_vcpu_reset(struct paravirt *pv, unsigned cpu);
+/* paravirt_console_room, _feed - input for the guest's console ring: how much fits (-1: it has none); takes it. Any thread. */
+long paravirt_console_room(struct paravirt *pv);
+void paravirt_console_feed(struct paravirt *pv, const u8 *bytes, size_t len);
 /* paravirt_may_poll - does the guest allow that its thread waits awake for a moment before it sleeps? */
 bool paravirt_may_poll(const struct paravirt *pv, unsigned cpu);
