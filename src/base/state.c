@@ -62,6 +62,12 @@ int state_load(const struct state_field *fields, void *obj, const void *bytes, s
                      i == nr ? "is not known here" : seen[i] ? "is there twice" : "has another size");
             return -EINVAL;
         }
+        for (u32 b = 0; fields[i].truth && b < size; b++) {
+            if (p[b] <= 1)
+                continue;
+            snprintf(err, err_len, "field '%s' is neither true nor false", fields[i].name);
+            return -EINVAL;
+        }
         seen[i] = true;
         memcpy((u8 *)obj + fields[i].offset, p, size);
         p += size;
@@ -73,4 +79,71 @@ int state_load(const struct state_field *fields, void *obj, const void *bytes, s
         return -EINVAL;
     }
     return 0;
+}
+
+/* -- Sections -------------------------------------------------------------------------------------- */
+
+void state_set_add(struct state_set *set, const char *name, const void *bytes, size_t len)
+{
+    struct state_section *more = realloc(set->section, (set->nr + 1) * sizeof(*more));
+    void *copy = malloc(len ? len : 1);
+
+    bug_on(strlen(name) >= sizeof(more->name));
+    if (more)
+        set->section = more;
+    if (!more || !copy) {
+        free(copy);
+        set->failed = true;
+        return;
+    }
+    struct state_section *s = &set->section[set->nr++];
+    *s = (struct state_section){ .data = memcpy(copy, bytes, len), .len = len };
+    strcpy(s->name, name);
+}
+
+void state_set_save(struct state_set *set, const char *name, const struct state_field *fields, const void *obj)
+{
+    struct state_buf buf = { 0 };
+
+    state_save(&buf, fields, obj);
+    set->failed |= buf.failed;
+    if (!buf.failed)
+        state_set_add(set, name, buf.data, buf.len);
+    state_buf_free(&buf);
+}
+
+const void *state_set_take(struct state_set *set, const char *name, size_t *len)
+{
+    for (unsigned i = 0; i < set->nr; i++) {
+        struct state_section *s = &set->section[i];
+        if (s->taken || strcmp(s->name, name))
+            continue;
+        s->taken = true;
+        *len = s->len;
+        return s->data;
+    }
+    return NULL;
+}
+
+int state_set_load(struct state_set *set, const char *name, const struct state_field *fields, void *obj,
+                   char *err, size_t err_len)
+{
+    char why[200];
+    size_t len;
+    const void *bytes = state_set_take(set, name, &len);
+
+    if (!bytes)
+        snprintf(why, sizeof(why), "is missing");
+    else if (!state_load(fields, obj, bytes, len, why, sizeof(why)))
+        return 0;
+    snprintf(err, err_len, "%s: %s", name, why);
+    return -EINVAL;
+}
+
+void state_set_free(struct state_set *set)
+{
+    for (unsigned i = 0; i < set->nr; i++)
+        free(set->section[i].data);
+    free(set->section);
+    *set = (struct state_set){ 0 };
 }

@@ -5,7 +5,8 @@
  *     u8 name length, name, u32 size, bytes          little-endian, packed
  *
  * Loading wants exactly the rows of the table, in any order: a missing, unknown, repeated or resized field
- * is refused. Nothing is judged about the values: the owner does that before it believes them.
+ * is refused. Nothing else is judged about the values: the owner does that before it believes them.
+ * No pointers, and no structs with padding or bool inside: name their members (`ch[0].mode`).
  */
 #pragma once
 #include "base/types.h"
@@ -14,9 +15,13 @@
 struct state_field {
     const char *name;
     u32 offset, size;
+    bool truth; /* its bytes are bool: loading refuses any but 0 and 1 */
 };
-#define STATE(type, field) { #field, offsetof(type, field), sizeof(((type *)0)->field) }
-#define STATE_END { NULL, 0, 0 }
+/* clang-format off */
+#define STATE(type, field) { #field, offsetof(type, field), sizeof(((type *)0)->field), \
+                             _Generic(((type *)0)->field, bool: true, bool *: true, default: false) }
+#define STATE_END { NULL, 0, 0, false }
+/* clang-format on */
 
 /* Bytes that grow. On lack of memory `failed` is set and the rest dropped: one check at the end. */
 struct state_buf {
@@ -40,3 +45,28 @@ void state_save(struct state_buf *buf, const struct state_field *fields, const v
  */
 int state_load(const struct state_field *fields, void *obj, const void *bytes, size_t len, char *err,
                size_t err_len);
+
+/* -- Sections: what several owners put aside under names -------------------------------------------- */
+
+struct state_section {
+    char name[32];
+    void *data;
+    size_t len;
+    bool taken;
+};
+struct state_set {
+    struct state_section *section;
+    unsigned nr;
+    bool failed; /* no memory: checked once, at the end */
+};
+
+/* state_set_add - copy len bytes under a name of at most 31 characters. */
+void state_set_add(struct state_set *set, const char *name, const void *bytes, size_t len);
+/* state_set_save - one object as a section. */
+void state_set_save(struct state_set *set, const char *name, const struct state_field *fields, const void *obj);
+/* state_set_take - the bytes under a name, marked as taken; NULL: none, or taken before. */
+const void *state_set_take(struct state_set *set, const char *name, size_t *len);
+/* state_set_load - one object from its section. 0, or -EINVAL with a sentence that names it. */
+int state_set_load(struct state_set *set, const char *name, const struct state_field *fields, void *obj,
+                   char *err, size_t err_len);
+void state_set_free(struct state_set *set);

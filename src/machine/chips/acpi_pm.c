@@ -170,7 +170,15 @@ static void pm_fini(void *dev)
     pthread_mutex_destroy(&pm->lock);
 }
 
+static int pm_loaded(void *dev)
+{
+    struct acpi_pm *pm = dev;
+    timer_arm(pm->wiring.clock, &pm->timer, clock_now(pm->wiring.clock));
+    return 0;
+}
+
 static const struct state_field pm_state[] = {
+    STATE(struct acpi_pm, sci_level),
     STATE(struct acpi_pm, status), STATE(struct acpi_pm, enable), STATE(struct acpi_pm, control),
     STATE(struct acpi_pm, gpe_status), STATE(struct acpi_pm, gpe_enable),
     STATE(struct acpi_pm, seen_half), STATE_END
@@ -182,5 +190,5 @@ const struct io_ops acpi_pm_timer = { "pm_timer", 1, 4, tmr_read, tmr_write };
 const struct device_class acpi_pm = {
     .name = "acpi_pm", .size = sizeof(struct acpi_pm),
     .init = pm_init, .reset = pm_reset, .fini = pm_fini,
-    .state = pm_state, .io = &pm_io,
+    .state = pm_state, .io = &pm_io, .loaded = pm_loaded,
 };

@@ -141,6 +141,7 @@ static void kbd_fini(void *dev)
 }
 
 static const struct state_field kbd_state[] = {
+    STATE(struct i8042, irq_level),
     STATE(struct i8042, status), STATE(struct i8042, command_byte), STATE(struct i8042, command),
     STATE(struct i8042, data), STATE_END
 };

@@ -8,6 +8,7 @@
  * Threads: ports on vCPU threads, the timer on the I/O thread; under p->lock.
  */
 #include "machine/chips/i8254.h"
+#include <errno.h>
 #include <string.h>
 
 #define PORT_B_GATE2 0x01
@@ -336,14 +337,39 @@ static void pit_fini(void *dev)
     pthread_mutex_destroy(&p->lock);
 }
 
+static int pit_loaded(void *dev)
+{
+    struct i8254 *p = dev;
+    for (unsigned i = 0; i < 3; i++) {
+        const struct pit_channel *c = &p->ch[i];
+        if (c->mode > 5 || c->rw < 1 || c->rw > 3 || c->bcd > 1 || c->latched > 2 ||
+            c->start > now_ticks(p) + 1)
+            return -EINVAL;
+    }
+    if (p->irq_due_ns)
+        timer_arm(p->wiring.clock, &p->timer, p->irq_due_ns);
+    return 0;
+}
+
+/* clang-format off */
+#define CHANNEL(n) \
+    STATE(struct i8254, ch[n].mode), STATE(struct i8254, ch[n].rw), STATE(struct i8254, ch[n].bcd), \
+    STATE(struct i8254, ch[n].gate), STATE(struct i8254, ch[n].loaded), STATE(struct i8254, ch[n].running), \
+    STATE(struct i8254, ch[n].write_msb), STATE(struct i8254, ch[n].read_msb), \
+    STATE(struct i8254, ch[n].write_lsb), STATE(struct i8254, ch[n].status_latched), \
+    STATE(struct i8254, ch[n].status), STATE(struct i8254, ch[n].latched), STATE(struct i8254, ch[n].latch), \
+    STATE(struct i8254, ch[n].reload), STATE(struct i8254, ch[n].start), STATE(struct i8254, ch[n].held)
 static const struct state_field pit_state[] = {
-    STATE(struct i8254, ch), STATE(struct i8254, port_b), STATE(struct i8254, irq_due_ns), STATE_END
+    CHANNEL(0), CHANNEL(1), CHANNEL(2),
+    STATE(struct i8254, port_b), STATE(struct i8254, irq_due_ns), STATE_END
 };
+#undef CHANNEL
+/* clang-format on */
 
 static const struct io_ops pit_io = { "i8254", 1, 1, io_read, io_write };
 
 const struct device_class i8254 = {
     .name = "i8254", .size = sizeof(struct i8254),
     .init = pit_init, .reset = pit_reset, .fini = pit_fini,
-    .state = pit_state, .io = &pit_io,
+    .state = pit_state, .io = &pit_io, .loaded = pit_loaded,
 };

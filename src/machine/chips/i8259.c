@@ -5,6 +5,7 @@
  * Threads: any, under the interrupt controllers' lock.
  */
 #include "machine/chips/i8259.h"
+#include <errno.h>
 
 #define CASCADE 2
 
@@ -228,4 +229,24 @@ void i8259_init(struct i8259 *pic, struct irq_line intr, pthread_mutex_t *lock)
 }
 
 const struct io_ops i8259_io = { "i8259", 1, 1, io_read, io_write };
-const struct state_field i8259_state[] = { STATE(struct i8259, chip), STATE_END };
+/* clang-format off */
+#define CHIP(n) \
+    STATE(struct i8259, chip[n].irr), STATE(struct i8259, chip[n].imr), STATE(struct i8259, chip[n].isr), \
+    STATE(struct i8259, chip[n].lines), STATE(struct i8259, chip[n].elcr), STATE(struct i8259, chip[n].base), \
+    STATE(struct i8259, chip[n].lowest), STATE(struct i8259, chip[n].icw_next), \
+    STATE(struct i8259, chip[n].icw4_follows), STATE(struct i8259, chip[n].read_isr), \
+    STATE(struct i8259, chip[n].poll), STATE(struct i8259, chip[n].special_mask), \
+    STATE(struct i8259, chip[n].auto_eoi), STATE(struct i8259, chip[n].rotate_auto_eoi), \
+    STATE(struct i8259, chip[n].nested), STATE(struct i8259, chip[n].level_all)
+const struct state_field i8259_state[] = { CHIP(0), CHIP(1), STATE_END };
+#undef CHIP
+/* clang-format on */
+
+int i8259_loaded(void *dev)
+{
+    const struct i8259 *pic = dev;
+    for (unsigned i = 0; i < 2; i++)
+        if (pic->chip[i].lowest > 7 || pic->chip[i].icw_next > 4)
+            return -EINVAL;
+    return 0;
+}

@@ -26,3 +26,4 @@ int i8259_ack(struct i8259 *pic); /* INTA: the vector; IRQ 7's or 15's when spur
 /* Offsets: 0-1 master, 2-3 slave, 4-5 ELCR. dev is the struct i8259. */
 extern const struct io_ops i8259_io;
 extern const struct state_field i8259_state[];
+int i8259_loaded(void *pic); /* as device_class.loaded */

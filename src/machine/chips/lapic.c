@@ -780,6 +780,22 @@ void lapic_bus_fini(struct lapic_bus *bus)
     bus->cpu = NULL;
 }
 
+/* What was due while the machine stood still is looked at as soon as its clock runs. */
+int lapic_loaded(void *dev)
+{
+    struct lapic *l = dev;
+    u32 pending = atomic_load(&l->pending);
+    if (pending & ~(LAPIC_INTR | LAPIC_NMI | LAPIC_INIT | LAPIC_SIPI))
+        return -EINVAL;
+    if (l->tsc_deadline)
+        timer_arm(l->bus->clock, &l->timer, clock_now(l->bus->clock));
+    else if (l->timer_due_ns)
+        timer_arm(l->bus->clock, &l->timer, l->timer_due_ns);
+    if (pending)
+        l->bus->kick(l->bus->opaque, l->cpu);
+    return 0;
+}
+
 const struct state_field lapic_state[] = {
     STATE(struct lapic, pending), STATE(struct lapic, base), STATE(struct lapic, tpr),
     STATE(struct lapic, ldr), STATE(struct lapic, dfr), STATE(struct lapic, svr),

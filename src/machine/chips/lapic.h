@@ -129,3 +129,4 @@ static inline bool lapic_in_xapic(const struct lapic *l)
 }
 
 extern const struct state_field lapic_state[];
+int lapic_loaded(void *lapic); /* as device_class.loaded */

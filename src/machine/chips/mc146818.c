@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE /* timegm */
 #include "machine/chips/mc146818.h"
+#include <errno.h>
 #include <string.h>
 #include <time.h>
 
@@ -335,8 +336,28 @@ static void rtc_fini(void *dev)
     pthread_mutex_destroy(&r->lock);
 }
 
+void mc146818_skip(struct mc146818 *r, s64 ns)
+{
+    pthread_mutex_lock(&r->lock);
+    sync(r);
+    r->offset_ns += (u64)ns;
+    if (ns < 0) /* alarms of this hour may ring again, not those of all times */
+        r->seen_s = wall_ns(r) / NS_PER_SEC;
+    schedule(r);
+    pthread_mutex_unlock(&r->lock);
+}
+
+static int rtc_loaded(void *dev)
+{
+    struct mc146818 *r = dev;
+    if (r->index > 0x7f || r->seen_s > wall_ns(r) / NS_PER_SEC)
+        return -EINVAL;
+    timer_arm(r->wiring.clock, &r->timer, clock_now(r->wiring.clock));
+    return 0;
+}
+
 static const struct state_field rtc_state[] = {
-    STATE(struct mc146818, index), STATE(struct mc146818, cmos), STATE(struct mc146818, offset_ns),
+    STATE(struct mc146818, irq_level), STATE(struct mc146818, index), STATE(struct mc146818, cmos), STATE(struct mc146818, offset_ns),
     STATE(struct mc146818, seen_s), STATE(struct mc146818, seen_period), STATE_END
 };
 
@@ -345,5 +366,5 @@ static const struct io_ops rtc_io = { "mc146818", 1, 1, io_read, io_write };
 const struct device_class mc146818 = {
     .name = "mc146818", .size = sizeof(struct mc146818),
     .init = rtc_init, .reset = rtc_reset, .fini = rtc_fini,
-    .state = rtc_state, .io = &rtc_io,
+    .state = rtc_state, .io = &rtc_io, .loaded = rtc_loaded,
 };

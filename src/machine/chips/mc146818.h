@@ -38,5 +38,7 @@ struct mc146818 {
     struct vm_timer timer;
 };
 
+/* mc146818_skip - so much real time went by while the machine's clock stood: the battery kept this one going. */
+void mc146818_skip(struct mc146818 *r, s64 ns);
 /* Offsets: 0 index, 1 data. */
 extern const struct device_class mc146818;

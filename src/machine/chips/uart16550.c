@@ -8,6 +8,7 @@
  * Threads: ports on a vCPU thread, uart_feed() and the timer on the I/O thread; under u->lock.
  */
 #include "machine/chips/uart16550.h"
+#include <errno.h>
 #include <string.h>
 
 #define TX_DELAY_NS 2000000ull
@@ -318,7 +319,15 @@ static void uart_fini(void *dev)
     pthread_mutex_destroy(&u->lock);
 }
 
+static int uart_loaded(void *dev)
+{
+    const struct uart *u = dev;
+    return u->rx_head < UART_RX_QUEUE && u->rx_len <= UART_RX_QUEUE ? 0 : -EINVAL;
+}
+
+/* tx is not among them: uart_flush() hands it out before. */
 static const struct state_field uart_state[] = {
+    STATE(struct uart, irq_level),
     STATE(struct uart, ier), STATE(struct uart, fcr), STATE(struct uart, lcr),
     STATE(struct uart, mcr), STATE(struct uart, msr), STATE(struct uart, scr),
     STATE(struct uart, dll), STATE(struct uart, dlm), STATE(struct uart, lsr_errors),
@@ -331,5 +340,5 @@ static const struct io_ops uart_io = { "uart16550", 1, 1, io_read, io_write };
 const struct device_class uart16550 = {
     .name = "uart16550", .size = sizeof(struct uart),
     .init = uart_init, .reset = uart_reset, .fini = uart_fini,
-    .state = uart_state, .io = &uart_io,
+    .state = uart_state, .io = &uart_io, .loaded = uart_loaded,
 };
