@@ -13,10 +13,7 @@
 
 enum { DEV_UART, DEV_PIT, DEV_RTC, DEV_PM, DEV_KBD, DEV_SYSCTL, NR_DEV };
 
-static const struct {
-    const struct device_class *class;
-    size_t at;
-} devices[NR_DEV] = {
+static const struct board_device devices[NR_DEV] = {
     [DEV_UART] = { &uart16550, offsetof(struct machine, uart) },
     [DEV_PIT] = { &i8254, offsetof(struct machine, pit) },
     [DEV_RTC] = { &mc146818, offsetof(struct machine, rtc) },
@@ -24,6 +21,11 @@ static const struct {
     [DEV_KBD] = { &i8042, offsetof(struct machine, kbd) },
     [DEV_SYSCTL] = { &sysctl, offsetof(struct machine, sysctl) },
 };
+
+const struct board_device *board_device(unsigned i)
+{
+    return i < NR_DEV ? &devices[i] : NULL;
+}
 
 /* Ports: first, how many, what the chip calls the first, whose. ops NULL: the class's own. */
 static const struct {

@@ -19,6 +19,7 @@
 #include "machine/irq.h"
 #include "machine/machine.h"
 #include "machine/pci.h"
+#include "machine/state.h"
 
 struct machine {
     struct machine_config config;
@@ -44,8 +45,21 @@ struct machine {
     struct acpi_pm pm;
     struct i8042 kbd;
     struct sysctl sysctl;
+    struct device_part *part; /* plugged in: machine_add_part() */
+    unsigned nr_parts;
+    u64 stopped_wall_ns;      /* the host's clock at machine_stop() */
     atomic_int console_slot;  /* of the I/O thread; -1: not attached, or at its end */
 };
+
+/* board_device - a row of the board's table of chips; NULL after the last. */
+struct board_device {
+    const struct device_class *class;
+    size_t at; /* in struct machine */
+};
+const struct board_device *board_device(unsigned i);
+
+/* machine_quiesce - state.c: every plugged-in part. */
+void machine_quiesce(struct machine *m);
 
 /* board_init - chips and wiring, on a machine whose config, clock, io and bus are ready. */
 int board_init(struct machine *m);

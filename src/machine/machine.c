@@ -12,6 +12,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 _Static_assert(MACHINE_INTR == LAPIC_INTR && MACHINE_NMI == LAPIC_NMI &&
@@ -70,6 +71,7 @@ void machine_destroy(struct machine *m)
     bus_fini(&m->bus);
     io_thread_fini(&m->io);
     clock_fini(&m->clock);
+    free(m->part);
     free(m);
 }
 
@@ -78,17 +80,32 @@ void machine_reset(struct machine *m)
     board_reset(m);
 }
 
+static u64 wall_now(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    return (u64)ts.tv_sec * NS_PER_SEC + (u64)ts.tv_nsec;
+}
+
 int machine_stop(struct machine *m)
 {
+    machine_quiesce(m);
     io_thread_stop(&m->io);
     clock_stop(&m->clock);
+    m->stopped_wall_ns = wall_now();
     return 0;
 }
 
+/* The real-time clock has a battery: it shows the time that went by. */
 int machine_start(struct machine *m)
 {
+    if (m->config.clock_source) {
+        clock_start(&m->clock);
+        return 0;
+    }
+    mc146818_skip(&m->rtc, (s64)(wall_now() - m->stopped_wall_ns));
     clock_start(&m->clock);
-    return m->config.clock_source ? 0 : io_thread_start(&m->io);
+    return io_thread_start(&m->io);
 }
 
 /* -- Ports, MMIO ---------------------------------------------------------- */

@@ -7,7 +7,9 @@
  */
 #include "machine/pci.h"
 #include "machine/layout.h"
+#include "base/state.h"
 #include <errno.h>
+#include <stdio.h>
 #include <string.h>
 
 static u32 get(const struct pci_dev *dev, unsigned off, unsigned size)
@@ -369,4 +371,71 @@ void pci_host_fini(struct pci_host *host)
     for (unsigned i = 0; i < 8; i++)
         irq_or_fini(&host->intx[i]);
     pthread_mutex_destroy(&host->lock);
+}
+
+/* -- Snapshots ------------------------------------------------------------ */
+
+#define LINE(n) STATE(struct pci_host, intx[n].asserted)
+static const struct state_field host_state[] = {
+    STATE(struct pci_host, address), LINE(0), LINE(1), LINE(2), LINE(3), LINE(4), LINE(5), LINE(6), LINE(7),
+    STATE_END
+};
+#undef LINE
+static const struct state_field dev_state[] = {
+    STATE(struct pci_dev, config), STATE(struct pci_dev, intx), STATE_END
+};
+
+static const char *section(const struct pci_dev *dev, char name[32])
+{
+    snprintf(name, 32, "pci.%02x.%u", dev->devfn >> 3, dev->devfn & 7);
+    return name;
+}
+
+void pci_save(struct pci_host *host, struct state_set *set)
+{
+    char name[32];
+    state_set_save(set, "pci", host_state, host);
+    for (unsigned i = 0; i < host->nr; i++)
+        state_set_save(set, section(host->list[i], name), dev_state, host->list[i]);
+}
+
+/* What the guest cannot write says which device it is and what it can do: that stays as it is here. */
+static int load_dev(struct pci_dev *dev, struct state_set *set, char *err, size_t err_len)
+{
+    char name[32];
+    u8 old[sizeof(dev->config)];
+    memcpy(old, dev->config, sizeof(old));
+    int r = state_set_load(set, section(dev, name), dev_state, dev, err, err_len);
+    if (r)
+        return r;
+    if (memcmp(dev->config + PCI_VENDOR_ID, old + PCI_VENDOR_ID, 4)) {
+        snprintf(err, err_len, "%s: is not the %s that is there now", name, dev->name);
+        return -EINVAL;
+    }
+    for (unsigned i = 0; i < sizeof(old); i++)
+        dev->config[i] = (u8)((dev->config[i] & dev->writable[i]) | (old[i] & ~dev->writable[i]));
+    update_bars(dev);
+    update_intx(dev);
+    return 0;
+}
+
+int pci_load(struct pci_host *host, struct state_set *set, char *err, size_t err_len)
+{
+    pthread_mutex_lock(&host->lock);
+    int r = state_set_load(set, "pci", host_state, host, err, err_len);
+    for (unsigned i = 0; i < host->nr && !r; i++)
+        r = load_dev(host->list[i], set, err, err_len);
+    pthread_mutex_unlock(&host->lock);
+    return r;
+}
+
+void pci_loaded(struct pci_host *host)
+{
+    pthread_mutex_lock(&host->lock);
+    for (unsigned i = 0; i < host->nr; i++) {
+        struct pci_dev *dev = host->list[i];
+        if (dev->config_write)
+            dev->config_write(dev, 0, sizeof(dev->config));
+    }
+    pthread_mutex_unlock(&host->lock);
 }

@@ -105,6 +105,16 @@ bool pci_decode(void *opaque, bool mmio, u64 addr, struct bus_region *out);
 /* pci_assign_bars - give every BAR an address and switch decoding on, as firmware does. */
 void pci_assign_bars(struct pci_host *host);
 
+/*
+ * pci_save, pci_load, pci_loaded - for snapshots: configuration spaces, BARs, INTx lines; a section for each function.
+ * pci_load() gives 0, or -EINVAL with a sentence. pci_loaded(), when everything else is in place, tells functions that
+ * their configuration was written.
+ */
+struct state_set;
+void pci_save(struct pci_host *host, struct state_set *set);
+int pci_load(struct pci_host *host, struct state_set *set, char *err, size_t err_len);
+void pci_loaded(struct pci_host *host);
+
 void pci_dev_init(struct pci_dev *dev, const char *name, const struct pci_ids *ids);
 /* pci_add_bar - a MEM64 BAR takes n and n+1. */
 void pci_add_bar(struct pci_dev *dev, unsigned n, enum pci_bar_kind kind, u64 size,

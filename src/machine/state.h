@@ -1,0 +1,29 @@
+/*
+ * state.h - the machine's part of a snapshot: each chip's declared fields (device_class.state) as a section of
+ * its name, time, and PCI. All functions while the machine is stopped (machine_stop()).
+ */
+#pragma once
+#include "base/state.h"
+
+struct machine;
+
+/* What is not a chip of the board's table: controllers in arrays, devices that were plugged in. */
+struct device_part {
+    char name[32];
+    const struct state_field *state;
+    void *obj;
+    int (*loaded)(void *obj); /* as device_class.loaded; may be NULL */
+    /* Returns when nothing that was begun is under way: no thread touches guest memory, until a vCPU runs again.
+     * Called by machine_stop(), with no lock held; may be NULL. */
+    void (*quiesce)(void *obj);
+};
+
+/* machine_add_part - before vCPUs run. 0 or -ENOMEM. */
+int machine_add_part(struct machine *m, const struct device_part *part);
+/* machine_save - sections of everything; check set->failed. */
+void machine_save(struct machine *m, struct state_set *set);
+/*
+ * machine_load - a machine of the same configuration becomes what was saved; it is still stopped. 0, or -EINVAL
+ * with a sentence: then it is good for nothing but machine_destroy().
+ */
+int machine_load(struct machine *m, struct state_set *set, char *err, size_t err_len);
