@@ -202,6 +202,17 @@ uint64_t vitro_tsc_khz(void);
 void vitro_vm_clock_stop(struct vitro_vm *vm);
 uint64_t vitro_vm_clock_start(struct vitro_vm *vm);
 
+/* -- Snapshots: while no vCPU runs and the clock is stopped ----------------------------------------- */
+/* vitro_vcpu_save - all that the guest can know of this vCPU, as *len bytes to be freed; NULL: no memory. */
+void *vitro_vcpu_save(struct vitro_vcpu *vcpu, size_t *len);
+/* vitro_vcpu_load - become what was saved. 0; -ENOMEM; -EINVAL with a sentence: no such vCPU is possible, and this one
+ * is reset. */
+int vitro_vcpu_load(struct vitro_vcpu *vcpu, const void *bytes, size_t len, char *err, size_t err_len);
+/* vitro_vm_save_model, vitro_vm_check_model - the CPU that the guest saw; may it go on on this VM's? 0, or -EINVAL with
+ * a sentence. */
+void *vitro_vm_save_model(struct vitro_vm *vm, size_t *len);
+int vitro_vm_check_model(struct vitro_vm *vm, const void *bytes, size_t len, char *err, size_t err_len);
+
 /* How a vCPU's paging stands. */
 struct vitro_paging {
     uint64_t cr0, cr3, cr4, efer;

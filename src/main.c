@@ -24,9 +24,10 @@ int main(int argc, char **argv)
     struct control *control = control_create(&config, &status);
     if (!control && status)
         return status;
-    do
+    do {
         outcome = vm_run(&config, control, &status);
-    while (outcome == VM_RESET && !config.no_reboot);
+        config_forget_snapshot(&config); /* a reset starts from the beginning */
+    } while (outcome == VM_RESET && !config.no_reboot);
     control_destroy(control);
     return status;
 }

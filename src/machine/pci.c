@@ -391,12 +391,21 @@ static const char *section(const struct pci_dev *dev, char name[32])
     return name;
 }
 
-void pci_save(struct pci_host *host, struct state_set *set)
+int pci_save(struct pci_host *host, struct state_set *set, char *err, size_t err_len)
 {
     char name[32];
     state_set_save(set, "pci", host_state, host);
-    for (unsigned i = 0; i < host->nr; i++)
-        state_set_save(set, section(host->list[i], name), dev_state, host->list[i]);
+    for (unsigned i = 0; i < host->nr; i++) {
+        const struct pci_dev *dev = host->list[i];
+        state_set_save(set, section(dev, name), dev_state, dev);
+        for (unsigned n = 0; n < PCI_BARS; n++) {
+            if (!dev->bar[n].kind || dev->kept)
+                continue;
+            snprintf(err, err_len, "the device %s cannot be saved", dev->name);
+            return -EOPNOTSUPP;
+        }
+    }
+    return 0;
 }
 
 /* What the guest cannot write says which device it is and what it can do: that stays as it is here. */

@@ -64,6 +64,7 @@ struct pci_dev {
     const char *name;
     struct pci_host *host; /* set by pci_add() */
     unsigned devfn;
+    bool kept;             /* what is behind its BARs is saved as a struct device_part (state.h) */
     bool intx;             /* what the device drives, before PCI_COMMAND_INTX_OFF */
     u8 config[256];
     u8 writable[256];      /* mask of guest-writable bits */
@@ -107,11 +108,12 @@ void pci_assign_bars(struct pci_host *host);
 
 /*
  * pci_save, pci_load, pci_loaded - for snapshots: configuration spaces, BARs, INTx lines; a section for each function.
- * pci_load() gives 0, or -EINVAL with a sentence. pci_loaded(), when everything else is in place, tells functions that
+ * pci_save() gives 0, or -EOPNOTSUPP with a sentence if there is a function with registers that nobody saves (`kept`);
+ * pci_load() 0, or -EINVAL with a sentence. pci_loaded(), when everything else is in place, tells functions that
  * their configuration was written.
  */
 struct state_set;
-void pci_save(struct pci_host *host, struct state_set *set);
+int pci_save(struct pci_host *host, struct state_set *set, char *err, size_t err_len);
 int pci_load(struct pci_host *host, struct state_set *set, char *err, size_t err_len);
 void pci_loaded(struct pci_host *host);
 

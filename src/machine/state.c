@@ -29,11 +29,11 @@ typedef int part_fn(void *opaque, const struct device_part *part);
 static int each_part(struct machine *m, part_fn *fn, void *opaque)
 {
     const struct device_part fixed[] = {
-        { "time", time_state, m, time_loaded, NULL },
-        { "board", board_state, m, NULL, NULL },
-        { "i8259", i8259_state, &m->pic, i8259_loaded, NULL },
-        { "ioapic", ioapic_state, &m->ioapic, NULL, NULL },
-        { "fw_cfg", fw_cfg_state, &m->fw_cfg, NULL, NULL },
+        { "time", time_state, m, time_loaded, NULL, NULL },
+        { "board", board_state, m, NULL, NULL, NULL },
+        { "i8259", i8259_state, &m->pic, i8259_loaded, NULL, NULL },
+        { "ioapic", ioapic_state, &m->ioapic, NULL, NULL, NULL },
+        { "fw_cfg", fw_cfg_state, &m->fw_cfg, NULL, NULL, NULL },
     };
     struct device_part part;
     int r = 0;
@@ -77,25 +77,38 @@ void machine_quiesce(struct machine *m)
 
 /* -- Saving, loading ------------------------------------------------------------------------------------ */
 
-static int save_part(void *opaque, const struct device_part *part)
-{
-    if (part->state)
-        state_set_save(opaque, part->name, part->state, part->obj);
-    return 0;
-}
-
-void machine_save(struct machine *m, struct state_set *set)
-{
-    uart_flush(&m->uart);
-    each_part(m, save_part, set);
-    pci_save(&m->pci, set);
-}
-
 struct loading {
     struct state_set *set;
     char *err;
     size_t err_len;
 };
+
+static int save_part(void *opaque, const struct device_part *part)
+{
+    const struct loading *l = opaque;
+    const char *why = part->refuse ? part->refuse(part->obj) : NULL;
+
+    if (why) {
+        snprintf(l->err, l->err_len, "%s: %s", part->name, why);
+        return -EOPNOTSUPP;
+    }
+    if (part->state)
+        state_set_save(l->set, part->name, part->state, part->obj);
+    return 0;
+}
+
+int machine_save(struct machine *m, struct state_set *set, char *err, size_t err_len)
+{
+    struct loading l = { set, err, err_len };
+
+    uart_flush(&m->uart);
+    pthread_mutex_lock(&m->irq_lock);
+    for (unsigned i = 0; i < m->apics.nr; i++)
+        lapic_settle(&m->apics.cpu[i]);
+    pthread_mutex_unlock(&m->irq_lock);
+    int r = each_part(m, save_part, &l);
+    return r ? r : pci_save(&m->pci, set, err, err_len);
+}
 
 static int load_part(void *opaque, const struct device_part *part)
 {

@@ -16,12 +16,13 @@ struct device_part {
     /* Returns when nothing that was begun is under way: no thread touches guest memory, until a vCPU runs again.
      * Called by machine_stop(), with no lock held; may be NULL. */
     void (*quiesce)(void *obj);
+    const char *(*refuse)(void *obj); /* why it cannot be saved now, or NULL; may be NULL */
 };
 
 /* machine_add_part - before vCPUs run. 0 or -ENOMEM. */
 int machine_add_part(struct machine *m, const struct device_part *part);
-/* machine_save - sections of everything; check set->failed. */
-void machine_save(struct machine *m, struct state_set *set);
+/* machine_save - sections of everything; set->failed is the caller's to check. 0, or -EOPNOTSUPP with a sentence. */
+int machine_save(struct machine *m, struct state_set *set, char *err, size_t err_len);
 /*
  * machine_load - a machine of the same configuration becomes what was saved; it is still stopped. 0, or -EINVAL
  * with a sentence: then it is good for nothing but machine_destroy().

@@ -32,6 +32,16 @@ fail:
     return err;
 }
 
+int backing_map_file(struct backing *b, u64 size, int fd, u64 offset)
+{
+    *b = (struct backing){ .fd = -1, .size = size };
+    b->host = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, (off_t)offset);
+    if (b->host == MAP_FAILED)
+        return -errno;
+    madvise(b->host, size, MADV_DONTDUMP);
+    return 0;
+}
+
 int backing_zero(struct backing *b)
 {
     if (fallocate(b->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0,
@@ -42,9 +52,10 @@ int backing_zero(struct backing *b)
 
 void backing_fini(struct backing *b)
 {
-    if (b->fd < 0)
-        return;
-    munmap(b->host, b->size);
-    close(b->fd);
+    if (b->host && b->host != MAP_FAILED)
+        munmap(b->host, b->size);
+    b->host = NULL;
+    if (b->fd >= 0)
+        close(b->fd);
     b->fd = -1;
 }

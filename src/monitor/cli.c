@@ -66,6 +66,8 @@ static const struct option options[] = {
       "read options from a file of `option = value` lines; the command line goes before it" },
     { "name",       "NAME",   OPT_NAME | OPT_THIS_RUN,  AT(name),       NULL, 0, 0,
       "what `vitro ps`, stop, console and the others call this VM (default: vm-PID)" },
+    { "restore",    "FILE",   OPT_STR | OPT_THIS_RUN,   AT(restore),    NULL, 0, 0,
+      "go on from a snapshot that `vitro snapshot` saved" },
     { "detach",     NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(detach),     NULL, 0, 0,
       "run in the background; `vitro console NAME` shows its serial console" },
     { "kernel",     "FILE",   OPT_STR,   AT(kernel),     NULL, 0, 0,
@@ -347,13 +349,21 @@ static int option_apply(struct config *c, const struct option *o, const char *va
 {
     if (is(o, OPT_PORT) && !value)
         value = "1234";
+    if (!(o->type & OPT_THIS_RUN)) {
+        if (c->nr_given == CONFIG_GIVEN_MAX)
+            return usage(c, "--%s: too many options%s", o->name, "");
+        c->given[c->nr_given].name = o->name;
+        c->given[c->nr_given++].value = value;
+    }
     return parse_value(c, o, value);
 }
 
-bool option_is_path(const char *name)
+bool option_is_path(const char *name, const char *value)
 {
     const struct option *o = find_option(name, strlen(name));
 
+    if (o && o->at == AT(firmware) && !strchr(value, '/'))
+        return false; /* looked for where firmware is */
     return o && o->arg && !strncmp(o->arg, "FILE", 4);
 }
 
@@ -367,7 +377,9 @@ int option_set(struct config *c, const char *name, const char *value)
         bool yes = !strcmp(value, "yes") || !strcmp(value, "true") || !strcmp(value, "on");
         if (!yes && strcmp(value, "no") && strcmp(value, "false") && strcmp(value, "off"))
             return usage(c, "%s is yes or no, not '%s'", name, value);
-        *(bool *)((char *)c + o->at) = yes;
+        if (yes)
+            return option_apply(c, o, NULL);
+        *(bool *)((char *)c + o->at) = false;
         return -1;
     }
     if (!is(o, OPT_FLAG) && !is(o, OPT_PORT) && !value)

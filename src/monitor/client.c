@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #define REPLY_S 30
+#define SNAPSHOT_S 600
 #define STOP_S 90 /* what a guest may take to shut down, unless --timeout says otherwise */
 
 /* What the command line of one of these commands said. */
@@ -323,6 +324,29 @@ static int stats(const struct order *o)
     return STATUS_OK;
 }
 
+/* -- snapshot ------------------------------------------------------------------------------------------- */
+
+static int snapshot(const struct order *o)
+{
+    char path[PATH_MAX], cwd[PATH_MAX] = "";
+    int n;
+
+    if (o->file[0] == '/')
+        n = snprintf(path, sizeof(path), "%s", o->file);
+    else
+        n = getcwd(cwd, sizeof(cwd)) ? snprintf(path, sizeof(path), "%s/%s", cwd, o->file) : -1;
+    if (n < 0 || (size_t)n >= sizeof(path)) {
+        say("%s: no such path", o->file);
+        return STATUS_FAIL;
+    }
+    json_t *ret = ask_once(o, "x-snapshot", json_pack("{s:s,s:b}", "file", path, "quit", o->quit), SNAPSHOT_S);
+    if (!ret)
+        return STATUS_FAIL;
+    json_decref(ret);
+    printf("%s is in %s; `vitro run --restore %s` goes on from there\n", o->name, o->file, o->file);
+    return STATUS_OK;
+}
+
 /* -- console ------------------------------------------------------------------------------------------------ */
 
 #define CTRL_A 1
@@ -421,7 +445,7 @@ static int console(const struct order *o)
 
 /* -- The commands -------------------------------------------------------------------------------------------- */
 
-enum { WANT_NAME = 1, WANT_FILE = 2, MAY_FORCE = 4, MAY_TIMEOUT = 8, MAY_JSON = 16 };
+enum { WANT_NAME = 1, WANT_FILE = 2, MAY_FORCE = 4, MAY_TIMEOUT = 8, MAY_JSON = 16, MAY_QUIT = 32 };
 
 static const struct command {
     const char *name, *args;
@@ -441,6 +465,9 @@ static const struct command {
     { "stats", "NAME", WANT_NAME, stats, "print a VM's counters", NULL },
     { "pause", "NAME", WANT_NAME, pause_vm, "hold a VM still; no time passes for it", NULL },
     { "resume", "NAME", WANT_NAME, resume_vm, "let a paused VM go on", NULL },
+    { "snapshot", "NAME FILE [--quit]", WANT_NAME | WANT_FILE | MAY_QUIT, snapshot,
+      "save a VM to a file, from which `vitro run --restore FILE` goes on",
+      "  --quit             end the VM; without it, it goes on\n" },
     { "reset", "NAME", WANT_NAME, reset_vm, "press a VM's reset button", NULL },
 };
 
@@ -470,7 +497,9 @@ static int parse(const struct command *c, struct order *o, int argc, char **argv
                    c->more ? c->more : "");
             return STATUS_OK;
         }
-        if ((c->may & MAY_FORCE) && !strcmp(arg, "--force")) {
+        if ((c->may & MAY_QUIT) && !strcmp(arg, "--quit")) {
+            o->quit = true;
+        } else if ((c->may & MAY_FORCE) && !strcmp(arg, "--force")) {
             o->force = true;
         } else if ((c->may & MAY_JSON) && !strcmp(arg, "--json")) {
             o->json = true;

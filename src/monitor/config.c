@@ -1,6 +1,7 @@
 /* config.c - what the command line left open: the default guest, and the kernel's command line. */
 #include "monitor/config.h"
 #include "monitor/firmware.h"
+#include "monitor/snapshot.h"
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -38,6 +39,19 @@ static bool names_console(const char *s)
 
 int config_complete(struct config *c)
 {
+    static struct snapshot snapshot;
+    char err[SNAPSHOT_ERR_LEN];
+
+    if (c->restore) {
+        if (snapshot_read(&snapshot, c->restore, err)) {
+            say("--restore: %s", err);
+            return STATUS_FAIL;
+        }
+        c->snapshot = &snapshot;
+        int r = snapshot_options(c);
+        if (r)
+            return r;
+    }
     if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->nr_option_roms || c->boot.given))) {
         if (c->kernel || c->initrd || c->append) {
             say("--%s does not go with --firmware, which starts what is on a disk; leave one out",
@@ -95,6 +109,13 @@ int config_complete(struct config *c)
     return STATUS_OK;
 }
 
+void config_forget_snapshot(struct config *c)
+{
+    if (c->snapshot)
+        snapshot_close(c->snapshot);
+    c->snapshot = NULL;
+}
+
 /* -- Files ---------------------------------------------------------------------------------------- */
 
 int config_vm_path(char *path, size_t len, const char *name, const char *file)
@@ -136,7 +157,7 @@ static const char *keep(struct config *c, const char *name, const char *value)
 
     if (c->nr_lines == CONFIG_FILE_LINES)
         return NULL;
-    if (!option_is_path(name) || value[0] == '/' || !slash)
+    if (!option_is_path(name, value) || value[0] == '/' || !slash)
         kept = strdup(value);
     else if (asprintf(&kept, "%.*s/%s", (int)(slash - c->file), c->file, value) < 0)
         kept = NULL;

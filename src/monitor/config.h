@@ -17,6 +17,9 @@
 #define OPTION_ROMS_MAX 8
 
 #define CONFIG_FILE_LINES 256
+#define CONFIG_GIVEN_MAX 128
+
+struct snapshot;
 
 /* In config.trace, beside VITRO_TRACE_*: what the guest traces by hypercall. */
 #define TRACE_GUEST 0x80000000u
@@ -49,6 +52,10 @@ struct config {
     struct detach *parent; /* of a detached VM: who waits to hear that it runs; else NULL */
     const char *at_file;   /* the file and line that an option is being read from; NULL: command line */
     unsigned at_line;
+    const char *restore;       /* --restore; NULL: a guest is booted */
+    struct snapshot *snapshot; /* the file, until the VM is made from it */
+    struct { const char *name, *value; } given[CONFIG_GIVEN_MAX]; /* options about the machine, in order */
+    unsigned nr_given;
     char *lines[CONFIG_FILE_LINES]; /* what the file's options point into: kept to the end */
     unsigned nr_lines;
     char cmdline[CONFIG_CMDLINE_MAX];
@@ -76,8 +83,10 @@ int option_set(struct config *c, const char *name, const char *value);
 int config_read(struct config *c);
 /* config_vm_path - where VM `name` keeps `file`: $XDG_DATA_HOME/vitro/NAME/FILE. 0 or -ENAMETOOLONG, -ENOENT. */
 int config_vm_path(char *path, size_t len, const char *name, const char *file);
-/* option_is_path - does this option's value begin with a file's path? False too if there is no such option. */
-bool option_is_path(const char *name);
+/* option_is_path - does this value of the option begin with a file's path? False too if there is no such option. */
+bool option_is_path(const char *name, const char *value);
 
 /* config_complete - the default guest and the command line, after cli_parse. 0 or a status. */
 int config_complete(struct config *c);
+/* config_forget_snapshot - the VM was made from it, or not at all. */
+void config_forget_snapshot(struct config *c);

@@ -25,7 +25,7 @@ static int plug(struct guest *vm, struct virtio_dev *dev, const char *what)
         return r;
     }
     d->virtio[d->nr++].dev = dev;
-    return 0;
+    return virtio_pci_keep(d->virtio[d->nr - 1].pci, vm->machine);
 }
 
 static int add_disk(struct guest *vm, const struct drive *drive, struct disk *disk)

@@ -3,6 +3,7 @@
  * QEMU's QMP reference where it has the command; what it does not have begins with "x-".
  */
 #include "monitor/control.h"
+#include "monitor/snapshot.h"
 #include "monitor/vm_inner.h"
 #include "machine/machine.h"
 #include <stdlib.h>
@@ -165,6 +166,25 @@ CMD(x_stats)
     return *ret ? 0 : control_fail(e, "the counters are no text");
 }
 
+CMD(x_snapshot)
+{
+    const char *file = json_string_value(json_object_get(args, "file"));
+    bool quit_after = json_is_true(json_object_get(args, "quit"));
+    bool was = vm->pause.paused;
+    char err[SNAPSHOT_ERR_LEN];
+
+    if (!file || file[0] != '/')
+        return control_fail(e, "x-snapshot wants 'file' to be an absolute path");
+    if (snapshot_save(vm, file, quit_after, err)) {
+        if (!was)
+            vm_resume(vm); /* nothing, if it went on already */
+        return control_fail(e, "%s", err);
+    }
+    if (quit_after)
+        vm_end(vm, VM_QUIT, STATUS_OK, "%s", "");
+    return 0;
+}
+
 /* clang-format off */
 const struct control_command control_commands[] = {
     { "query-version",             "", query_version,    false },
@@ -182,6 +202,7 @@ const struct control_command control_commands[] = {
     { "inject-nmi",                "", inject_nmi,       true },
     { "quit",                      "", quit,             false },
     { "x-info",                    "", x_info,           true },
+    { "x-snapshot",                "file! quit", x_snapshot, true },
     { "x-stats",                   "", x_stats,          true },
     { NULL, NULL, NULL, false },
 };

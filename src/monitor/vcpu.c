@@ -79,23 +79,28 @@ static void wait_for_sipi(struct vm_vcpu *cpu)
 {
     struct machine *m = cpu->vm->machine;
 
+    cpu->waiting = true;
     while (!vm_has_ended(cpu->vm)) {
+        vm_pause_point(cpu);
         if (machine_init_take(m, cpu->index))
             init_vcpu(cpu);
         if (take_given(cpu)) {
             vitro_vcpu_set_sregs(cpu->vcpu, &cpu->start_sregs);
             vitro_vcpu_set_regs(cpu->vcpu, &cpu->start_regs);
+            cpu->waiting = false;
             return;
         }
         int vector = machine_sipi_take(m, cpu->index);
         if (vector >= 0) {
             no_longer_waits(cpu);
             vitro_vcpu_start(cpu->vcpu, (unsigned)vector);
+            cpu->waiting = false;
             return;
         }
         pthread_mutex_lock(&cpu->lock);
         atomic_store(&cpu->asleep, true);
-        while (!(machine_pending(m, cpu->index) & (MACHINE_INIT | MACHINE_SIPI)) && !cpu->given && !vm_has_ended(cpu->vm))
+        while (!(machine_pending(m, cpu->index) & (MACHINE_INIT | MACHINE_SIPI)) && !cpu->given &&
+               !vm_has_ended(cpu->vm) && !atomic_load(&cpu->vm->pause.wanted))
             pthread_cond_wait(&cpu->wake, &cpu->lock);
         atomic_store(&cpu->asleep, false);
         pthread_mutex_unlock(&cpu->lock);
@@ -132,7 +137,7 @@ static void *vcpu_thread(void *arg)
     struct vitro_regs regs;
 
     paravirt_vcpu_start(vm->pv, cpu->index);
-    if (cpu->index)
+    if (cpu->waiting)
         wait_for_sipi(cpu);
     else if (vm->gdb)
         gdbstub_stopped(vm->gdb, cpu, 0);
@@ -174,6 +179,7 @@ int vm_vcpu_init(struct guest *vm, unsigned index)
 
     cpu->vm = vm;
     cpu->index = index;
+    cpu->waiting = index != 0;
     pthread_mutex_init(&cpu->lock, NULL);
     pthread_cond_init(&cpu->wake, NULL);
     cpu->vcpu = vitro_vcpu_create(vm->vm, index, err, sizeof(err));

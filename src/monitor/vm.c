@@ -10,6 +10,7 @@
 #include "monitor/file.h"
 #include "monitor/firmware.h"
 #include "monitor/gdbstub.h"
+#include "monitor/snapshot.h"
 #include "vitro/abi.h"
 #include "paravirt/paravirt.h"
 #include "storage/disk.h"
@@ -160,7 +161,8 @@ static int make_ram(struct guest *vm)
 {
     struct machine_range range[MACHINE_MAX_RANGES];
     u64 size = vm->config->mem;
-    int r = backing_init(&vm->ram, size);
+    const struct snapshot *snap = vm->config->snapshot;
+    int r = snap ? backing_map_file(&vm->ram, size, snap->fd, snap->ram_offset) : backing_init(&vm->ram, size);
 
     if (r) {
         say("no %llu MiB for the guest: %s; ask for less with --mem",
@@ -486,6 +488,8 @@ static int start(struct guest *vm)
     clock_gettime(CLOCK_MONOTONIC, &vm->started);
     for (unsigned i = 0; i < vm->nr_vcpus && !r; i++)
         r = vm_vcpu_start(&vm->vcpu[i]);
+    if (!r && vm->pause.paused) /* made from a snapshot */
+        r = vm_resume(vm);
     control_attach(vm->control, vm);
     if (r)
         vm_end(vm, VM_FAIL, STATUS_FAIL, "cannot start: %s", strerror(-r));
@@ -575,7 +579,8 @@ enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status)
     if (open_trace(vm) || open_drives(vm) || make_ram(vm) ||
         (c->firmware && firmware_load(vm)) || make_machine(vm) ||
         make_paravirt(vm) || make_engine(vm) || devices_create(vm) ||
-        (c->firmware ? firmware_files(vm) : load_guest(vm)) ||
+        (c->firmware && firmware_files(vm)) ||
+        (c->snapshot ? snapshot_apply(vm) : !c->firmware && load_guest(vm)) ||
         (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
         destroy(vm);
         return VM_FAIL;

@@ -29,6 +29,7 @@ struct vm_vcpu {
     unsigned index;
     pthread_t thread;
     bool started;
+    bool waiting; /* between INIT and a start-up IPI; its own thread, or while paused */
     /*
      * Sleep and wake, Dekker's way: the sleeper sets `asleep`, then looks for an event; a kicker
      * sets the event (vitro_vcpu_kick), then looks at `asleep`. Both are seq_cst, so one of them

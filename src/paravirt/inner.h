@@ -4,6 +4,7 @@
 #pragma once
 #include "paravirt/paravirt.h"
 #include "mem/ram.h"
+#include <stdatomic.h>
 
 /* The two contracts share RAX as the number of a hypercall. KVM's are small; Vitro's have this in bits 31:16. */
 #define PV_NATIVE_CALLS 0x56540000u
@@ -36,6 +37,7 @@ struct paravirt {
     u32 tsc_mul;   /* ns = (ticks shifted by tsc_shift) * tsc_mul >> 32 */
     s8 tsc_shift;
     unsigned nr_cpus;
+    atomic_bool native_used; /* the guest has called contract 2 */
     struct pv_vcpu cpu[]; /* [nr_cpus] */
 };
 
@@ -70,6 +72,8 @@ bool kvm_offered(const struct paravirt *pv);
 /* kvm_reset - nothing is switched on for this vCPU. */
 void kvm_reset(struct paravirt *pv, unsigned cpu);
 void kvm_leaves(struct paravirt *pv, u32 base);
+/* kvm_eoi_write - the MSR; 0, or -1: #GP(0). */
+int kvm_eoi_write(struct paravirt *pv, unsigned cpu, u64 value);
 int kvm_msr_read(struct paravirt *pv, unsigned cpu, u32 msr, u64 *value);
 int kvm_msr_write(struct paravirt *pv, unsigned cpu, u32 msr, u64 value);
 /* kvm_clock.c */

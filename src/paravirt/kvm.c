@@ -63,7 +63,7 @@ void kvm_leaves(struct paravirt *pv, u32 base)
 /* -- MSRs --------------------------------------------------------------------------------------------------- */
 
 /* Bit 0 on, bit 1 reserved; the rest is the address of 4 bytes of RAM. */
-static int eoi_write(struct paravirt *pv, unsigned cpu, u64 value)
+int kvm_eoi_write(struct paravirt *pv, unsigned cpu, u64 value)
 {
     u32 *word = NULL;
 
@@ -119,7 +119,7 @@ static const struct msr_row msr_rows[] = {
     { MSR_WALL_CLOCK, PV_CLOCK, AT(wall_clock), kvm_wall_write },
     { MSR_SYSTEM_TIME, PV_CLOCK, AT(system_time), kvm_clock_write },
     { MSR_STEAL_TIME, PV_STEAL, AT(steal_time), kvm_steal_write },
-    { MSR_PV_EOI, PV_EOI, 0, eoi_write }, /* kept by the local APIC */
+    { MSR_PV_EOI, PV_EOI, 0, kvm_eoi_write }, /* kept by the local APIC */
     { MSR_POLL_CONTROL, PV_POLL, AT(poll_control), poll_write },
     { MSR_MIGRATION_CONTROL, PV_MAP_GPA, AT(migration), migration_write },
 };

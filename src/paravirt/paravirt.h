@@ -98,3 +98,11 @@ long paravirt_console_room(struct paravirt *pv);
 void paravirt_console_feed(struct paravirt *pv, const u8 *bytes, size_t len);
 /* paravirt_may_poll - does the guest allow that its thread waits awake for a moment before it sleeps? */
 bool paravirt_may_poll(const struct paravirt *pv, unsigned cpu);
+
+/*
+ * paravirt_save, paravirt_load - for snapshots, while nothing runs; the latter after the vCPUs were loaded. 0;
+ * -EOPNOTSUPP and *why is a sentence; -EINVAL with a sentence in err.
+ */
+struct state_set;
+int paravirt_save(struct paravirt *pv, struct state_set *set, const char **why);
+int paravirt_load(struct paravirt *pv, struct state_set *set, char *err, size_t err_len);

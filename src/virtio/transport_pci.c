@@ -7,7 +7,9 @@
  * Threads: registers on vCPU threads, under dev->lock but for the notifications, which take none; interrupts from any.
  */
 #include "virtio/transport_pci.h"
+#include "machine/state.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -295,4 +297,77 @@ void virtio_pci_free(struct virtio_pci *vp)
         return;
     msix_fini(&vp->msix);
     free(vp);
+}
+
+/* -- Snapshots -------------------------------------------------------------------------------- */
+
+static const struct state_field queue_fields[] = {
+    STATE(struct virtio_queue, size), STATE(struct virtio_queue, vector), STATE(struct virtio_queue, enabled),
+    STATE(struct virtio_queue, desc), STATE(struct virtio_queue, avail), STATE(struct virtio_queue, used),
+    STATE(struct virtio_queue, vq.broken), STATE(struct virtio_queue, vq.next_avail),
+    STATE(struct virtio_queue, vq.next_used), STATE(struct virtio_queue, vq.avail_wrap),
+    STATE(struct virtio_queue, vq.used_wrap), STATE(struct virtio_queue, vq.signalled),
+    STATE(struct virtio_queue, vq.signalled_valid), STATE(struct virtio_queue, vq.signalled_wrap), STATE_END
+};
+static const struct state_field dev_fields[] = {
+    STATE(struct virtio_dev, status), STATE(struct virtio_dev, driver_features),
+    STATE(struct virtio_dev, generation), STATE(struct virtio_dev, running), STATE_END
+};
+static const struct state_field pci_fields[] = {
+    STATE(struct virtio_pci, device_feature_select), STATE(struct virtio_pci, driver_feature_select),
+    STATE(struct virtio_pci, queue_select), STATE(struct virtio_pci, config_vector), STATE(struct virtio_pci, isr),
+    STATE(struct virtio_pci, msix.pending), STATE(struct virtio_pci, msix.entry), STATE_END
+};
+
+static const char *refuse(void *obj)
+{
+    struct virtio_pci *vp = obj;
+
+    if (!vp->dev->class->savable)
+        return "such a device cannot be saved";
+    for (unsigned i = 0; i < vp->dev->nr_queues; i++)
+        if (vp->dev->queue[i].vq.in_flight && !vp->dev->queue[i].vq.broken)
+            return "it has not finished what it was asked for";
+    return NULL;
+}
+
+static void drain(void *obj)
+{
+    struct virtio_pci *vp = obj;
+
+    if (vp->dev->class->drain)
+        vp->dev->class->drain(vp->dev);
+}
+
+static int loaded(void *obj)
+{
+    struct virtio_pci *vp = obj;
+
+    vp->config_vector = valid_vector(vp, vp->config_vector);
+    for (unsigned i = 0; i < vp->dev->nr_queues; i++)
+        vp->dev->queue[i].vector = valid_vector(vp, vp->dev->queue[i].vector);
+    for (unsigned n = 0; n < MSIX_MAX; n++) {
+        vp->msix.entry[n].control &= 1;
+        vp->msix.entry[n].address &= ~3ull;
+    }
+    return virtio_loaded(vp->dev);
+}
+
+int virtio_pci_keep(struct virtio_pci *vp, struct machine *m)
+{
+    unsigned slot = vp->pci.devfn >> 3;
+    struct device_part part = { .state = dev_fields, .obj = vp->dev };
+
+    vp->pci.kept = true;
+    snprintf(part.name, sizeof(part.name), "virtio.%02x", slot);
+    int r = machine_add_part(m, &part);
+    for (unsigned i = 0; i < vp->dev->nr_queues && !r; i++) {
+        part = (struct device_part){ .state = queue_fields, .obj = &vp->dev->queue[i] };
+        snprintf(part.name, sizeof(part.name), "virtio.%02x.queue%u", slot, i);
+        r = machine_add_part(m, &part);
+    }
+    /* Last: when it is judged, the others are there. */
+    part = (struct device_part){ .state = pci_fields, .obj = vp, .loaded = loaded, .quiesce = drain, .refuse = refuse };
+    snprintf(part.name, sizeof(part.name), "virtio.%02x.pci", slot);
+    return r ? r : machine_add_part(m, &part);
 }

@@ -11,3 +11,6 @@ struct virtio_pci;
 int virtio_pci_add(struct pci_host *host, unsigned slot, struct virtio_dev *dev, struct virtio_pci **out);
 /* virtio_pci_free - after the last use of the bus. */
 void virtio_pci_free(struct virtio_pci *vp);
+/* virtio_pci_keep - what a snapshot carries of it, as parts of the machine (machine/state.h). 0 or -ENOMEM. */
+struct machine;
+int virtio_pci_keep(struct virtio_pci *vp, struct machine *m);

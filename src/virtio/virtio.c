@@ -161,6 +161,56 @@ void virtio_queue_enable(struct virtio_queue *q)
     pthread_mutex_unlock(&q->lock);
 }
 
+/* What a driver may have done to a queue, from values that may be anybody's. */
+static int queue_loaded(struct virtio_dev *dev, struct virtio_queue *q)
+{
+    const struct vq_setup setup = {
+        .size = q->size, .packed = virtio_has(dev, VIRTIO_F_RING_PACKED),
+        .event_idx = virtio_has(dev, VIRTIO_F_EVENT_IDX), .indirect = virtio_has(dev, VIRTIO_F_INDIRECT_DESC),
+        .desc = q->desc, .avail = q->avail, .used = q->used,
+    };
+    const struct vq was = q->vq;
+
+    if (!q->size || q->size > q->size_max)
+        return -EINVAL;
+    if (!q->enabled || vq_init(&q->vq, dev->ram, &setup)) {
+        q->vq.broken = true;
+        return 0;
+    }
+    if (setup.packed && (was.next_avail >= q->size || was.next_used >= q->size))
+        return -EINVAL;
+    q->vq.broken = was.broken;
+    q->vq.next_avail = was.next_avail;
+    q->vq.next_used = was.next_used;
+    q->vq.avail_wrap = was.avail_wrap;
+    q->vq.used_wrap = was.used_wrap;
+    q->vq.signalled = was.signalled;
+    q->vq.signalled_valid = was.signalled_valid;
+    q->vq.signalled_wrap = was.signalled_wrap;
+    return 0;
+}
+
+int virtio_loaded(struct virtio_dev *dev)
+{
+    int r = 0;
+
+    pthread_mutex_lock(&dev->lock);
+    if ((dev->status & VIRTIO_FEATURES_OK) &&
+        (dev->driver_features & ~dev->features || !virtio_has(dev, VIRTIO_F_VERSION_1)))
+        r = -EINVAL;
+    if ((dev->status & VIRTIO_DRIVER_OK) && !(dev->status & VIRTIO_FEATURES_OK))
+        r = -EINVAL;
+    for (unsigned i = 0; i < dev->nr_queues && !r; i++) {
+        pthread_mutex_lock(&dev->queue[i].lock);
+        r = queue_loaded(dev, &dev->queue[i]);
+        pthread_mutex_unlock(&dev->queue[i].lock);
+    }
+    if (!r && atomic_load(&dev->running) && dev->class->start)
+        dev->class->start(dev);
+    pthread_mutex_unlock(&dev->lock);
+    return r;
+}
+
 void virtio_notify(struct virtio_dev *dev, unsigned queue)
 {
     if (queue < dev->nr_queues && atomic_load(&dev->running))

@@ -59,6 +59,10 @@ struct virtio_class {
     void (*config_write)(struct virtio_dev *dev, unsigned off, unsigned size, const void *value);
     void (*end)(struct virtio_dev *dev);  /* for good: its threads use the queues no more */
     void (*fini)(struct virtio_dev *dev); /* frees it; stopped and ended before */
+    /* For snapshots: all that it keeps is in struct virtio_dev and its queues, once drain() has returned: with nothing
+     * begun under way; while no vCPU runs. Without `savable` a VM that has one cannot be saved. */
+    bool savable;
+    void (*drain)(struct virtio_dev *dev);
 };
 
 /* How a device reaches its driver. Any thread; q NULL: the configuration has changed. */
@@ -91,6 +95,8 @@ int virtio_init(struct virtio_dev *dev, const struct virtio_class *class, struct
                 unsigned nr_queues, u16 size_max, void *config, unsigned config_len);
 /* virtio_fini - stop, and free with the type's fini. */
 void virtio_destroy(struct virtio_dev *dev);
+/* virtio_loaded - after the fields of dev and its queues were read from a snapshot: judge them, run on. 0 or -EINVAL. */
+int virtio_loaded(struct virtio_dev *dev);
 /* virtio_has - did the driver accept a feature? Stable while running. */
 static inline bool virtio_has(const struct virtio_dev *dev, u64 feature)
 {

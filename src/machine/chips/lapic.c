@@ -780,6 +780,12 @@ void lapic_bus_fini(struct lapic_bus *bus)
     bus->cpu = NULL;
 }
 
+void lapic_settle(struct lapic *l)
+{
+    pv_eoi_sync(l);
+    lapic_update(l);
+}
+
 /* What was due while the machine stood still is looked at as soon as its clock runs. */
 int lapic_loaded(void *dev)
 {

@@ -129,4 +129,6 @@ static inline bool lapic_in_xapic(const struct lapic *l)
 }
 
 extern const struct state_field lapic_state[];
+/* lapic_settle - before its state is saved: nothing is left to a word in guest memory. */
+void lapic_settle(struct lapic *l);
 int lapic_loaded(void *lapic); /* as device_class.loaded */
