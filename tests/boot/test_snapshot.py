@@ -75,7 +75,7 @@ def saved(name="base"):
 def test_goes_on_exactly():
     sums = truth()
     file, last, tsc = saved()
-    time.sleep(1)
+    time.sleep(4)
     for _ in range(2):  # the file can be used again
         with Vitro("run", "--restore", file, stdin=None) as v:
             got = run_until(v, last + 100)
@@ -83,7 +83,7 @@ def test_goes_on_exactly():
         check(all(sums[n] == s for n, s, _ in got if n in sums), "another checksum than undisturbed")
         tscs = [t for _, _, t in got]
         check(tscs == sorted(tscs) and tscs[0] > tsc, "the TSC")
-        check(tscs[0] - tsc < 2e9, "the TSC counted while nothing ran")
+        check(tscs[0] - tsc < 5e9, "the TSC counted while nothing ran")
 
 
 def test_source_goes_on_too():
@@ -202,13 +202,13 @@ def test_disk():
     file = path("with-disk")
     with Running("disk", "--append", "quiet", "--disk", disk + ",if=virtio"), Vitro("console", "disk") as c:
         c.to_shell()
-        c.send("while :; do dd if=/dev/urandom of=/dev/vda bs=64k count=8 conv=fsync 2>/dev/null && echo wrote-$((1+1)); done\n")
+        c.send("[ -b /dev/vda ] && for i in $(seq 100); do dd if=/dev/urandom of=/dev/vda bs=64k count=8 conv=fsync 2>/dev/null && echo wrote-$((1+1)); done\n")
         c.expect(rb"\nwrote-2")
+        c.send("dmesg | grep -c 'I/O error'; poweroff\n")
         vitro("snapshot", "disk", file, "--quit")
     with Vitro("run", "--restore", file) as v:
         v.expect(rb"wrote-2\r?\n.*wrote-2", 20)
-        v.send(b"\x03")
-        v.command("dmesg | grep -c 'I/O error'; poweroff", rb"\n0\r?\n")
+        v.expect(rb"\n0\r?\n", 60)
         v.expect(rb"Power down")
     line = error_line("run", "--restore", file)
     check("disk.img has changed" in line, line)
