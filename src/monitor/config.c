@@ -47,7 +47,7 @@ int config_complete(struct config *c)
             say("--restore: %s", err);
             return STATUS_FAIL;
         }
-        c->snapshot = &snapshot;
+        c->saved = &snapshot;
         int r = snapshot_options(c);
         if (r)
             return r;
@@ -111,9 +111,9 @@ int config_complete(struct config *c)
 
 void config_forget_snapshot(struct config *c)
 {
-    if (c->snapshot)
-        snapshot_close(c->snapshot);
-    c->snapshot = NULL;
+    if (c->saved)
+        snapshot_close(c->saved);
+    c->saved = NULL;
 }
 
 /* -- Files ---------------------------------------------------------------------------------------- */

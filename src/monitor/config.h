@@ -53,7 +53,7 @@ struct config {
     const char *at_file;   /* the file and line that an option is being read from; NULL: command line */
     unsigned at_line;
     const char *restore;       /* --restore; NULL: a guest is booted */
-    struct snapshot *snapshot; /* the file, until the VM is made from it */
+    struct snapshot *saved; /* the file, until the VM is made from it */
     struct { const char *name, *value; } given[CONFIG_GIVEN_MAX]; /* options about the machine, in order */
     unsigned nr_given;
     char *lines[CONFIG_FILE_LINES]; /* what the file's options point into: kept to the end */

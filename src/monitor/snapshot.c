@@ -56,7 +56,7 @@ static const char *next_text(const char **p, const char *end)
 int snapshot_options(struct config *c)
 {
     size_t len;
-    const char *bytes = state_set_take(&c->snapshot->set, "options", &len), *p = bytes, *end;
+    const char *bytes = state_set_take(&c->saved->set, "options", &len), *p = bytes, *end;
 
     if (p && c->nr_lines < CONFIG_FILE_LINES) { /* the options point into it */
         p = c->lines[c->nr_lines++] = malloc(len + 1);
@@ -77,15 +77,15 @@ int snapshot_options(struct config *c)
             p = NULL;
             break;
         }
-        c->at_file = c->snapshot->path;
+        c->at_file = c->saved->path;
         c->at_line = 0;
         int r = option_set(c, name, has ? value : NULL);
         c->at_file = NULL;
         if (r >= 0)
             return r;
     }
-    if (!p || c->mem != c->snapshot->ram_size) {
-        say("--restore: %s does not say what machine it is of", c->snapshot->path);
+    if (!p || c->mem != c->saved->ram_size) {
+        say("--restore: %s does not say what machine it is of", c->saved->path);
         return STATUS_FAIL;
     }
     return 0;
@@ -117,6 +117,11 @@ static int save_disks(struct guest *vm, struct state_set *set, char *err)
         const char *path = vm->config->drive[i].path;
         struct disk_id id;
         char name[32];
+        if ((vm->config->snapshot || vm->config->drive[i].snapshot) && !vm->config->drive[i].readonly) {
+            snprintf(err, SNAPSHOT_ERR_LEN, "what the guest wrote to %s is thrown away at the end (snapshot): it "
+                     "would be missing", path);
+            return -EOPNOTSUPP;
+        }
         int r = vm->disk[i] ? disk_flush(vm->disk[i]) : 0;
         if (!r)
             r = disk_look(path, &id);
@@ -275,7 +280,7 @@ static int scatter(struct guest *vm, struct state_set *set, char *err)
 
 int snapshot_apply(struct guest *vm)
 {
-    struct snapshot *s = vm->config->snapshot;
+    struct snapshot *s = vm->config->saved;
     char err[SNAPSHOT_ERR_LEN] = "";
     int r = machine_stop(vm->machine);
 

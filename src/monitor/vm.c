@@ -161,7 +161,7 @@ static int make_ram(struct guest *vm)
 {
     struct machine_range range[MACHINE_MAX_RANGES];
     u64 size = vm->config->mem;
-    const struct snapshot *snap = vm->config->snapshot;
+    const struct snapshot *snap = vm->config->saved;
     int r = snap ? backing_map_file(&vm->ram, size, snap->fd, snap->ram_offset) : backing_init(&vm->ram, size);
 
     if (r) {
@@ -580,7 +580,7 @@ enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status)
         (c->firmware && firmware_load(vm)) || make_machine(vm) ||
         make_paravirt(vm) || make_engine(vm) || devices_create(vm) ||
         (c->firmware && firmware_files(vm)) ||
-        (c->snapshot ? snapshot_apply(vm) : !c->firmware && load_guest(vm)) ||
+        (c->saved ? snapshot_apply(vm) : !c->firmware && load_guest(vm)) ||
         (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
         destroy(vm);
         return VM_FAIL;

@@ -212,6 +212,8 @@ def test_disk():
         v.expect(rb"Power down")
     line = error_line("run", "--restore", file)
     check("disk.img has changed" in line, line)
+    with Running("thrown", "--kernel", RUNNING, "--disk", disk + ",if=virtio", "--snapshot"):
+        check("thrown away" in vitro("snapshot", "thrown", file, status=1), "an overlay was left out")
 
 
 # -- Files that are not what they were ---------------------------------------------------------------------
