@@ -4,6 +4,7 @@
 #   make run        install what is missing, build, fetch the guest, boot it
 #   make check      the same set-up, then every test        (check-fast: without boots)
 #   make bench      benchmarks against native and QEMU      (bench/run)
+#   make bench-pv   what guests gain from knowing that they are guests (bench/pv)
 #   make asan       ASan+UBSan build in build-asan/         (check-asan: and its fast tests)
 #   make torture    -DTORTURE build in build-torture/       (check-torture: and its fast tests)
 #   make install    PREFIX=/usr/local DESTDIR=
@@ -42,7 +43,7 @@ endif
 # -- Configuration: what the compiler and the host have ------------------------
 
 # Goals that need no compiler. setup installs it, so nothing may be probed before that.
-no_config := clean format setup run check check-fast check-asan check-torture bench asan torture \
+no_config := clean format setup run bench-pv check check-fast check-asan check-torture bench asan torture \
 	guest guests install
 ifneq ($(filter-out $(no_config),$(or $(MAKECMDGOALS),all)),)
 -include $(BUILD)/config.mk
@@ -116,6 +117,7 @@ test_bin  := $(patsubst %.c,$(BUILD)/%,$(test_src))
 test_extra :=
 -include $(wildcard tests/*/rules.mk)
 include guests/rules.mk
+include bench/pv/rules.mk
 
 # -- Build ----------------------------------------------------------------------
 
@@ -267,6 +269,8 @@ install:
 	$(Q)install -d $(DESTDIR)$(PREFIX)/include/vitro
 	$(Q)install -m 644 $(wildcard include/vitro/*) $(DESTDIR)$(PREFIX)/include/vitro/
 	$(Q)install -m 644 $(BUILD)/vitro.1 $(DESTDIR)$(PREFIX)/share/man/man1/vitro.1
+	$(Q)install -d $(DESTDIR)$(PREFIX)/share/vitro/bench/pv
+	$(Q)install -m 755 bench/pv/run $(BUILD)/bench/pvguest $(DESTDIR)$(PREFIX)/share/vitro/bench/pv/
 	$(Q)for f in vmlinuz System.map initrd.img; do if [ -f $(GUEST)/$$f ]; then \
 		install -m 644 $(GUEST)/$$f $(DESTDIR)$(PREFIX)/share/vitro/$$f; fi; done
 

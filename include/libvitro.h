@@ -250,6 +250,17 @@ uint64_t vitro_vcpu_watch_hit(const struct vitro_vcpu *vcpu);
 void vitro_vcpu_single_step(struct vitro_vcpu *vcpu, bool on);
 
 /* -- Seeing inside -------------------------------------------------------------------------------- */
+/* vitro_vm_counters - how often guests had to be helped since they were made, all vCPUs together. Any thread; a vCPU that
+ * runs meanwhile is seen as it was a moment ago. */
+struct vitro_counters {
+    uint64_t ports, mmio;  /* accesses to devices (a string instruction on a port is one) */
+    uint64_t privileged;   /* MSRs, control registers, HLT, INVLPG, CPUID and the like, done in C */
+    uint64_t hypercalls;
+    uint64_t interrupts;   /* taken */
+    uint64_t page_faults;  /* taken */
+    uint64_t tlb_misses;   /* entries filled by a page walk */
+};
+void vitro_vm_counters(struct vitro_vm *vm, struct vitro_counters *out);
 /* vitro_vm_stats - print counters, and the hottest guest pages; `symbol` (may be NULL) names an address. */
 void vitro_vm_stats(struct vitro_vm *vm, FILE *out, const char *(*symbol)(void *opaque, uint64_t la),
                     void *opaque);

@@ -39,6 +39,36 @@ static void vcpu_stats(const struct vcpu *v, FILE *out)
     fprintf(out, "\n");
 }
 
+static u64 sum(const struct vcpu *v, const u16 *ids, unsigned nr)
+{
+    u64 n = 0;
+    for (unsigned i = 0; i < nr; i++)
+        n += __atomic_load_n(&v->nr_sys[ids[i]], __ATOMIC_RELAXED);
+    return n;
+}
+
+void vitro_vm_counters(struct vitro_vm *pub, struct vitro_counters *out)
+{
+    static const u16 ports[] = { I_IN, I_OUT, I_INS, I_OUTS }, calls[] = { I_VMCALL, I_VMMCALL };
+    static const u16 privileged[] = { I_RDMSR, I_WRMSR, I_MOV_CR_R, I_MOV_R_CR, I_MOV_DR_R, I_MOV_R_DR, I_LMSW, I_CLTS,
+                                      I_INVLPG, I_INVPCID, I_INVD, I_WBINVD, I_HLT, I_CPUID, I_LGDT, I_LIDT, I_LLDT,
+                                      I_LTR, I_XSETBV };
+    struct vm *vm = (struct vm *)pub;
+    *out = (struct vitro_counters){ 0 };
+    for (unsigned i = 0; i < ARRAY_SIZE(vm->vcpu); i++) {
+        const struct vcpu *v = vm->vcpu[i];
+        if (!v)
+            continue;
+        out->ports += sum(v, ports, ARRAY_SIZE(ports));
+        out->privileged += sum(v, privileged, ARRAY_SIZE(privileged));
+        out->hypercalls += sum(v, calls, ARRAY_SIZE(calls));
+        out->mmio += __atomic_load_n(&v->nr_mmio, __ATOMIC_RELAXED);
+        out->interrupts += __atomic_load_n(&v->nr_intr, __ATOMIC_RELAXED);
+        out->page_faults += __atomic_load_n(&v->nr_exc[VEC_PF], __ATOMIC_RELAXED);
+        out->tlb_misses += __atomic_load_n(&v->nr_tlb_fill, __ATOMIC_RELAXED);
+    }
+}
+
 void vitro_vm_stats(struct vitro_vm *pub, FILE *out, const char *(*symbol)(void *, uint64_t), void *opaque)
 {
     struct vm *vm = (struct vm *)pub;

@@ -56,6 +56,7 @@
 #define PORT_PVPANIC 0x505
 #define PORT_FW_CFG 0x510    /* selector, data */
 #define PORT_FW_CFG_DMA 0x514
+#define PORT_COUNTERS 0x520  /* command 4, value 8: src/monitor/counters.h */
 #define PORT_PM1_EVT 0x600   /* status 2, enable 2 */
 #define PORT_PM1_CNT 0x604   /* 2 */
 #define PORT_PM_TMR 0x608    /* 4 */

@@ -1,5 +1,6 @@
 /* cli.c - the command line. One row adds an option; --help is the table. */
 #include "monitor/config.h"
+#include "monitor/bench.h"
 #include "monitor/client.h"
 #include "monitor/rundir.h"
 #include "libvitro.h"
@@ -106,6 +107,8 @@ static const struct option options[] = {
       "what the guest may ask the hypervisor: kvm, vitro, none, or parts, as in kvm,-eoi" },
     { "stats",      NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(stats),      NULL, 0, 0,
       "print counters to stderr at the end" },
+    { "counters",   NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(counters),   NULL, 0, 0,
+      "let the guest read the engine's counters at port 0x520 (for benchmarks)" },
     { "symbols",    "FILE",   OPT_STR | OPT_THIS_RUN,   AT(symbols),    NULL, 0, 0,
       "System.map or vmlinux that names guest addresses in --stats" },
     { "trace",      "WHAT",   OPT_WORDS | OPT_THIS_RUN, AT(trace),      trace_words, 0, 0,
@@ -155,6 +158,7 @@ static void help_main(void)
            "  vitro run NAME       boot the VM described in NAME's vm.conf\n"
            "  vitro run --help     the options\n");
     client_help();
+    printf("  vitro bench pv       what guests gain from knowing: a table\n");
     printf("\nEach command has --help. `poweroff` in the guest ends it; Ctrl-A X leaves at any time.\n");
 }
 
@@ -489,6 +493,8 @@ int cli_parse(struct config *c, int argc, char **argv)
         printf("vitro %s\n", VITRO_VERSION);
         return STATUS_OK;
     }
+    if (!strcmp(what, "bench"))
+        return bench_run(argc - 2, argv + 2);
     if (!strcmp(what, "run"))
         return parse_run(c, argc - 2, argv + 2);
     return client_run(what, argc - 2, argv + 2);

@@ -40,7 +40,7 @@ struct config {
     unsigned trace, debug; /* VITRO_TRACE_*, VITRO_DEBUG_* */
     unsigned gdb_port;     /* 0: no stub */
     u32 pv;                /* PV_BIT() (paravirt.h) */
-    bool no_reboot, stats, snapshot;
+    bool no_reboot, stats, snapshot, counters;
     unsigned nr_drives;
     struct drive drive[DRIVES_MAX]; /* in the order of the command line */
     unsigned nr_nics;

@@ -5,6 +5,7 @@
 #include "monitor/vm_inner.h"
 #include "machine/layout.h"
 #include "machine/machine.h"
+#include "monitor/counters.h"
 #include "monitor/control.h"
 #include "monitor/detach.h"
 #include "monitor/file.h"
@@ -544,6 +545,7 @@ static void destroy(struct guest *vm)
         vitro_vm_destroy(vm->vm);
     for (unsigned i = 0; i < vm->config->nr_drives; i++)
         disk_close(vm->disk[i]);
+    counters_destroy(vm);
     ram_fini(&vm->view);
     backing_fini(&vm->ram);
     symbols_free(&vm->symbols);
@@ -579,7 +581,7 @@ enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status)
     if (open_trace(vm) || open_drives(vm) || make_ram(vm) ||
         (c->firmware && firmware_load(vm)) || make_machine(vm) ||
         make_paravirt(vm) || make_engine(vm) || devices_create(vm) ||
-        (c->firmware && firmware_files(vm)) ||
+        (c->counters && counters_create(vm)) || (c->firmware && firmware_files(vm)) ||
         (c->saved ? snapshot_apply(vm) : !c->firmware && load_guest(vm)) ||
         (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
         destroy(vm);

@@ -67,6 +67,7 @@ struct guest {
     struct paravirt *pv;
     struct net_backend *net[NICS_MAX]; /* of cards with if=vitro */
     unsigned nr_nets;
+    struct counters *counters; /* NULL without --counters */
     struct vitro_vm *vm;
     struct vm_vcpu vcpu[VM_VCPUS_MAX];
     unsigned nr_vcpus;

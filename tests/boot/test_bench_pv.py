@@ -1,0 +1,48 @@
+#!/usr/bin/env python3
+"""`vitro bench pv`: every line of one setting comes out, in the table, the JSON and the chart; mistakes are explained."""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree
+
+from harness import VITRO, check, error_line, main
+
+
+def bench(*args):
+    done = subprocess.run([VITRO, "bench", "pv", *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, timeout=300)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_table():
+    with tempfile.TemporaryDirectory(prefix="vitro-test-") as d:
+        out, chart = os.path.join(d, "pv.json"), os.path.join(d, "pv.svg")
+        status, table, errors = bench("--rounds", "1", "--scale", "0.002", "--only", "2 CPUs", "--json", out, "--svg", chart)
+        check(status == 0, f"status {status}: {errors[-400:]}")
+        with open(out) as f:
+            lines = json.load(f)["lines"]
+        check([line["line"] for line in lines] == ["ipi", "shootdown", "wake"], str([line["line"] for line in lines]))
+        for line in lines:
+            check(line["title"] in table, f"no {line['title']!r} in the table")
+            for way in ("unaware", "aware"):
+                check(line[way]["ns"] > 0 and line[way]["interceptions"] > 0, f"{line['title']}, {way}: {line[way]}")
+        # An IPI costs one interrupt on each other CPU, and the aware kernel's needs fewer interceptions.
+        ipi = lines[0]
+        check(0.9 < ipi["unaware"]["interrupts"] < 3, str(ipi))
+        check(ipi["aware"]["interceptions"] < ipi["unaware"]["interceptions"], str(ipi))
+        bars = [e for e in xml.etree.ElementTree.parse(chart).iter() if e.tag.endswith("rect")]
+        check(len(bars) == len(lines) + 1, f"{len(bars)} rectangles in the chart")
+
+
+def test_mistakes():
+    check("which one" in error_line("bench", status=2), "bench alone")
+    check("no benchmark 'abc'" in error_line("bench", "abc", status=2), "an unknown one")
+    check("which one" in error_line("bench", "../x", status=2), "no path")
+    status, table, _ = bench("--list")
+    check(status == 0 and "read4k-16" in table, "--list")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.modules[__name__], "boot/bench_pv"))
