@@ -100,6 +100,7 @@ int vm_pause(struct guest *vm, const char **why)
         *why = "the devices do not stop";
         return r;
     }
+    paravirt_pause(vm->pv);
     vm->pause.paused = true;
     return 0;
 }
@@ -114,6 +115,7 @@ int vm_resume(struct guest *vm)
         vm_end(vm, VM_FAIL, STATUS_FAIL, "cannot start the devices again: %s", strerror(-r));
         return r;
     }
+    paravirt_resume(vm->pv);
     vm->pause.paused = false;
     let_go(vm);
     return 0;

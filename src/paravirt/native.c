@@ -196,6 +196,18 @@ void native_reset(struct paravirt *pv, unsigned cpu)
         native_vcpu_reset(pv->native, cpu);
 }
 
+void paravirt_pause(struct paravirt *pv)
+{
+    if (pv->native)
+        native_pause(pv->native);
+}
+
+void paravirt_resume(struct paravirt *pv)
+{
+    if (pv->native)
+        native_resume(pv->native);
+}
+
 long paravirt_console_room(struct paravirt *pv)
 {
     return pv->native ? native_console_room(pv->native) : -1;

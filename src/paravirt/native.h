@@ -74,6 +74,9 @@ int native_create(const struct native_config *config, struct native **out);
 void native_destroy(struct native *n);
 /* native_vcpu_reset - the vCPU was reset or took INIT: no upcalls. */
 void native_vcpu_reset(struct native *n, unsigned vcpu);
+/* native_pause - while no vCPU runs: nothing of ours touches guest memory until it is taken back; native_resume. */
+void native_pause(struct native *n);
+void native_resume(struct native *n);
 /* native_features - VT_FEATURE_*: what will be answered. */
 u32 native_features(const struct native *n);
 

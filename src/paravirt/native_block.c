@@ -22,7 +22,7 @@ struct native_disk {
     bool started;
     pthread_mutex_t lock; /* what follows */
     pthread_cond_t wake;
-    bool stop, bell, busy;
+    bool stop, bell, busy, paused;
     struct vt_block_ring *ring; /* in guest RAM; NULL: none */
     u32 size;                   /* ours: the guest's is read once */
     u32 req_tail, done_head;    /* ours */
@@ -97,7 +97,7 @@ static void *disk_thread(void *arg)
     while (!d->stop) {
         bool any = false;
         d->bell = false;
-        while (!d->stop && next_request(d, &r)) {
+        while (!d->stop && !d->paused && next_request(d, &r)) {
             d->busy = any = true;
             pthread_mutex_unlock(&d->lock);
             struct vt_block_done done = { .id = r.id, .result = do_request(d, &r) };
@@ -106,6 +106,8 @@ static void *disk_thread(void *arg)
             memcpy(done_at(d, d->done_head), &done, sizeof(done));
             d->done_head++;
             __atomic_store_n(&d->ring->done_head, d->done_head, __ATOMIC_RELEASE);
+            if (d->paused)
+                pthread_cond_broadcast(&d->wake); /* native_block_pause() waits */
         }
         if (any) { /* one event for all that is done */
             unsigned port = d->port;
@@ -113,7 +115,7 @@ static void *disk_thread(void *arg)
             native_event(d->n, port);
             pthread_mutex_lock(&d->lock);
         }
-        while (!d->bell && !d->stop)
+        while ((!d->bell || d->paused) && !d->stop)
             pthread_cond_wait(&d->wake, &d->lock);
     }
     pthread_mutex_unlock(&d->lock);
@@ -140,7 +142,7 @@ static void disk_stop(struct native_disk *d)
     if (d->started) {
         pthread_mutex_lock(&d->lock);
         d->stop = true;
-        pthread_cond_signal(&d->wake);
+        pthread_cond_broadcast(&d->wake);
         pthread_mutex_unlock(&d->lock);
         pthread_join(d->thread, NULL);
         d->started = false;
@@ -216,7 +218,7 @@ s64 native_BLOCK_BELL(struct native *n, unsigned vcpu, const u64 *a)
         return -VT_ENOENT;
     pthread_mutex_lock(&d->lock);
     d->bell = true;
-    pthread_cond_signal(&d->wake);
+    pthread_cond_broadcast(&d->wake);
     pthread_mutex_unlock(&d->lock);
     return 0;
 }
@@ -265,6 +267,20 @@ int native_block_init(struct native *n)
         pthread_cond_init(&d->wake, NULL);
     }
     return 0;
+}
+
+void native_block_pause(struct native *n, bool on)
+{
+    for (unsigned i = 0; i < n->c.nr_disks; i++) {
+        struct native_disk *d = &n->disk[i];
+        pthread_mutex_lock(&d->lock);
+        d->paused = on;
+        d->bell = true; /* there may be something by then */
+        pthread_cond_broadcast(&d->wake);
+        while (on && d->busy)
+            pthread_cond_wait(&d->wake, &d->lock);
+        pthread_mutex_unlock(&d->lock);
+    }
 }
 
 void native_block_fini(struct native *n)

@@ -94,6 +94,18 @@ int native_create(const struct native_config *config, struct native **out)
     return 0;
 }
 
+void native_pause(struct native *n)
+{
+    native_block_pause(n, true);
+    native_net_pause(n, true);
+}
+
+void native_resume(struct native *n)
+{
+    native_block_pause(n, false);
+    native_net_pause(n, false);
+}
+
 void native_vcpu_reset(struct native *n, unsigned vcpu)
 {
     __atomic_store_n(&n->cpu[vcpu].vector, 0, __ATOMIC_SEQ_CST);

@@ -84,3 +84,5 @@ int native_block_init(struct native *n);
 void native_block_fini(struct native *n);
 int native_net_init(struct native *n);
 void native_net_fini(struct native *n);
+void native_block_pause(struct native *n, bool on);
+void native_net_pause(struct native *n, bool on);

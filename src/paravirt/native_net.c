@@ -24,7 +24,7 @@ struct native_nic {
     u32 size;                  /* ours */
     u32 tx_tail, rx_tail;      /* ours */
     unsigned event;
-    bool starved;              /* under rx_lock: a packet waits for room */
+    bool starved, paused;      /* under rx_lock: a packet waits for room; all wait */
 };
 
 static struct native_nic *nic_find(struct native *n, u64 dev)
@@ -52,7 +52,7 @@ static bool on_receive(void *card, const struct net_hdr *hdr, const u8 *frame, s
     pthread_mutex_lock(&c->rx_lock);
     struct vt_net_ring *ring = c->rx_ring;
     u32 room = ring ? __atomic_load_n(&ring->rx_head, __ATOMIC_ACQUIRE) - c->rx_tail : 0;
-    if (ring && !room) {
+    if (ring && (!room || c->paused)) {
         c->starved = true;
         taken = false;
     } else if (ring && room <= c->size) { /* else the ring makes no sense: the packet is lost */
@@ -161,6 +161,16 @@ static s32 send_one(struct native_nic *c, const struct vt_net_desc *d)
     return 0;
 }
 
+static void make_room(struct native_nic *c)
+{
+    pthread_mutex_lock(&c->rx_lock);
+    bool starved = c->starved;
+    c->starved = false;
+    pthread_mutex_unlock(&c->rx_lock);
+    if (starved)
+        c->net.be->ops->room(c->net.be);
+}
+
 s64 native_NET_BELL(struct native *n, unsigned vcpu, const u64 *a)
 {
     struct native_nic *c = nic_find(n, a[0]);
@@ -184,12 +194,7 @@ s64 native_NET_BELL(struct native *n, unsigned vcpu, const u64 *a)
     pthread_mutex_unlock(&c->tx_lock);
     if (taken && c->net.be->ops->sent)
         c->net.be->ops->sent(c->net.be);
-    pthread_mutex_lock(&c->rx_lock);
-    bool starved = c->starved;
-    c->starved = false;
-    pthread_mutex_unlock(&c->rx_lock);
-    if (starved)
-        c->net.be->ops->room(c->net.be);
+    make_room(c);
     return taken;
 }
 
@@ -210,6 +215,18 @@ int native_net_init(struct native *n)
         pthread_mutex_init(&c->rx_lock, NULL);
     }
     return 0;
+}
+
+void native_net_pause(struct native *n, bool on)
+{
+    for (unsigned i = 0; i < n->c.nr_nics; i++) {
+        struct native_nic *c = &n->nic[i];
+        pthread_mutex_lock(&c->rx_lock);
+        c->paused = on;
+        pthread_mutex_unlock(&c->rx_lock);
+        if (!on)
+            make_room(c);
+    }
 }
 
 void native_net_fini(struct native *n)

@@ -96,6 +96,9 @@ void paravirt_vcpu_reset(struct paravirt *pv, unsigned cpu);
 /* paravirt_console_room, _feed - input for the guest's console ring: how much fits (-1: it has none); takes it. Any thread. */
 long paravirt_console_room(struct paravirt *pv);
 void paravirt_console_feed(struct paravirt *pv, const u8 *bytes, size_t len);
+/* paravirt_pause, _resume - while no vCPU runs: what works for the guest on threads of its own stands still in between. */
+void paravirt_pause(struct paravirt *pv);
+void paravirt_resume(struct paravirt *pv);
 /* paravirt_may_poll - does the guest allow that its thread waits awake for a moment before it sleeps? */
 bool paravirt_may_poll(const struct paravirt *pv, unsigned cpu);
 

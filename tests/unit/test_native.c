@@ -778,11 +778,23 @@ static void test_block(void)
     EQUAL(C(VT_BLOCK_BELL, 0), 0);
     wait_done(ring, 4);
     EQUAL(ring->done_head, 4);
+    /* While the machine is paused, nothing happens in its memory */
+    native_pause(vm.n);
+    q[3] = (struct vt_block_req){ .sector = 8, .pa = DATA, .len = 512 };
+    vm.low[DATA] = 0;
+    __atomic_store_n(&ring->done_tail, 4, __ATOMIC_RELEASE);
+    __atomic_store_n(&ring->req_head, 4, __ATOMIC_RELEASE);
+    EQUAL(C(VT_BLOCK_BELL, 0), 0);
+    usleep(20000);
+    CHECK(ring->done_head == 4 && vm.low[DATA] == 0);
+    native_resume(vm.n);
+    wait_done(ring, 5);
+    CHECK(ring->done_head == 5 && vm.low[DATA] == 0x5a);
     /* A head that makes no sense */
     __atomic_store_n(&ring->req_head, 0x1000, __ATOMIC_RELEASE);
     EQUAL(C(VT_BLOCK_BELL, 0), 0);
     usleep(20000);
-    EQUAL(ring->done_head, 4);
+    EQUAL(ring->done_head, 5);
     EQUAL(C(VT_BLOCK_RING, 0, 0, 0), 0);
     vm_free(&vm);
 }
@@ -838,6 +850,10 @@ static void test_net(void)
     rx[3] = (struct vt_net_desc){ .pa = DATA + 0x2000, .len = 64 };
     rx[0] = (struct vt_net_desc){ .pa = ROM_PA, .len = 1536 };
     ring->rx_head = 1;
+    native_pause(vm.n);
+    CHECK(!vm.port->receive(vm.port->card, &hdr, frame, 100)); /* paused: it waits */
+    native_resume(vm.n);
+    EQUAL(vm.nr_rooms, 2);
     CHECK(vm.port->receive(vm.port->card, &hdr, frame, 100));
     CHECK(vm.port->receive(vm.port->card, &hdr, frame, 100)); /* too small: lost */
     CHECK(vm.port->receive(vm.port->card, &hdr, frame, 100)); /* not writable: lost */
