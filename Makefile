@@ -270,7 +270,7 @@ install:
 	$(Q)install -m 644 $(wildcard include/vitro/*) $(DESTDIR)$(PREFIX)/include/vitro/
 	$(Q)install -m 644 $(BUILD)/vitro.1 $(DESTDIR)$(PREFIX)/share/man/man1/vitro.1
 	$(Q)install -d $(DESTDIR)$(PREFIX)/share/vitro/bench/pv
-	$(Q)install -m 755 bench/pv/run $(BUILD)/bench/pvguest $(DESTDIR)$(PREFIX)/share/vitro/bench/pv/
+	$(Q)install -m 755 bench/pv/run $(BUILD)/bench/pvguest $(BUILD)/guests/gain $(DESTDIR)$(PREFIX)/share/vitro/bench/pv/
 	$(Q)for f in vmlinuz System.map initrd.img; do if [ -f $(GUEST)/$$f ]; then \
 		install -m 644 $(GUEST)/$$f $(DESTDIR)$(PREFIX)/share/vitro/$$f; fi; done
 

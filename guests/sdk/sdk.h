@@ -73,9 +73,9 @@ static inline void irq_off(void) { __asm__ volatile("cli" ::: "memory"); }
 /* cpu_index - which one runs this; cpu_count - how many there are. */
 static inline unsigned cpu_index(void)
 {
-    uint32_t r[4];
-    vt_cpuid(1, r);
-    return r[1] >> 24;
+    uint32_t lo, hi, aux; /* TSC_AUX: 0 from reset, and cpu_start() sets the others' */
+    __asm__ volatile("rdtscp" : "=a"(lo), "=d"(hi), "=c"(aux));
+    return aux;
 }
 unsigned cpu_count(void);
 /* cpu_start - run fn(arg) on another processor, with a stack of its own, interrupts off. 0, or -VT_E*. It stops when fn returns,

@@ -1,0 +1,323 @@
+/*
+ * gain.c - the same work by driving the machine and by asking Vitro, side by side: the lines of `vitro bench pv` that are
+ * not about Linux. Start it with --cpus 2 --counters; it prints `sdk: LINE WAY OPERATIONS NS COUNTERS...`.
+ *
+ * "Unaware" is what a kernel would do on real hardware: port accesses, the local APIC's registers, page-table entries and
+ * INVLPG. One row of `lines` is one line. Each is done in parts, and the quickest counts: the host has other work too.
+ */
+#include "sdk/sdk.h"
+
+#define PARTS 7
+#define COUNTERS 0x520 /* src/monitor/counters.h */
+enum { START = 1, STOP = 2, SELECT = 0x100, MAX_COUNTERS = 16 };
+
+static inline void outb(uint16_t port, uint8_t v) { __asm__ volatile("outb %0, %1" ::"a"(v), "Nd"(port)); }
+static inline void outl(uint16_t port, uint32_t v) { __asm__ volatile("outl %0, %1" ::"a"(v), "Nd"(port)); }
+static inline uint8_t inb(uint16_t port)
+{
+    uint8_t v;
+    __asm__ volatile("inb %1, %0" : "=a"(v) : "Nd"(port));
+    return v;
+}
+static inline uint32_t inl(uint16_t port)
+{
+    uint32_t v;
+    __asm__ volatile("inl %1, %0" : "=a"(v) : "Nd"(port));
+    return v;
+}
+static inline void wrmsr(uint32_t msr, uint64_t v)
+{
+    __asm__ volatile("wrmsr" ::"c"(msr), "a"((uint32_t)v), "d"((uint32_t)(v >> 32)) : "memory");
+}
+static inline uint64_t rdtsc(void)
+{
+    uint32_t lo, hi;
+    __asm__ volatile("rdtsc" : "=a"(lo), "=d"(hi));
+    return (uint64_t)hi << 32 | lo;
+}
+
+/* -- The local APIC, as hardware has it (SDM vol. 3 ch. 11) --------------------------------------------------------- */
+
+#define APIC(reg) (*(volatile uint32_t *)(0xfee00000ul + (reg)))
+enum { APIC_EOI = 0xb0, APIC_SVR = 0xf0, APIC_ICR = 0x300, APIC_ICR2 = 0x310, APIC_TIMER = 0x320 };
+enum { MSR_APIC_BASE = 0x1b, MSR_TSC_DEADLINE = 0x6e0 };
+enum { VECTOR_TIMER = 0x50, VECTOR_IPI = 0x51 };
+
+static volatile uint32_t ticks, pings;
+
+static void apic_on(void)
+{
+    APIC(APIC_SVR) = 0x1ff;
+    APIC(APIC_TIMER) = 0x40000 | VECTOR_TIMER; /* TSC deadline */
+}
+static void on_apic_timer(struct sdk_regs *r)
+{
+    (void)r;
+    ticks = ticks + 1;
+    APIC(APIC_EOI) = 0;
+}
+static void on_apic_ipi(struct sdk_regs *r)
+{
+    (void)r;
+    pings = pings + 1;
+    APIC(APIC_EOI) = 0;
+}
+
+/* -- Time --------------------------------------------------------------------------------------------------------------- */
+
+enum { PORT_TIMER = 20, PORT_IPI = 21, TIMER = 5 };
+static uint64_t tsc_per_us;
+static volatile uint64_t sink;
+
+static void on_event_timer(void *arg) { (void)arg; ticks = ticks + 1; }
+static void on_event_ipi(void *arg) { (void)arg; pings = pings + 1; }
+
+static void clock_hardware(uint32_t n)
+{
+    while (n--)
+        sink = inl(0x608); /* the ACPI PM timer: what needs no calibration */
+}
+static void clock_ask(uint32_t n)
+{
+    while (n--)
+        sink = mono_ns();
+}
+static void timer_hardware(uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        wrmsr(MSR_TSC_DEADLINE, rdtsc() + 1000000 * tsc_per_us);
+    wrmsr(MSR_TSC_DEADLINE, 0);
+}
+static void timer_ask(uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++)
+        vt_call4(VT_TIMER_SET, TIMER, mono_ns() + 1000000000, 0, PORT_TIMER);
+    vt_call4(VT_TIMER_SET, TIMER, 0, 0, PORT_TIMER);
+}
+static void tick_hardware(uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t seen = ticks;
+        wrmsr(MSR_TSC_DEADLINE, rdtsc() + 20 * tsc_per_us);
+        wait_until(ticks != seen);
+    }
+}
+static void tick_ask(uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t seen = ticks;
+        vt_call4(VT_TIMER_SET, TIMER, mono_ns() + 20000, 0, PORT_TIMER);
+        wait_until(ticks != seen);
+    }
+}
+
+/* -- Another processor --------------------------------------------------------------------------------------------------- */
+
+static volatile bool stop_other, other_ready, other_gone;
+
+static void other(void *arg)
+{
+    (void)arg;
+    apic_on();
+    event_handle(PORT_IPI, on_event_ipi, NULL);
+    other_ready = true;
+    irq_on();
+    while (!stop_other)
+        __asm__ volatile("pause");
+    irq_off();
+    other_gone = true;
+}
+static void ipi_hardware(uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t seen = pings;
+        while (APIC(APIC_ICR) & 1u << 12) /* the one before is still being sent */
+            ;
+        APIC(APIC_ICR2) = 1u << 24;
+        APIC(APIC_ICR) = 0x4000 | VECTOR_IPI;
+        while (pings == seen)
+            __asm__ volatile("pause");
+    }
+}
+static void ipi_ask(uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t seen = pings;
+        vt_call1(VT_EVENT_SEND, PORT_IPI);
+        while (pings == seen)
+            __asm__ volatile("pause");
+    }
+}
+
+/* -- Console -------------------------------------------------------------------------------------------------------------- */
+
+static const char text[] = "                                                               \r"; /* 64 bytes that show nothing */
+
+static void console_hardware(uint32_t n)
+{
+    while (n--)
+        for (unsigned i = 0; i < 64; i++) {
+            while (!(inb(0x3fd) & 0x20)) /* the transmitter is not empty */
+                ;
+            outb(0x3f8, (uint8_t)text[i]);
+        }
+}
+static void console_ask(uint32_t n)
+{
+    while (n--)
+        vt_call2(VT_CONSOLE_WRITE, text, 64);
+}
+
+/* -- Memory: n operations of `pages` pages each ------------------------------------------------------------------------------ */
+
+#define AT 0x8000000000ull
+#define MOST 4096u
+
+static uint64_t frames, *leaf;
+static uint32_t pages;
+
+static void invlpg(uint64_t va) { __asm__ volatile("invlpg (%0)" ::"r"(va) : "memory"); }
+static void set_all(uint64_t keep, uint64_t set)
+{
+    for (uint32_t i = 0; i < pages; i++) {
+        leaf[i] = (leaf[i] & keep) | (set ? set + i * PAGE : 0);
+        invlpg(AT + i * PAGE);
+    }
+}
+static void touch(void)
+{
+    for (uint32_t i = 0; i < pages; i++)
+        *(volatile uint8_t *)(AT + i * PAGE) = 1;
+}
+static void ask(unsigned call, uint32_t flags)
+{
+    struct vt_range r = { .va = AT, .pa = frames, .pages = pages, .flags = flags };
+    if (vt_call3(call, 0, &r, 1) != 1)
+        die("call %x: %d\n", call, r.result);
+}
+/* Map, take the right to write away, unmap: what a batch has to do, in three pieces. */
+static void remap_hardware(uint32_t n)
+{
+    while (n--) {
+        set_all(0, frames | 0x8000000000000003ull);
+        set_all(~2ull, 0);
+        set_all(0, 0);
+    }
+}
+static void remap_ask(uint32_t n)
+{
+    while (n--) {
+        ask(VT_MAP, VT_W);
+        ask(VT_PROTECT, 0);
+        ask(VT_UNMAP, 0);
+    }
+}
+/* Map and write to every page. */
+static void first_touch_hardware(uint32_t n)
+{
+    while (n--) {
+        set_all(0, frames | 0x8000000000000003ull);
+        touch();
+        set_all(0, 0);
+    }
+}
+static void first_touch_ask(uint32_t n)
+{
+    while (n--) {
+        ask(VT_MAP, VT_W | VT_FILL);
+        touch();
+        ask(VT_UNMAP, 0);
+    }
+}
+
+/* -- The table --------------------------------------------------------------------------------------------------------------- */
+
+/* clang-format off */
+static const struct line {
+    const char *name;
+    uint32_t operations, pages;
+    void (*hardware)(uint32_t n), (*ask)(uint32_t n);
+} lines[] = {
+    { "clock",      20000, 0,    clock_hardware,       clock_ask },
+    { "timer",      5000,  0,    timer_hardware,       timer_ask },
+    { "tick",       100,   0,    tick_hardware,        tick_ask },
+    { "ipi",        2000,  0,    ipi_hardware,         ipi_ask },
+    { "console",    100,   0,    console_hardware,     console_ask },
+    { "remap-1",    2000,  1,    remap_hardware,       remap_ask },
+    { "remap-64",   200,   64,   remap_hardware,       remap_ask },
+    { "remap-4096", 8,     MOST, remap_hardware,       remap_ask },
+    { "touch-64",   200,   64,   first_touch_hardware, first_touch_ask },
+    { "touch-1024", 20,    1024, first_touch_hardware, first_touch_ask },
+};
+/* clang-format on */
+
+static uint32_t nr_counters;
+
+static void measure(const struct line *line, const char *way, void (*fn)(uint32_t n))
+{
+    uint64_t best = ~0ull, counter[MAX_COUNTERS] = { 0 };
+
+    pages = line->pages;
+    fn(line->operations / 4 + 1);
+    for (unsigned part = 0; part < PARTS; part++) {
+        outl(COUNTERS, START);
+        uint64_t t = mono_ns();
+        fn(line->operations);
+        t = mono_ns() - t;
+        outl(COUNTERS, STOP);
+        if (t >= best)
+            continue;
+        best = t;
+        for (uint32_t i = 0; i < nr_counters; i++) {
+            outl(COUNTERS, SELECT + i);
+            counter[i] = inl(COUNTERS + 4) | (uint64_t)inl(COUNTERS + 8) << 32;
+        }
+        if (counter[0])
+            counter[0]--; /* the write that stopped */
+    }
+    print("sdk: %s %s %u %lu", line->name, way, line->operations, best);
+    for (uint32_t i = 0; i < nr_counters; i++)
+        print(" %lu", counter[i]);
+    print("\n");
+}
+
+int main(void)
+{
+    nr_counters = inl(COUNTERS) <= MAX_COUNTERS ? inl(COUNTERS) : 0;
+    uint64_t t = rdtsc(), ns = mono_ns();
+    while (mono_ns() - ns < 1000000)
+        ;
+    tsc_per_us = (rdtsc() - t) / 1000;
+
+    trap_handle(VECTOR_TIMER, on_apic_timer);
+    trap_handle(VECTOR_IPI, on_apic_ipi);
+    apic_on();
+    event_handle(PORT_TIMER, on_event_timer, NULL);
+    if (cpu_count() < 2 || cpu_start(1, other, NULL))
+        die("this needs two processors: --cpus 2\n");
+    while (!other_ready)
+        __asm__ volatile("pause");
+
+    /* Tables of our own for AT, so that both ways find them made: PDPT, PD, then the leaves in a row. */
+    uint64_t *pml4, *table = pages_alloc(2);
+    leaf = pages_alloc(MOST / 512);
+    for (unsigned i = 0; i < MOST / 512; i++)
+        table[512 + i] = (uint64_t)(leaf + i * 512) | 3;
+    table[0] = (uint64_t)(table + 512) | 3;
+    __asm__ volatile("mov %%cr3, %0" : "=r"(pml4));
+    pml4[AT >> 39] = (uint64_t)table | 3;
+    frames = (uint64_t)pages_alloc(MOST);
+
+    irq_on();
+    for (unsigned i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
+        if (lines[i].pages && !stop_other) { /* one processor: a call forgets translations everywhere, INVLPG does not */
+            stop_other = true;
+            while (!other_gone)
+                __asm__ volatile("pause");
+        }
+        measure(&lines[i], "unaware", lines[i].hardware);
+        measure(&lines[i], "aware", lines[i].ask);
+    }
+    print("sdk: done\n");
+    return 0;
+}
