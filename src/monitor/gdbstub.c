@@ -1,8 +1,11 @@
 /*
  * gdbstub.c - Source: GDB manual, appendix E (Remote Serial Protocol).
- * Not done: more than one vCPU, vector registers beyond xmm, tracepoints.
+ * A gdb thread is a vCPU, from 1; all stop when one does (gdb_world.c).
+ * Not done: vector registers beyond xmm, tracepoints, non-stop mode.
  */
 #include "monitor/gdbstub.h"
+#include "monitor/gdb_regs.h"
+#include "monitor/gdb_world.h"
 #include "monitor/vm_inner.h"
 #include <arpa/inet.h>
 #include <errno.h>
@@ -24,6 +27,10 @@ struct gdbstub {
     pthread_t thread;
     bool detached;
     int last_signal;
+    struct gdb_world world;
+    atomic_bool asked;    /* gdb wants a stop */
+    struct vm_vcpu *said; /* who stopped last */
+    struct vm_vcpu *cur;  /* whose registers and memory packets are about (Hg) */
 
     pthread_mutex_t lock; /* what follows */
     pthread_cond_t resumed;
@@ -34,153 +41,6 @@ struct gdbstub {
     char packet[PACKET_MAX + 1];
     char reply[2 * PACKET_MAX];
 };
-
-/* -- Registers -------------------------------------------------------------------------------- */
-
-/* How gdb numbers them, and in which order 'g' sends them. target.xml is made from this table. */
-enum gdb_kind { G_GPR, G_RIP, G_EFLAGS, G_SEG, G_ST, G_FCTRL, G_XMM, G_MXCSR, G_BASE };
-struct gdb_reg {
-    const char *name;
-    const char *type;
-    u8 kind, index, size;
-    u8 feature; /* 0 core, 1 sse, 2 segments */
-};
-
-/* clang-format off */
-#define GPR(n, i) { n, "int64", G_GPR, i, 8, 0 }
-#define SEGR(n, i) { n, "int32", G_SEG, i, 4, 0 }
-#define ST(n, i) { n, "i387_ext", G_ST, i, 10, 0 }
-#define FC(n, i) { n, "int", G_FCTRL, i, 4, 0 }
-#define XMM(n, i) { n, "uint128", G_XMM, i, 16, 1 }
-static const struct gdb_reg gdb_regs[] = {
-    GPR("rax", RAX), GPR("rbx", RBX), GPR("rcx", RCX), GPR("rdx", RDX),
-    GPR("rsi", RSI), GPR("rdi", RDI), { "rbp", "data_ptr", G_GPR, RBP, 8, 0 },
-    { "rsp", "data_ptr", G_GPR, RSP, 8, 0 },
-    GPR("r8", 8), GPR("r9", 9), GPR("r10", 10), GPR("r11", 11),
-    GPR("r12", 12), GPR("r13", 13), GPR("r14", 14), GPR("r15", 15),
-    { "rip", "code_ptr", G_RIP, 0, 8, 0 }, { "eflags", "int32", G_EFLAGS, 0, 4, 0 },
-    SEGR("cs", SEG_CS), SEGR("ss", SEG_SS), SEGR("ds", SEG_DS), SEGR("es", SEG_ES),
-    SEGR("fs", SEG_FS), SEGR("gs", SEG_GS),
-    ST("st0", 0), ST("st1", 1), ST("st2", 2), ST("st3", 3),
-    ST("st4", 4), ST("st5", 5), ST("st6", 6), ST("st7", 7),
-    FC("fctrl", 0), FC("fstat", 1), FC("ftag", 2), FC("fiseg", 3),
-    FC("fioff", 4), FC("foseg", 5), FC("fooff", 6), FC("fop", 7),
-    XMM("xmm0", 0), XMM("xmm1", 1), XMM("xmm2", 2), XMM("xmm3", 3),
-    XMM("xmm4", 4), XMM("xmm5", 5), XMM("xmm6", 6), XMM("xmm7", 7),
-    XMM("xmm8", 8), XMM("xmm9", 9), XMM("xmm10", 10), XMM("xmm11", 11),
-    XMM("xmm12", 12), XMM("xmm13", 13), XMM("xmm14", 14), XMM("xmm15", 15),
-    { "mxcsr", "int32", G_MXCSR, 0, 4, 1 },
-    { "fs_base", "int", G_BASE, SEG_FS, 8, 2 }, { "gs_base", "int", G_BASE, SEG_GS, 8, 2 },
-};
-#undef GPR
-#undef SEGR
-#undef ST
-#undef FC
-#undef XMM
-/* clang-format on */
-
-static const char *const gdb_features[] = {
-    "org.gnu.gdb.i386.core",
-    "org.gnu.gdb.i386.sse",
-    "org.gnu.gdb.i386.segments",
-};
-
-static void make_target_xml(char *xml, size_t size)
-{
-    size_t at = (size_t)snprintf(
-        xml, size,
-        "<?xml version=\"1.0\"?><!DOCTYPE target SYSTEM \"gdb-target.dtd\">"
-        "<target><architecture>i386:x86-64</architecture>");
-    for (unsigned f = 0; f < ARRAY_SIZE(gdb_features); f++) {
-        at += (size_t)snprintf(xml + at, size - at, "<feature name=\"%s\">",
-                               gdb_features[f]);
-        for (unsigned i = 0; i < ARRAY_SIZE(gdb_regs); i++) {
-            const struct gdb_reg *r = &gdb_regs[i];
-            if (r->feature == f)
-                at += (size_t)snprintf(
-                    xml + at, size - at,
-                    "<reg name=\"%s\" bitsize=\"%u\" type=\"%s\" regnum=\"%u\"/>",
-                    r->name, r->size * 8u, r->type, i);
-        }
-        at += (size_t)snprintf(xml + at, size - at, "</feature>");
-    }
-    snprintf(xml + at, size - at, "</target>");
-}
-
-/* A vCPU's registers taken out, to be read or changed, and put back. */
-struct regfile {
-    struct vitro_regs regs;
-    struct vitro_sregs sregs;
-    u8 *xsave; /* legacy area: x87 at 0..., xmm at 160 (SDM vol. 1 §10.5.1) */
-};
-
-static void regfile_load(struct regfile *f, struct vitro_vcpu *vcpu)
-{
-    vitro_vcpu_get_regs(vcpu, &f->regs);
-    vitro_vcpu_get_sregs(vcpu, &f->sregs);
-    f->xsave = vitro_vcpu_xsave(vcpu);
-}
-
-static struct vitro_segment *regfile_seg(struct regfile *f, unsigned index)
-{
-    struct vitro_sregs *s = &f->sregs;
-    struct vitro_segment *const seg[] = { &s->es, &s->cs, &s->ss,
-                                          &s->ds, &s->fs, &s->gs };
-    return seg[index];
-}
-
-static void regfile_copy(void *field, u8 *buf, unsigned n, bool write)
-{
-    if (write)
-        memcpy(field, buf, n);
-    else
-        memcpy(buf, field, n);
-}
-
-/* Selectors are shown, not loaded: writing one would need the descriptor. */
-static void regfile_access(struct regfile *f, const struct gdb_reg *r, u8 *buf,
-                           bool write)
-{
-    u32 sel;
-
-    if (!write)
-        memset(buf, 0, r->size);
-    switch (r->kind) {
-    case G_GPR:
-        regfile_copy(&f->regs.gpr[r->index], buf, 8, write);
-        break;
-    case G_RIP:
-        regfile_copy(&f->regs.rip, buf, 8, write);
-        break;
-    case G_EFLAGS:
-        regfile_copy(&f->regs.rflags, buf, 4, write);
-        break;
-    case G_SEG:
-        sel = regfile_seg(f, r->index)->selector;
-        if (!write)
-            memcpy(buf, &sel, 4);
-        break;
-    case G_BASE:
-        regfile_copy(&regfile_seg(f, r->index)->base, buf, 8, write);
-        break;
-    case G_ST:
-        if (f->xsave)
-            regfile_copy(f->xsave + 32 + 16 * r->index, buf, 10, write);
-        break;
-    case G_FCTRL:
-        if (f->xsave && r->index < 2)
-            regfile_copy(f->xsave + 2 * r->index, buf, 2, write);
-        break;
-    case G_XMM:
-        if (f->xsave)
-            regfile_copy(f->xsave + 160 + 16 * r->index, buf, 16, write);
-        break;
-    case G_MXCSR:
-        if (f->xsave)
-            regfile_copy(f->xsave + 24, buf, 4, write);
-        break;
-    }
-}
 
 /* -- Bytes and hex ---------------------------------------------------------------------------- */
 
@@ -337,67 +197,60 @@ static void put_packet(struct gdbstub *stub, const char *text)
 
 static void read_all_regs(struct gdbstub *stub, struct vm_vcpu *cpu)
 {
-    struct regfile f;
+    struct gdb_regfile f;
     char *to = stub->reply;
     u8 buf[16];
 
-    regfile_load(&f, cpu->vcpu);
-    for (unsigned i = 0; i < ARRAY_SIZE(gdb_regs); i++) {
-        regfile_access(&f, &gdb_regs[i], buf, false);
+    gdb_regfile_load(&f, cpu->vcpu);
+    for (unsigned i = 0; i < gdb_nr_regs; i++) {
+        gdb_regfile_access(&f, &gdb_regs[i], buf, false);
         to = hex_put(to, buf, gdb_regs[i].size);
     }
 }
 
-static void regfile_store(struct regfile *f, struct vm_vcpu *cpu, bool sregs)
-{
-    if (sregs)
-        vitro_vcpu_set_sregs(cpu->vcpu, &f->sregs);
-    vitro_vcpu_set_regs(cpu->vcpu, &f->regs);
-}
-
 static const char *write_all_regs(struct vm_vcpu *cpu, const char *hex)
 {
-    struct regfile f;
+    struct gdb_regfile f;
     u8 buf[16];
 
-    regfile_load(&f, cpu->vcpu);
-    for (unsigned i = 0; i < ARRAY_SIZE(gdb_regs); i++) {
+    gdb_regfile_load(&f, cpu->vcpu);
+    for (unsigned i = 0; i < gdb_nr_regs; i++) {
         const struct gdb_reg *r = &gdb_regs[i];
         if (hex_get(buf, hex, r->size) != r->size)
             break;
-        regfile_access(&f, r, buf, true);
+        gdb_regfile_access(&f, r, buf, true);
         hex += 2 * r->size;
     }
-    regfile_store(&f, cpu, true);
+    gdb_regfile_store(&f, cpu->vcpu, true);
     return "OK";
 }
 
 static const char *read_reg(struct gdbstub *stub, struct vm_vcpu *cpu, const char *s)
 {
-    struct regfile f;
+    struct gdb_regfile f;
     u8 buf[16];
     u64 n = number(&s);
 
-    if (n >= ARRAY_SIZE(gdb_regs))
+    if (n >= gdb_nr_regs)
         return "E01";
-    regfile_load(&f, cpu->vcpu);
-    regfile_access(&f, &gdb_regs[n], buf, false);
+    gdb_regfile_load(&f, cpu->vcpu);
+    gdb_regfile_access(&f, &gdb_regs[n], buf, false);
     hex_put(stub->reply, buf, gdb_regs[n].size);
     return stub->reply;
 }
 
 static const char *write_reg(struct vm_vcpu *cpu, const char *s)
 {
-    struct regfile f;
+    struct gdb_regfile f;
     u8 buf[16];
     u64 n = number(&s);
 
-    if (n >= ARRAY_SIZE(gdb_regs) || !skip(&s, '=') ||
+    if (n >= gdb_nr_regs || !skip(&s, '=') ||
         hex_get(buf, s, gdb_regs[n].size) != gdb_regs[n].size)
         return "E01";
-    regfile_load(&f, cpu->vcpu);
-    regfile_access(&f, &gdb_regs[n], buf, true);
-    regfile_store(&f, cpu, gdb_regs[n].kind == G_BASE);
+    gdb_regfile_load(&f, cpu->vcpu);
+    gdb_regfile_access(&f, &gdb_regs[n], buf, true);
+    gdb_regfile_store(&f, cpu->vcpu, gdb_regs[n].kind == G_BASE);
     return "OK";
 }
 
@@ -430,26 +283,107 @@ static const char *write_memory(struct vm_vcpu *cpu, const char *s)
     return len && vitro_vcpu_write_la(cpu->vcpu, la, buf, len) ? "E14" : "OK";
 }
 
-/* Z and z: 0 and 1 break, 2 watches writes, 3 and 4 accesses. */
-static const char *breakpoint(struct vm_vcpu *cpu, const char *s, bool add)
+/* Z and z: 0 and 1 break, 2 watches writes, 3 and 4 accesses. On every vCPU, or on none. */
+static int breakpoint_on(struct vm_vcpu *cpu, char type, u64 la, unsigned len, bool add)
+{
+    unsigned kind = type == '2' ? VITRO_WATCH_WRITE : VITRO_WATCH_ACCESS;
+
+    if (type == '0' || type == '1')
+        return add ? vitro_vcpu_add_breakpoint(cpu->vcpu, la) : vitro_vcpu_del_breakpoint(cpu->vcpu, la);
+    return add ? vitro_vcpu_add_watchpoint(cpu->vcpu, la, len, kind) : vitro_vcpu_del_watchpoint(cpu->vcpu, la, len, kind);
+}
+
+static const char *breakpoint(struct guest *vm, const char *s, bool add)
 {
     char type = *s++;
-    int r;
+    int r = 0;
 
     skip(&s, ',');
     u64 la = number(&s);
     skip(&s, ',');
     unsigned len = (unsigned)number(&s);
-    unsigned kind = type == '2' ? VITRO_WATCH_WRITE : VITRO_WATCH_ACCESS;
-    if (type == '0' || type == '1')
-        r = add ? vitro_vcpu_add_breakpoint(cpu->vcpu, la)
-                : vitro_vcpu_del_breakpoint(cpu->vcpu, la);
-    else if (type >= '2' && type <= '4')
-        r = add ? vitro_vcpu_add_watchpoint(cpu->vcpu, la, len, kind)
-                : vitro_vcpu_del_watchpoint(cpu->vcpu, la, len, kind);
-    else
+    if (type < '0' || type > '4')
         return "";
+    for (unsigned i = 0; i < vm->nr_vcpus && !r; i++) {
+        r = breakpoint_on(&vm->vcpu[i], type, la, len, add);
+        while (r && add && i-- > 0)
+            breakpoint_on(&vm->vcpu[i], type, la, len, false);
+    }
     return r ? "E22" : "OK";
+}
+
+/* -- Threads: vCPUs, by index + 1 -------------------------------------------------------------- */
+
+static u64 all_vcpus(const struct gdbstub *stub)
+{
+    return ~0ull >> (64 - stub->vm->nr_vcpus);
+}
+
+/* A thread ID, perhaps with a process before it (p1.2); 0 and -1 mean any. NULL: there is none such. */
+static struct vm_vcpu *thread_by_id(struct gdbstub *stub, const char **s, struct vm_vcpu *any)
+{
+    if (skip(s, 'p')) {
+        number(s);
+        if (!skip(s, '.'))
+            return any;
+    }
+    if (skip(s, '-')) {
+        number(s);
+        return any;
+    }
+    u64 id = number(s);
+    return !id ? any : id <= stub->vm->nr_vcpus ? &stub->vm->vcpu[id - 1] : NULL;
+}
+
+static const char *thread_list(struct gdbstub *stub)
+{
+    char *at = stub->reply;
+
+    for (unsigned i = 0; i < stub->vm->nr_vcpus; i++)
+        at += sprintf(at, "%c%x", i ? ',' : 'm', i + 1);
+    return stub->reply;
+}
+
+static const char *thread_info(struct gdbstub *stub, const char *s)
+{
+    struct vm_vcpu *cpu = thread_by_id(stub, &s, NULL);
+    char text[48];
+
+    if (!cpu)
+        return "E01";
+    snprintf(text, sizeof(text), "CPU %u%s", cpu->index,
+             cpu->waiting ? ", not started" : atomic_load(&cpu->asleep) ? ", halted" : "");
+    hex_put(stub->reply, (const u8 *)text, strlen(text));
+    return stub->reply;
+}
+
+/*
+ * What comes behind vCont: actions with threads; each vCPU does what the first that names it says, those none names stay
+ * where they are. Returns which stay; sets who steps.
+ */
+static u64 resume_actions(struct gdbstub *stub, const char *s)
+{
+    u64 todo = all_vcpus(stub), stepping = 0;
+
+    while (todo && skip(&s, ';')) {
+        char action = *s;
+        u64 who = todo;
+        if (!action)
+            break;
+        s++;
+        if (action == 'C' || action == 'S')
+            number(&s); /* a signal to give: guests know none */
+        if (skip(&s, ':')) {
+            struct vm_vcpu *cpu = thread_by_id(stub, &s, NULL);
+            who = cpu ? todo & BITULL(cpu->index) : todo;
+        }
+        if (action == 's' || action == 'S')
+            stepping |= who;
+        todo &= ~who;
+    }
+    for (unsigned i = 0; i < stub->vm->nr_vcpus; i++)
+        vitro_vcpu_single_step(stub->vm->vcpu[i].vcpu, stepping >> i & 1);
+    return todo;
 }
 
 static const char *query(struct gdbstub *stub, const char *s)
@@ -463,7 +397,7 @@ static const char *query(struct gdbstub *stub, const char *s)
     }
     if (!strncmp(s, xfer, sizeof(xfer) - 1)) {
         char xml[8192];
-        make_target_xml(xml, sizeof(xml));
+        gdb_target_xml(xml, sizeof(xml));
         s += sizeof(xfer) - 1;
         u64 at = number(&s), size = strlen(xml);
         skip(&s, ',');
@@ -477,37 +411,43 @@ static const char *query(struct gdbstub *stub, const char *s)
     }
     if (!strcmp(s, "qAttached"))
         return "1";
-    if (!strcmp(s, "qC"))
-        return "QC1";
+    if (!strcmp(s, "qC")) {
+        snprintf(stub->reply, sizeof(stub->reply), "QC%x", stub->cur->index + 1);
+        return stub->reply;
+    }
     if (!strcmp(s, "qfThreadInfo"))
-        return "m1";
+        return thread_list(stub);
+    if (!strncmp(s, "qThreadExtraInfo,", 17))
+        return thread_info(stub, s + 17);
     if (!strcmp(s, "qsThreadInfo"))
         return "l";
     return "";
 }
 
-static const char *stop_reply(struct gdbstub *stub, struct vm_vcpu *cpu)
+static const char *stop_reply(struct gdbstub *stub)
 {
+    struct vm_vcpu *cpu = stub->said;
     u64 hit = vitro_vcpu_watch_hit(cpu->vcpu);
     int sig = stub->last_signal ? stub->last_signal : 5;
 
     if (hit)
-        snprintf(stub->reply, sizeof(stub->reply), "T%02xwatch:%llx;thread:1;",
-                 (unsigned)sig, (unsigned long long)hit);
+        snprintf(stub->reply, sizeof(stub->reply), "T%02xwatch:%llx;thread:%x;",
+                 (unsigned)sig, (unsigned long long)hit, cpu->index + 1);
     else
-        snprintf(stub->reply, sizeof(stub->reply), "T%02xthread:1;", (unsigned)sig);
+        snprintf(stub->reply, sizeof(stub->reply), "T%02xthread:%x;", (unsigned)sig, cpu->index + 1);
     return stub->reply;
 }
 
-/* Answer one packet. False when the vCPU goes on. */
-static bool answer(struct gdbstub *stub, struct vm_vcpu *cpu)
+/* Answer one packet. False when the VM goes on, but for the vCPUs in *frozen. */
+static bool answer(struct gdbstub *stub, u64 *frozen)
 {
     const char *s = stub->packet, *reply = "";
-    bool step = false;
+    struct vm_vcpu *cpu = stub->cur, *other;
+    char what;
 
     switch (*s++) {
     case '?':
-        reply = stop_reply(stub, cpu);
+        reply = stop_reply(stub);
         break;
     case 'g':
         read_all_regs(stub, cpu);
@@ -530,14 +470,20 @@ static bool answer(struct gdbstub *stub, struct vm_vcpu *cpu)
         break;
     case 'Z':
     case 'z':
-        reply = breakpoint(cpu, s, s[-1] == 'Z');
+        reply = breakpoint(stub->vm, s, s[-1] == 'Z');
         break;
     case 'q':
         reply = query(stub, s - 1);
         break;
     case 'H':
+        what = *s++;
+        other = thread_by_id(stub, &s, stub->said);
+        if (other && what == 'g')
+            stub->cur = other;
+        reply = other ? "OK" : "E01";
+        break;
     case 'T':
-        reply = "OK";
+        reply = thread_by_id(stub, &s, stub->said) ? "OK" : "E01";
         break;
     case 'v':
         if (!strcmp(s, "Cont?")) {
@@ -546,14 +492,21 @@ static bool answer(struct gdbstub *stub, struct vm_vcpu *cpu)
         }
         if (strncmp(s, "Cont;", 5))
             break;
-        s += 6;
-        /* fallthrough */
+        *frozen = resume_actions(stub, s + 4);
+        reply = "E01";
+        if (*frozen == all_vcpus(stub)) /* nobody would ever stop */
+            break;
+        return false;
     case 's':
+    case 'S': {
+        char action[32];
+        snprintf(action, sizeof(action), ";s:%x;c", cpu->index + 1);
+        *frozen = resume_actions(stub, action);
+        return false;
+    }
     case 'c':
-    case 'S':
     case 'C':
-        step = s[-1] == 's' || s[-1] == 'S';
-        vitro_vcpu_single_step(cpu->vcpu, step);
+        *frozen = resume_actions(stub, ";c");
         return false;
     case 'D':
         put_packet(stub, "OK");
@@ -599,29 +552,61 @@ static void set_running(struct gdbstub *stub, bool running)
     pthread_mutex_unlock(&stub->lock);
 }
 
-void gdbstub_stopped(struct gdbstub *stub, struct vm_vcpu *cpu, int sig)
+static void no_more_steps(struct gdbstub *stub)
+{
+    for (unsigned i = 0; i < stub->vm->nr_vcpus; i++)
+        vitro_vcpu_single_step(stub->vm->vcpu[i].vcpu, false);
+}
+
+static void speak(struct gdbstub *stub, struct vm_vcpu *cpu, int sig, u64 *frozen)
 {
     bool first = stub->fd < 0 && !stub->detached && !stub->last_signal;
 
     set_running(stub, false);
     if (stub->detached || (!first && stub->fd < 0)) {
         /* Nobody is there to ask: go on as if there had never been. */
-        vitro_vcpu_single_step(cpu->vcpu, false);
+        no_more_steps(stub);
         return;
     }
     if (first)
         say("waiting for gdb; in gdb: target remote :%u", stub->port);
     stub->last_signal = sig ? sig : 5;
+    stub->said = stub->cur = cpu;
     if (!answer_call(stub))
         return;
     if (!first)
-        put_packet(stub, stop_reply(stub, cpu));
+        put_packet(stub, stop_reply(stub));
     while (!get_packet(stub))
-        if (!answer(stub, cpu))
+        if (!answer(stub, frozen))
             break;
     if (stub->fd < 0)
-        vitro_vcpu_single_step(cpu->vcpu, false);
+        no_more_steps(stub);
     set_running(stub, true);
+}
+
+void gdbstub_stopped(struct gdbstub *stub, struct vm_vcpu *cpu, int sig)
+{
+    u64 frozen = 0;
+
+    gdb_world_stop(&stub->world, cpu);
+    if (!vm_has_ended(cpu->vm))
+        speak(stub, cpu, sig, &frozen);
+    gdb_world_go(&stub->world, frozen);
+}
+
+bool gdbstub_wants_stop(struct gdbstub *stub)
+{
+    return atomic_exchange(&stub->asked, false);
+}
+
+void gdbstub_enter(struct gdbstub *stub, struct vm_vcpu *cpu)
+{
+    gdb_world_enter(&stub->world, cpu);
+}
+
+void gdbstub_leave(struct gdbstub *stub)
+{
+    gdb_world_leave(&stub->world);
 }
 
 /* While the vCPU runs, gdb sends one thing only: byte 3, stop. */
@@ -656,10 +641,13 @@ static void *listen_thread(void *arg)
         if (stop)
             stub->running = false;
         pthread_mutex_unlock(&stub->lock);
-        if (stop)
-            vm_vcpu_kick(&stub->vm->vcpu[0], VITRO_KICK_STOP);
-        else
+        if (stop) {
+            atomic_store(&stub->asked, true);
+            for (unsigned i = 0; i < stub->vm->nr_vcpus; i++)
+                vm_vcpu_kick(&stub->vm->vcpu[i], VITRO_KICK_STOP);
+        } else {
             poll(NULL, 0, 50); /* gdb hung up; the next stop notices */
+        }
     }
 }
 
@@ -668,6 +656,7 @@ void gdbstub_wake(struct gdbstub *stub)
     u64 one = 1;
     ssize_t n = write(stub->wake_fd, &one, sizeof(one));
     (void)n;
+    gdb_world_wake(&stub->world);
 }
 
 struct gdbstub *gdbstub_create(struct guest *vm, unsigned port)
@@ -687,6 +676,7 @@ struct gdbstub *gdbstub_create(struct guest *vm, unsigned port)
     stub->listen_fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     pthread_mutex_init(&stub->lock, NULL);
     pthread_cond_init(&stub->resumed, NULL);
+    gdb_world_init(&stub->world);
     setsockopt(stub->listen_fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof(one));
     if (stub->wake_fd < 0 || stub->listen_fd < 0 ||
         bind(stub->listen_fd, (struct sockaddr *)&a, sizeof(a)) ||
@@ -725,6 +715,7 @@ void gdbstub_destroy(struct gdbstub *stub, int status)
     hang_up(stub);
     close(stub->listen_fd);
     close(stub->wake_fd);
+    gdb_world_fini(&stub->world);
     pthread_cond_destroy(&stub->resumed);
     pthread_mutex_destroy(&stub->lock);
     free(stub);

@@ -31,9 +31,23 @@ void vm_vcpu_kick(struct vm_vcpu *cpu, unsigned why)
     pthread_mutex_unlock(&cpu->lock);
 }
 
+/* Around what changes the vCPU: gdb may be looking at it. */
+static void enter(struct vm_vcpu *cpu)
+{
+    if (cpu->vm->gdb)
+        gdbstub_enter(cpu->vm->gdb, cpu);
+}
+static void leave(struct vm_vcpu *cpu)
+{
+    if (cpu->vm->gdb)
+        gdbstub_leave(cpu->vm->gdb);
+}
+
 static void init_vcpu(struct vm_vcpu *cpu)
 {
+    enter(cpu);
     vitro_vcpu_init(cpu->vcpu);
+    leave(cpu);
     paravirt_vcpu_reset(cpu->vm->pv, cpu->index);
 }
 
@@ -85,15 +99,19 @@ static void wait_for_sipi(struct vm_vcpu *cpu)
         if (machine_init_take(m, cpu->index))
             init_vcpu(cpu);
         if (take_given(cpu)) {
+            enter(cpu);
             vitro_vcpu_set_sregs(cpu->vcpu, &cpu->start_sregs);
             vitro_vcpu_set_regs(cpu->vcpu, &cpu->start_regs);
+            leave(cpu);
             cpu->waiting = false;
             return;
         }
         int vector = machine_sipi_take(m, cpu->index);
         if (vector >= 0) {
             no_longer_waits(cpu);
+            enter(cpu);
             vitro_vcpu_start(cpu->vcpu, (unsigned)vector);
+            leave(cpu);
             cpu->waiting = false;
             return;
         }
@@ -143,12 +161,15 @@ static void *vcpu_thread(void *arg)
         gdbstub_stopped(vm->gdb, cpu, 0);
     while (!vm_has_ended(vm)) {
         vm_pause_point(cpu);
-        switch (vitro_vcpu_run(cpu->vcpu)) {
+        enter(cpu);
+        enum vitro_exit why = vitro_vcpu_run(cpu->vcpu);
+        leave(cpu);
+        switch (why) {
         case VITRO_EXIT_HLT:
             vcpu_sleep(cpu);
             break;
         case VITRO_EXIT_INTR:
-            if (!take_signals(cpu) && vm->gdb && !vm_has_ended(vm))
+            if (!take_signals(cpu) && vm->gdb && gdbstub_wants_stop(vm->gdb))
                 gdbstub_stopped(vm->gdb, cpu, SIGINT);
             break;
         case VITRO_EXIT_DEBUG:

@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Real gdb on the stub: break, step, registers, memory, watch; and its interrupt, by hand."""
+import os
+import re
 import shutil
 import socket
 import subprocess
 import sys
 import time
 
-from harness import Skip, Vitro, check, main
+from harness import BUILD, Skip, Vitro, check, main
 from test_bad_input import bare, in_file
 
 # 100000: mov ecx, 5
@@ -42,6 +44,24 @@ def gdb(code, *commands, status):
         return p.stdout
 
 
+def gdb_smp(*commands):
+    """On tests/guest/smp.c, with its symbols and four vCPUs."""
+    elf = os.path.join(BUILD, "tests", "guest", "smp.elf")
+    if not shutil.which("gdb") or not os.path.exists(elf):
+        raise Skip("no gdb, or no guest")
+    port = free_port()
+    with Vitro("run", "--cpus", "4", "--kernel", elf, "--mem", "64M", f"--gdb={port}", stdin=None) as v:
+        while b"waiting for gdb" not in v.errors:
+            check(v.process.poll() is None, v.tail())
+            v.pump(0.1)
+        lines = ["set pagination off", "set confirm off", f"target remote :{port}", *commands]
+        args = [a for line in lines for a in ("-ex", line)]
+        p = subprocess.run(["gdb", "-batch", "-nx", elf, *args], capture_output=True, text=True, timeout=60,
+                           stdin=subprocess.DEVNULL)
+        v.process.kill()
+        return p.stdout + p.stderr
+
+
 def has(output, *wanted):
     at = 0
     for word in wanted:
@@ -71,6 +91,23 @@ def test_memory():
 def test_watch():
     has(gdb(LOOP, "watch *(long *)0x100100", "continue", "continue", "delete", "continue", status=7),
         "Hardware watchpoint", "Old value = 0", "New value = 1", "Old value = 1", "New value = 2", "exited")
+
+
+def test_threads():
+    """A thread is a vCPU; a breakpoint stops all of them, and each has registers of its own."""
+    out = gdb_smp("info threads", "break ap_main", "continue", "info threads", "p cpu", "thread 1", "p $cs", "p/x $rip",
+                  "continue", "continue", "info threads", "delete", "break test_ipi", "continue", "p starts[1]", "info threads",
+                  "kill")
+    has(out, "CPU 0", "CPU 1, not started", "CPU 3, not started", "ap_main (cpu=", "CPU 0",
+        "$1 = ", "$2 = 16", "$3 = 0x", "ap_main (cpu=", "ap_main (cpu=", "test_ipi", "$4 = 2", "CPU 3")
+    started = set(re.findall(r"hit Breakpoint 1, ap_main \(cpu=(\d)", out))
+    check(started == {"1", "2", "3"}, f"{started}: {out}")
+
+
+def test_step_one_thread():
+    out = gdb_smp("break ap_main", "continue", "delete", "set scheduler-locking on", "p/x $rip", "stepi", "stepi", "stepi", "p/x $rip",
+                  "set scheduler-locking off", "break test_ipi", "continue", "kill")
+    has(out, "ap_main", "$1 = 0x", "$2 = 0x", "test_ipi")
 
 
 def test_detach_and_kill():
