@@ -20,6 +20,7 @@ enum opt_type {
     OPT_PV,    /* u32, paravirt_parse() */
     OPT_FLAG,  /* bool */
     OPT_DRIVE, /* one more in config.drive; min: enum drive_kind */
+    OPT_SHARE, /* one more in config.share */
     OPT_NIC,   /* one more in config.nic */
     OPT_BOOT,  /* struct boot_choice */
     OPT_ROM,   /* one more in config.option_rom */
@@ -87,6 +88,16 @@ static const struct option options[] = {
       "a disk's image or block device; FILE[,if=virtio|ide|vitro][,format=raw|qcow2][,readonly=on]..." },
     { "net",        "KIND",   OPT_NIC,   0, NULL, 0, 0,
       "a network card: user[,hostfwd=tcp:[ADDR]:PORT-:PORT]..., or tap,ifname=NAME" },
+    { "rng",        NULL,     OPT_FLAG,  AT(rng),        NULL, 0, 0,
+      "a virtio source of random numbers" },
+    { "balloon",    NULL,     OPT_FLAG,  AT(balloon),    NULL, 0, 0,
+      "a virtio balloon: memory the guest does not use goes back to the host" },
+    { "hvc",        "PATH",   OPT_STR,   AT(hvc),        NULL, 0, 0,
+      "a virtio console, /dev/hvc0, whose other end is a unix socket made at PATH" },
+    { "vsock",      "PATH",   OPT_STR,   AT(vsock),      NULL, 0, 0,
+      "streams between guest and host by unix sockets; PATH[,cid=N]" },
+    { "share",      "DIR",    OPT_SHARE, 0, NULL, 0, 0,
+      "a directory of the host's for the guest (9p); DIR,tag=NAME[,readonly=on]" },
     { "snapshot",   NULL,     OPT_FLAG,  AT(snapshot),   NULL, 0, 0,
       "what the guest writes to its disks is gone at the end" },
     { "cdrom",      "FILE",   OPT_DRIVE, 0, NULL, DRIVE_CDROM, 0,
@@ -293,6 +304,10 @@ static int parse_value(struct config *c, const struct option *o, const char *s)
         return parse_words(c, o, s, to);
     case OPT_DRIVE:
         return parse_drive(c, o, s);
+    case OPT_SHARE:
+        if (c->nr_shares == SHARES_MAX)
+            return usage(c, "--%s: too many directories%s", o->name, "");
+        return share_parse(&c->share[c->nr_shares++], o->name, s);
     case OPT_NIC:
         if (c->nr_nics == NICS_MAX)
             return usage(c, "--%s: too many network cards%s", o->name, "");

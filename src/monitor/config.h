@@ -5,6 +5,7 @@
 #include "base/types.h"
 #include "monitor/drive.h"
 #include "monitor/nic.h"
+#include "monitor/share.h"
 #include <stdio.h>
 
 /* Exit statuses, as documented in vitro(1). The guest's own debug-exit status passes through. */
@@ -43,6 +44,10 @@ struct config {
     bool no_reboot, stats, snapshot, counters;
     unsigned nr_drives;
     struct drive drive[DRIVES_MAX]; /* in the order of the command line */
+    bool rng, balloon;
+    const char *hvc, *vsock; /* NULL: none */
+    unsigned nr_shares;
+    struct share share[SHARES_MAX];
     unsigned nr_nics;
     struct nic nic[NICS_MAX];
     struct boot_choice boot;

@@ -3,10 +3,16 @@
 #include "machine/pci.h"
 #include "monitor/config.h"
 #include "monitor/vm_inner.h"
+#include "virtio/balloon.h"
 #include "virtio/blk.h"
+#include "virtio/console.h"
 #include "virtio/net.h"
+#include "virtio/p9.h"
+#include "virtio/rng.h"
 #include "virtio/transport_pci.h"
+#include "virtio/vsock.h"
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define FIRST_SLOT 3 /* those below are the board's */
@@ -74,6 +80,62 @@ static int add_nic(struct guest *vm, const struct nic *nic, unsigned index)
     return plug(vm, dev, "--net");
 }
 
+/* Plug what a creation function has made; r is its result, what names it in messages. */
+static int made(struct guest *vm, int r, struct virtio_dev *dev, const char *what, const char *which)
+{
+    if (!r)
+        return plug(vm, dev, what);
+    say("%s %s: %s%s", what, which, strerror(-r), r == -EADDRINUSE ? "; another process listens there" : "");
+    return r;
+}
+
+static int add_vsock(struct guest *vm, const char *text)
+{
+    char path[256], key[32] = "", *end = key;
+    const char *s = option_piece(text, path, sizeof(path));
+    unsigned long cid = 3; /* 0 to 2 are taken (virtio 1.2 section 5.10.4) */
+    struct virtio_dev *dev = NULL;
+
+    if (s && *s)
+        s = option_piece(s, key, sizeof(key));
+    if (s && !strncmp(key, "cid=", 4))
+        cid = strtoul(key + 4, &end, 10);
+    if (!s || *s || *end || cid < 3 || cid > 0xfffffffe) {
+        say("--vsock: '%s' is not understood; write --vsock PATH[,cid=N], N from 3 up", text);
+        return -EINVAL;
+    }
+    int r = virtio_vsock_create(&vm->view, path, (u32)cid, &dev);
+    return made(vm, r, dev, "--vsock", path);
+}
+
+static int add_others(struct guest *vm)
+{
+    const struct config *c = vm->config;
+    struct virtio_dev *dev = NULL;
+    int r = 0;
+
+    if (c->rng)
+        r = virtio_rng_create(&vm->view, &dev);
+    if (c->rng)
+        r = made(vm, r, dev, "--rng", "");
+    if (c->balloon && !r) {
+        r = virtio_balloon_create(&vm->view, &dev);
+        r = made(vm, r, dev, "--balloon", "");
+        vm->devices.balloon = r ? NULL : dev;
+    }
+    if (c->hvc && !r) {
+        r = virtio_console_create(&vm->view, c->hvc, &dev);
+        r = made(vm, r, dev, "--hvc", c->hvc);
+    }
+    if (c->vsock && !r)
+        r = add_vsock(vm, c->vsock);
+    for (unsigned i = 0; i < c->nr_shares && !r; i++) {
+        r = virtio_p9_create(&vm->view, c->share[i].dir, c->share[i].tag, c->share[i].readonly, &dev);
+        r = made(vm, r, dev, "--share", c->share[i].dir);
+    }
+    return r;
+}
+
 int devices_create(struct guest *vm)
 {
     const struct config *c = vm->config;
@@ -85,6 +147,8 @@ int devices_create(struct guest *vm)
     for (unsigned i = 0; i < c->nr_nics && !r; i++)
         if (!c->nic[i].vitro)
             r = add_nic(vm, &c->nic[i], i);
+    if (!r)
+        r = add_others(vm);
     if (!r)
         pci_assign_bars(machine_pci(vm->machine));
     return r;

@@ -13,6 +13,7 @@ struct virtio_pci;
 struct devices {
     struct { struct virtio_dev *dev; struct virtio_pci *pci; } virtio[DEVICES_MAX];
     unsigned nr;
+    struct virtio_dev *balloon; /* NULL: none */
 };
 
 /* devices_create - after the engine, before the guest is loaded. 0, or -errno with the reason said. */

@@ -246,8 +246,7 @@ static void blk_notify(struct virtio_queue *q)
             if (status >= 0)
                 complete(req, (u8)status);
         }
-        vq_want_notify(&q->vq, true);
-    } while (vq_has_more(&q->vq));
+    } while (!virtio_idle(q));
     virtio_interrupt(q);
     pthread_mutex_unlock(&q->lock);
 }

@@ -130,8 +130,7 @@ static bool net_receive(void *card, const struct net_hdr *hdr, const u8 *frame, 
     if (atomic_load(&net->dev.running) && !q->vq.broken) { /* else nobody listens: the frame is lost */
         taken = put_frame(q, h, frame, len);
         if (!taken && !q->vq.broken) {
-            vq_want_notify(&q->vq, true);
-            if (vq_has_more(&q->vq)) /* buffers came in between */
+            if (!virtio_idle(q)) /* buffers came in between */
                 taken = put_frame(q, h, frame, len);
         }
         if (taken)
@@ -186,8 +185,7 @@ static void transmit(struct virtio_queue *q)
             vq_push(&q->vq, c->id, c->nr_desc, 0);
             any = true;
         }
-        vq_want_notify(&q->vq, true);
-    } while (vq_has_more(&q->vq));
+    } while (!virtio_idle(q));
     virtio_interrupt(q);
     pthread_mutex_unlock(&q->lock);
     if (any && net->be->ops->sent)
@@ -204,7 +202,7 @@ static void control(struct virtio_queue *q)
     if (!c)
         return;
     pthread_mutex_lock(&q->lock);
-    while (virtio_pop(q, c)) {
+    while (virtio_pop(q, c) || (!virtio_idle(q) && virtio_pop(q, c))) {
         struct { u8 class, command; u16 pairs; } __attribute__((packed)) m;
         u8 ack = 1; /* VIRTIO_NET_ERR */
         if (vq_copy_out(c, 0, &m, sizeof(m)) == sizeof(m) && m.class == CTRL_MQ && m.command == CTRL_MQ_PAIRS_SET &&

@@ -113,6 +113,12 @@ bool virtio_pop(struct virtio_queue *q, struct vq_chain *chain)
     return r == 1;
 }
 
+bool virtio_idle(struct virtio_queue *q)
+{
+    vq_want_notify(&q->vq, true);
+    return !vq_has_more(&q->vq);
+}
+
 /* -- From the driver -------------------------------------------------------------------------- */
 
 void virtio_set_driver_features(struct virtio_dev *dev, unsigned word, u32 value)

@@ -114,6 +114,10 @@ void virtio_broken(struct virtio_dev *dev);
 /* virtio_pop - vq_pop(), and virtio_broken() if need be: 1, or 0. With q->lock held. */
 bool virtio_pop(struct virtio_queue *q, struct vq_chain *chain);
 
+/* virtio_idle - nothing more to take now: have the driver notify us from here on. False: look again, something came in
+ * between. With q->lock held. */
+bool virtio_idle(struct virtio_queue *q);
+
 /* -- For transports, on vCPU threads ---------------------------------------------------------- */
 
 void virtio_set_driver_features(struct virtio_dev *dev, unsigned word, u32 value); /* lock held */
