@@ -23,7 +23,14 @@ enum xret sys_check_segment(struct vcpu *v, const struct insn *in)
 {
     gla_t la;
     unsigned acc = (in->mem_acc & OPA_R ? ACC_R : 0) | (in->mem_acc & OPA_W ? ACC_W : 0);
-    return insn_linear(v, in, in->mem_size, acc, &la);
+    enum xret x = insn_linear(v, in, in->mem_size, acc, &la);
+    u16 status;
+    /* An x87 exception that waits comes before the operand (SDM vol. 3 table 6-2). */
+    __asm__ volatile("fnstsw %0" : "=a"(status));
+    if (unlikely(x == X_FAULT && (status & 0x80)) &&
+        (in->cls == CLS_MMX || in->reg_kind == RK_MMX || (in->cls == CLS_X87 && in->id != I_FNSTCW && in->id != I_FNSTSW)))
+        return raise_fault(v, VEC_MF);
+    return x;
 }
 
 /* PUSHF (SDM vol. 2): VM86 with IOPL < 3 is #GP, or with VME the 16-bit form shows VIF as IF, and IOPL 3. */

@@ -73,7 +73,8 @@ static bool scalar_memory(const struct insn *in)
 static bool has_66(const struct xl *x, const struct insn *in)
 {
     bool code16 = !x->m64 && !(x->mode & MODE_32);
-    if (code16 && (in->map == MAP_ONE || (in->cls == CLS_GPR && in->id != I_ADCX)))
+    bool fixed = in->id == I_ADCX || (in->map == MAP_0F && in->opcode == 0xae); /* 66h is part of the opcode */
+    if (code16 && (in->map == MAP_ONE || (in->cls == CLS_GPR && !fixed)))
         return in->opsize == 2;
     return in->prefixes & PFX_66;
 }

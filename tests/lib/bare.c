@@ -8,8 +8,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <asm/ldt.h>
 #include <sys/auxv.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
 
@@ -23,7 +25,7 @@ u64 bare_xmask;
 unsigned bare_xsize, bare_xoff[8];
 bool bare_fsgs;
 u32 bare_mxcsr_mask;
-bool bare_m32, bare_can_m32;
+bool bare_m32, bare_can_m32, bare_m16, bare_can_m16;
 
 /* -- The guest's physical memory ---------------------------------------------------------------------- */
 
@@ -43,6 +45,10 @@ bool bare_m32, bare_can_m32;
 #define ENTRY 0xc000u    /* the way into user mode; its arguments at + 0x800 */
 #define FRAME (ENTRY + 0x900u)
 #define KSTACK 0xf000u
+#define LDT 0x12000u
+#define CS16 0x07u /* LDT entries 0 to 2, RPL 3 */
+#define DS16 0x0fu
+#define SS16 0x17u
 #define CODE_GPA 0x100000u
 #define DATA_GPA 0x110000u
 #define STACK_GPA 0x120000u
@@ -101,6 +107,9 @@ static void build_ram(void)
     put64(GDT + 0x30, 0x00affb000000ffffull);
     put64(GDT + 0x40, 0x80008b0000000067ull | (u64)(TSS & 0xffffff) << 16);
     put64(GDT + 0x48, 0xffffffff);
+    put64(LDT + 0, 0x0000fb0000000000ull | (u64)(BARE_CODE & 0xffffff) << 16 | (BARE_CODE >> 24) << 56 | (BARE_CODE_SIZE - 1));
+    put64(LDT + 8, 0x0000f30000000000ull | (u64)(BARE_DATA & 0xffffff) << 16 | (BARE_DATA >> 24) << 56 | (BARE_DATA_SIZE - 1));
+    put64(LDT + 16, 0x0000f30000000000ull | (u64)(BARE_STACK & 0xffffff) << 16 | (BARE_STACK >> 24) << 56 | (BARE_STACK_SIZE - 1));
     put64(TSS + 4, K + KSTACK);
     put64(TSS + 0x60, 0xffffull << 48); /* no I/O bitmap */
     for (u32 i = 0; i < 256; i++) {
@@ -182,8 +191,10 @@ __attribute__((used)) u64 bare_save_rsp, bare_save_fs;
 __attribute__((used)) u32 bare_active, bare_use_fsgs, bare_mask_lo;
 void bare_go64(void);
 void bare_go32(void);
+void bare_go16(void);
 __attribute__((used)) void (*bare_go)(void);
 __attribute__((used)) struct { u32 offset; u16 selector; } bare_far = { 0, 0x23 };
+__attribute__((used)) u16 bare_ds = 0x2b, bare_ds16 = DS16, bare_ss16 = SS16;
 static struct bare_state *host_out;
 static struct sigaction engine_action[65];
 
@@ -194,7 +205,7 @@ void bare_handler_c(int, siginfo_t *, void *);
 
 __asm__(
     ".text\n"
-    ".globl bare_enter, bare_resume, bare_handler, bare_go64, bare_go32\n"
+    ".globl bare_enter, bare_resume, bare_handler, bare_go64, bare_go32, bare_go16\n"
     "bare_enter:\n"
     "push %rbx\n push %rbp\n push %r12\n push %r13\n push %r14\n push %r15\n"
     "mov %rsp, bare_save_rsp(%rip)\n"
@@ -232,7 +243,9 @@ __asm__(
     "jmp *bare_go(%rip)\n"
     "bare_go64: jmp *bare_in+16*8(%rip)\n"
     "bare_go32: ljmpl *bare_far(%rip)\n"
+    "bare_go16: mov bare_ds16(%rip), %ds\n mov bare_ds16(%rip), %es\n mov bare_ss16(%rip), %ss\n ljmpl *bare_far(%rip)\n"
     "bare_resume:\n"
+    "mov bare_ds(%rip), %ds\n mov bare_ds(%rip), %es\n"
     "fninit\n"
     "pushq $0x1f80\n ldmxcsr (%rsp)\n lea 8(%rsp), %rsp\n"
     "vzeroupper\n"
@@ -284,7 +297,7 @@ void bare_handler_c(int sig, siginfo_t *info, void *ctx)
     g[REG_RSP] = (greg_t)bare_save_rsp;
     g[REG_RIP] = (greg_t)(uintptr_t)bare_resume;
     g[REG_EFL] = 0x202;
-    g[REG_CSGSFS] = (g[REG_CSGSFS] & ~(greg_t)0xffff) | 0x33;
+    g[REG_CSGSFS] = (g[REG_CSGSFS] & 0xffffffff0000) | 0x33 | (greg_t)0x2b << 48;
 }
 
 void bare_host(const struct bare_state *in, struct bare_state *out)
@@ -296,7 +309,8 @@ void bare_host(const struct bare_state *in, struct bare_state *out)
     bare_in[19] = in->gs;
     bare_in_fpu = in->fpu;
     bare_far.offset = (u32)in->rip;
-    bare_go = bare_m32 ? bare_go32 : bare_go64;
+    bare_far.selector = bare_m16 ? CS16 : 0x23;
+    bare_go = bare_m16 ? bare_go16 : bare_m32 ? bare_go32 : bare_go64;
     host_out = out;
     out->broken = NULL;
     progress++;
@@ -347,7 +361,8 @@ void bare_guest_reset(void)
     struct vitro_segment none = { .attr = SEG_UNUSABLE };
     s.cs = (struct vitro_segment){ .limit = 0xffffffff, .attr = 0x9b | SEG_L | SEG_G, .selector = 0x10 };
     s.ss = (struct vitro_segment){ .limit = 0xffffffff, .attr = 0x93 | SEG_DB | SEG_G, .selector = 0x18 };
-    s.fs = s.gs = s.ldt = none;
+    s.fs = s.gs = none;
+    s.ldt = (struct vitro_segment){ .base = K + LDT, .limit = 0x17, .attr = 0x82, .selector = 0x50 };
     s.ds = s.es = (struct vitro_segment){ .limit = 0xffffffff, .attr = 0xf3 | SEG_DB | SEG_G, .selector = 0x2b };
     s.tr = (struct vitro_segment){ .base = K + TSS, .limit = 0x67, .attr = 0x8b, .selector = 0x40 };
     s.gdt_base = K + GDT;
@@ -371,6 +386,19 @@ void bare_guest_flush(void)
 
 static char broken_text[256];
 
+/* DS and ES as this mode has them: they stay through iretq and exceptions. */
+static void select_data(void)
+{
+    struct vitro_sregs s;
+    static const struct vitro_segment flat = { .limit = 0xffffffff, .attr = 0xf3 | SEG_DB | SEG_G, .selector = 0x2b };
+    static const struct vitro_segment small = { .base = BARE_DATA, .limit = BARE_DATA_SIZE - 1, .attr = 0xf3, .selector = DS16 };
+    vitro_vcpu_get_sregs(vcpu, &s);
+    if ((s.ds.selector == DS16) == bare_m16)
+        return;
+    s.ds = s.es = bare_m16 ? small : flat;
+    vitro_vcpu_set_sregs(vcpu, &s);
+}
+
 void bare_guest(const struct bare_state *in, struct bare_state *out)
 {
     struct vitro_regs r;
@@ -378,10 +406,11 @@ void bare_guest(const struct bare_state *in, struct bare_state *out)
     put64(ENTRY + 0x800, in->gpr[RAX]);
     put64(ENTRY + 0x808, in->gpr[RCX]);
     put64(FRAME, in->rip);
-    put64(FRAME + 8, bare_m32 ? 0x23 : 0x33);
+    put64(FRAME + 8, bare_m16 ? CS16 : bare_m32 ? 0x23 : 0x33);
     put64(FRAME + 16, in->rflags);
     put64(FRAME + 24, in->gpr[RSP]);
-    put64(FRAME + 32, 0x2b);
+    put64(FRAME + 32, bare_m16 ? SS16 : 0x2b);
+    select_data();
     r.gpr[RAX] = in->fs;
     r.gpr[RCX] = in->gs;
     r.gpr[RSP] = K + FRAME;
@@ -440,7 +469,7 @@ void bare_guest(const struct bare_state *in, struct bare_state *out)
     out->rip = f[1];
     out->rflags = f[3];
     out->gpr[RSP] = f[4];
-    if (f[2] != (bare_m32 ? 0x23 : 0x33) || f[5] != 0x2b) {
+    if (f[2] != (bare_m16 ? CS16 : bare_m32 ? 0x23 : 0x33) || f[5] != (bare_m16 ? SS16 : 0x2b)) {
         snprintf(broken_text, sizeof(broken_text), "exception %u pushed cs %#llx, ss %#llx", out->vector,
                  (unsigned long long)f[2], (unsigned long long)f[5]);
         out->broken = broken_text;
@@ -661,6 +690,24 @@ void bare_init(unsigned debug)
     bare_host(&s, &o);
     bare_can_m32 = o.vector == 3 && o.rip == BARE_CODE + 1;
     bare_m32 = false;
+
+    static const struct { u32 base, size; unsigned code; } ldt[3] = {
+        { BARE_CODE, BARE_CODE_SIZE, 1 }, { BARE_DATA, BARE_DATA_SIZE, 0 }, { BARE_STACK, BARE_STACK_SIZE, 0 },
+    };
+    for (unsigned i = 0; i < 3; i++) {
+        struct user_desc d = { .entry_number = i, .base_addr = ldt[i].base, .limit = ldt[i].size - 1,
+                               .contents = ldt[i].code ? MODIFY_LDT_CONTENTS_CODE : MODIFY_LDT_CONTENTS_DATA, .useable = 1 };
+        if (syscall(SYS_modify_ldt, 1, &d, sizeof(d)))
+            return;
+    }
+    if (!bare_can_m32)
+        return;
+    s.rip = 0;
+    s.gpr[RSP] = BARE_ESP16 + 0x1000;
+    bare_m32 = bare_m16 = true;
+    bare_host(&s, &o);
+    bare_can_m16 = o.vector == 3 && o.rip == 1;
+    bare_m32 = bare_m16 = false;
 }
 
 /* -- Cases ------------------------------------------------------------------------------------------------------ */
@@ -695,7 +742,7 @@ static u64 dead_flags(const struct bare_case *c, u64 rip)
     u64 at = rip - c->in.rip, dead = 0, pending = EFL_ARITH;
     while (at < c->len && pending) {
         struct insn in;
-        if (insn_decode(bare_m32 ? DMODE_32 : DMODE_64, c->code + at, sizeof(c->code) - at, &in) != DECODE_OK)
+        if (insn_decode(bare_m16 ? DMODE_16 : bare_m32 ? DMODE_32 : DMODE_64, c->code + at, sizeof(c->code) - at, &in) != DECODE_OK)
             break;
         pending &= ~(u64)in.fl_read;
         if (in.how == HOW_BRANCH)
@@ -769,7 +816,7 @@ bool bare_run(struct bare_case *c)
 {
     current = c;
     bare_save(c->snap);
-    u64 la = c->in.rip;
+    u64 la = c->in.rip + (bare_m16 ? BARE_CODE : 0);
     c->code[c->len] = 0xcc;
     bare_code(la, c->code, c->len + 1);
     bare_host(&c->in, &c->host);

@@ -27,6 +27,13 @@
 /* Cases run as 64-bit code, or as 32-bit code of a 64-bit process (CS 23h: compatibility mode). */
 extern bool bare_m32;
 extern bool bare_can_m32; /* the host runs such code */
+/*
+ * With bare_m16 as well: 16-bit code in segments of an LDT, on both machines. CS, DS and ES, SS start at BARE_CODE,
+ * BARE_DATA and BARE_STACK and end where these do; RIP is an offset. ESP's upper half must be BARE_ESP16: a return to a
+ * 16-bit stack loads SP alone, so the guest keeps what its kernel had.
+ */
+extern bool bare_m16, bare_can_m16;
+#define BARE_ESP16 0x80000000u
 
 struct bare_state {
     u64 gpr[16], rip, rflags, fs, gs;
