@@ -5,8 +5,9 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
-from harness import GUEST, Vitro, check, main, script
+from harness import GUEST, VITRO, Vitro, check, main, script
 from userland import image_with
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -96,15 +97,34 @@ def test_steal_time():
     check(stolen["-steal"] == 0, "stolen time without the feature")
 
 
-def timewarp(*args, append=""):
+def test_same_results():
+    """An aware kernel computes what an unaware one does."""
+    work = ("seq 20000 | sha256sum; seq 3000 | awk '{ x += sin($1) / $1 } END { printf \"%.12f\\n\", x }'; "
+            "for i in 1 2 3 4; do (seq $((i * 5000)) | sort -r | md5sum > /tmp/$i) & done; wait; cat /tmp/[1-4]; "
+            "i=0; s=0; while [ $i -lt 3000 ]; do s=$(((s * 31 + i) % 65521)); i=$((i + 1)); done; echo $s; ")
+    seen = {}
+    for pv in ("none", "kvm,vitro"):
+        out, _ = boot("--cpus", "2", "--pv", pv, show=f"echo BEGIN; {work}echo END; ")
+        seen[pv] = re.search(r"^BEGIN\n(.*)^END\n", out, re.M | re.S).group(1)
+    check(len(seen["none"].splitlines()) == 7, seen["none"])
+    check(seen["none"] == seen["kvm,vitro"], f"{seen}")
+
+
+def timewarp(*args, append="", pauses=0):
     with tempfile.TemporaryDirectory(prefix="vitro-test-") as d:
         exe = os.path.join(d, "timewarp")
         subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", exe, os.path.join(HERE, "programs", "timewarp.c")],
                        check=True)
         with open(exe, "rb") as f:
-            files = {"timewarp": f.read(), "test": f"cat {CLOCK}current_clocksource; /timewarp 3".encode()}
-        with Vitro("run", "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd", image_with(files, ("initrd.img",)),
+            files = {"timewarp": f.read(), "test": f"cat {CLOCK}current_clocksource; /timewarp {3 + 2 * bool(pauses)}".encode()}
+        with Vitro("run", *(("--name", d.rpartition("-")[2]) if pauses else ()), "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd", image_with(files, ("initrd.img",)),
                    "--append", f"quiet {append} vitro.script", *args, stdin=None) as v:
+            v.expect(rb"(tsc|kvm-clock)\s", 120)
+            for _ in range(pauses):
+                time.sleep(0.4)
+                for command in ("pause", "resume"):
+                    subprocess.run([VITRO, command, d.rpartition("-")[2]], check=True, stdout=subprocess.DEVNULL)
+                    time.sleep(0.3)
             v.expect(rb"timewarp: .*\n", 120)
             check(v.wait() == 0, v.tail())
             return v.seen.decode(errors="replace").replace("\r\n", "\n")
@@ -116,6 +136,13 @@ def test_time_never_runs_backwards():
         seen = timewarp("--cpus", "4", append=append)
         check(re.search(rf"^{source}$", seen, re.M), f"not {source}: {seen[-400:]!r}")
         check(" 4 cpus," in seen and ", 0 backwards," in seen, seen[-400:])
+
+
+def test_time_across_pauses():
+    """Held still and let go on from outside, time goes on where it was."""
+    for append in ("", "clocksource=kvm-clock"):
+        seen = timewarp("--cpus", "2", append=append, pauses=3)
+        check(" 2 cpus," in seen and ", 0 backwards," in seen, seen[-400:])
 
 
 if __name__ == "__main__":

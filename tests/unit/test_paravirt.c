@@ -1,8 +1,12 @@
-/* test_paravirt.c - src/paravirt without a running guest: options, leaves, MSRs, calls with good and bad arguments. */
+/*
+ * test_paravirt.c - src/paravirt without a running guest: options, leaves, MSRs, calls with good and bad arguments.
+ * PV_FUZZ=N in the environment makes the number of random calls and MSR writes N.
+ */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
+#include "machine/machine.h"
 #include "mem/ram.h"
 #include "paravirt/inner.h"
 #include "tests/lib/check.h"
@@ -17,10 +21,27 @@ static struct vitro_vm *vm;
 static struct vitro_vcpu *vcpu[NR_CPUS];
 static struct paravirt *pv;
 static const struct vitro_pv *ops;
+static struct machine *board;
+
+static void on_kick(void *opaque, unsigned cpu)
+{
+    (void)opaque, (void)cpu;
+}
+static u64 on_tsc(void *opaque, unsigned cpu)
+{
+    (void)opaque, (void)cpu;
+    return pv_host_tsc();
+}
+static void on_pv_kick(void *opaque, unsigned cpu, unsigned why)
+{
+    (void)opaque;
+    vitro_vcpu_kick(vcpu[cpu], why);
+}
 
 static void make(u32 features)
 {
-    struct paravirt_config pc = { .features = features, .nr_cpus = NR_CPUS, .tsc_khz = KHZ, .ram = &view };
+    struct paravirt_config pc = { .features = features, .nr_cpus = NR_CPUS, .tsc_khz = KHZ, .ram = &view, .machine = board,
+                                  .kick = on_pv_kick };
     char err[200] = "";
 
     bug_on(paravirt_create(&pc, &pv));
@@ -181,16 +202,100 @@ static void test_calls(void)
     unmake();
 }
 
+/* -- Random arguments ------------------------------------------------------------------------------------ */
+
+static u64 seed = 88172645463325252ull;
+static u64 any(void)
+{
+    seed ^= seed << 13;
+    seed ^= seed >> 7;
+    seed ^= seed << 17;
+    return seed;
+}
+/* Addresses and numbers where mistakes live: in RAM, at its ends, nowhere, small, at the ends of 64 bits. */
+static u64 argument(void)
+{
+    u64 r = any();
+    switch (r >> 60) {
+    case 0 ... 4: return r % RAM_SIZE;
+    case 5: return RAM_SIZE - 72 + r % 80;
+    case 6: return 0 - r % 80;
+    case 7: return r & 1;
+    case 8: return r % 256;
+    case 9: return 1ull << (r & 63);
+    case 10: return (r & 63) | 0xfff0000000;
+    default: return r;
+    }
+}
+
+/* Whatever a guest asks: a documented answer, registers as they were, no byte touched outside its RAM. The pages around RAM are not there, so a stray access ends the test. */
+static void test_fuzz(void)
+{
+    static const s64 errors[] = { -1, -14, -22, -95, -1000 };
+    const char *want = getenv("PV_FUZZ");
+    u64 n = want ? strtoull(want, NULL, 0) : 1000000, bad = 0;
+
+    make(paravirt_default() & ~PV_BIT(PV_VITRO));
+    for (unsigned i = 0; i < NR_CPUS; i++)
+        ops->msr_write(ops->opaque, i, 0x4b564d03, 0); /* no stale steal areas */
+    for (u64 i = 0; i < n; i++) {
+        u64 r = any();
+        unsigned cpu = r & 1;
+        if (r & 2) {
+            u32 msr = r & 4 ? 0x4b564d00 + (r >> 8 & 15) : r & 8 ? 0x11 + (r >> 8 & 1) : (u32)any();
+            u64 value = argument() | (r >> 16 & 1), read;
+            int w = ops->msr_write(ops->opaque, cpu, msr, value);
+            if (!w && (ops->msr_read(ops->opaque, cpu, msr, &read) || read != value))
+                bad++;
+            if (r & 0x100) {
+                paravirt_vcpu_sleep(pv, cpu);
+                paravirt_vcpu_wake(pv, cpu);
+                ops->tsc_moved(ops->opaque, cpu);
+            }
+        } else {
+            u64 gpr[16];
+            for (unsigned k = 0; k < 16; k++)
+                gpr[k] = argument();
+            gpr[0] = r & 4 ? r >> 8 & 15 : argument();
+            if ((u32)gpr[0] - PV_NATIVE_CALLS < 0x10000)
+                continue;
+            u64 before[16];
+            memcpy(before, gpr, sizeof(gpr));
+            struct vitro_hypercall call = { .gpr = gpr, .vcpu = cpu, .cpl = r >> 20 & 3 ? 0 : 3, .code64 = r >> 22 & 1 };
+            enum vitro_hc done = ops->hypercall_fast(ops->opaque, &call);
+            if (done == VITRO_HC_SLOW)
+                done = ops->hypercall(ops->opaque, &call);
+            bool known = (s64)gpr[0] >= 0 && gpr[0] <= NR_CPUS;
+            for (unsigned k = 0; k < ARRAY_SIZE(errors); k++)
+                known |= gpr[0] == (call.code64 ? (u64)errors[k] : (u32)errors[k]);
+            bad += done != VITRO_HC_DONE || !known || memcmp(&before[1], &gpr[1], 15 * sizeof(u64));
+            while (machine_intr_ack(board, cpu) >= 0 || machine_nmi_take(board, cpu))
+                ;
+        }
+    }
+    CHECK_MSG(!bad, "%llu of %llu", (unsigned long long)bad, (unsigned long long)n);
+    printf("paravirt: %llu random calls and MSR writes\n", (unsigned long long)n);
+    unmake();
+}
+
 int main(void)
 {
-    mem = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    bug_on(mem == MAP_FAILED);
+    const struct machine_config mc = {
+        .nr_cpus = NR_CPUS, .ram_size = RAM_SIZE, .tsc_khz = KHZ, .kick = on_kick, .tsc_now = on_tsc,
+    };
+
+    u8 *room = mmap(NULL, RAM_SIZE + 2 * PAGE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    bug_on(room == MAP_FAILED);
+    mem = room + PAGE_SIZE;
+    bug_on(mprotect(mem, RAM_SIZE, PROT_READ | PROT_WRITE) || machine_create(&mc, &board));
     ram_init(&view);
     bug_on(ram_add_slot(&view, 0, RAM_SIZE, mem, false));
     test_options();
     test_leaves();
     test_clock();
     test_calls();
+    test_fuzz();
+    machine_destroy(board);
     ram_fini(&view);
     return check_done("test_paravirt");
 }
