@@ -41,7 +41,6 @@ void vitro_vcpu_flush_pages(struct vitro_vcpu *c, unsigned pcid, uint64_t va, ui
 {
     struct vcpu *v = V(c);
     u16 now = v->cr4 & CR4_PCIDE ? v->cr3 & 0xfff : 0;
-    v->eng->smc_hit = true;
     if (pages > FLUSH_EACH) {
         if (global)
             tlb_flush_all(v, true);
@@ -59,8 +58,8 @@ void vitro_vcpu_flush_pages(struct vitro_vcpu *c, unsigned pcid, uint64_t va, ui
 void vitro_vcpu_flush_others(struct vitro_vcpu *c)
 {
     struct vcpu *v = V(c);
-    v->eng->smc_hit = true;
-    smp_flush_others(v);
+    if (smp_flush_others(v))
+        v->eng->smc_hit = true;
 }
 
 uint64_t vitro_vcpu_populate(struct vitro_vcpu *c, uint64_t va, uint64_t pages, unsigned flags)

@@ -118,15 +118,20 @@ static void wait_a_moment(unsigned n)
         nanosleep(&nap, NULL);
 }
 
-void smp_flush_others(struct vcpu *v)
+bool smp_flush_others(struct vcpu *v)
 {
     struct vm *vm = v->vm;
     if (!vm->smp)
-        return;
+        return false;
     for (unsigned i = 0; i < vm->nr_vcpus; i++)
         if (vm->vcpu[i] && i != v->index)
             __atomic_fetch_or(&vm->vcpu[i]->event, EVENT_FLUSH, __ATOMIC_SEQ_CST);
     /* One that is offline looks at its events before it runs the guest. Two that wait for each other are both offline. */
+    bool any = false;
+    for (unsigned i = 0; i < vm->nr_vcpus; i++)
+        any |= vm->vcpu[i] && i != v->index && is_online(vm->vcpu[i]);
+    if (!any)
+        return false;
     smp_offline(v);
     for (unsigned i = 0; i < vm->nr_vcpus; i++) {
         struct vcpu *b = vm->vcpu[i];
@@ -135,6 +140,7 @@ void smp_flush_others(struct vcpu *v)
             wait_a_moment(n);
     }
     smp_online(v);
+    return true;
 }
 
 /* All answers to what was asked. vm->lock held; given up while waiting. */

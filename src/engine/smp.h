@@ -55,8 +55,8 @@ struct vcpu *smp_conflict(struct vcpu *v, const struct block *b);
 /* smp_ask - put a question to an online vCPU; vm->lock held. */
 void smp_ask(struct vcpu *b);
 /* smp_flush_others - every other vCPU drops its TLB, global translations too, before it runs on; returns when none runs with
- * what it knew. Waits, at a safepoint: the caller leaves its block afterwards. */
-void smp_flush_others(struct vcpu *v);
+ * what it knew. True: it has waited, at a safepoint, and the caller must leave its block. */
+bool smp_flush_others(struct vcpu *v);
 /* smp_join - two host pages of guest memory, side by side: the same memory, so that what crosses is one access.
  * NULL: this memory cannot be mapped twice. */
 u8 *smp_join(struct vcpu *v, u8 *first, u8 *second);

@@ -5,6 +5,116 @@
 #include "paravirt/native_inner.h"
 #include "x86/x86.h"
 
+/* -- One short range in the current tables ------------------------------------------------------------------------- */
+
+#define FEW 16 /* pages: beyond, the vector registers are the smaller part of it */
+#define PA_MASK 0x000ffffffffff000ull
+
+/* As ram_dma_ptr(). *slot: the one used last, tried first. */
+static inline u8 *at(const struct ram *ram, const struct ram_slot **slot, u64 pa, u64 len)
+{
+    const struct ram_slot *s = *slot;
+    if (unlikely(pa - s->gpa >= s->size)) {
+        unsigned i = 0;
+        while (i < ram->nr_slots && pa - ram->slot[i].gpa >= ram->slot[i].size)
+            i++;
+        if (i == ram->nr_slots)
+            return NULL;
+        *slot = s = &ram->slot[i];
+    }
+    return !s->readonly && len <= s->size - (pa - s->gpa) ? s->host + (pa - s->gpa) : NULL;
+}
+
+/* The page table of va, if there is one of 4 KiB pages. */
+static inline u64 *page_table(const struct ram *ram, const struct ram_slot **slot, u64 cr3, u64 va)
+{
+    u64 *table = (u64 *)at(ram, slot, cr3 & PA_MASK, PAGE_SIZE);
+    for (unsigned shift = 39; shift > 12; shift -= 9) {
+        u64 entry = table ? __atomic_load_n(&table[va >> shift & 511], __ATOMIC_RELAXED) : 0;
+        if ((entry & (PTE_P | PTE_PS)) != PTE_P)
+            return NULL;
+        table = (u64 *)at(ram, slot, entry & PA_MASK, PAGE_SIZE);
+    }
+    return table;
+}
+
+/* Another vCPU's walker may be setting A and D. */
+static void change(u64 *pte, u32 nr, u64 clear, u64 set, bool alone)
+{
+    for (u32 i = 0; i < nr; i++) {
+        u64 old = __atomic_load_n(&pte[i], __ATOMIC_RELAXED);
+        if (alone) {
+            if (old & PTE_P)
+                __atomic_store_n(&pte[i], (old & ~clear) | set, __ATOMIC_RELAXED);
+            continue;
+        }
+        while (old & PTE_P && !__atomic_compare_exchange_n(&pte[i], &old, (old & ~clear) | set, true, __ATOMIC_SEQ_CST,
+                                                           __ATOMIC_RELAXED))
+            ;
+    }
+}
+
+/*
+ * MAP, UNMAP, PROTECT of one range of a few pages in the tables of CR3: what native_mem.c does, for the case that all is
+ * in order and nothing is to be made. Anything else is left to it: false, and nothing was done. Takes no lock: processors
+ * that edit the same entries at once get a mixture, as with stores of their own.
+ */
+static bool few_pages(struct paravirt *pv, const struct vitro_hypercall *call, u32 nr)
+{
+    struct native *n = pv->native;
+    const struct ram *ram = n->c.ram;
+    const struct ram_slot *slot = &ram->slot[0];
+    struct vitro_vcpu *vcpu = pv->cpu[call->vcpu].vcpu;
+    struct vt_range *item, r;
+    struct vitro_paging p;
+
+    if (call->gpr[7] || call->gpr[2] != 1 || call->gpr[6] & 7)
+        return false;
+    item = (struct vt_range *)at(ram, &slot, call->gpr[6], sizeof(*item));
+    if (!item)
+        return false;
+    r.va = __atomic_load_n(&item->va, __ATOMIC_RELAXED);
+    r.pa = __atomic_load_n(&item->pa, __ATOMIC_RELAXED);
+    r.pages = __atomic_load_n(&item->pages, __ATOMIC_RELAXED);
+    r.flags = __atomic_load_n(&item->flags, __ATOMIC_RELAXED);
+    u64 first = r.va >> PAGE_SHIFT & 511;
+    if (__atomic_load_n(&item->reserved, __ATOMIC_RELAXED) || r.va & ~PAGE_MASK || !r.pages || r.pages > FEW ||
+        r.pages > 512 - first || (u64)((s64)(r.va << 16) >> 16) != r.va)
+        return false;
+    if (nr != VT_UNMAP && r.flags & ~(VT_W | VT_U | VT_X | VT_G))
+        return false;
+    if (nr == VT_MAP && (r.pa & ~PAGE_MASK || !at(ram, &slot, r.pa, (u64)r.pages << PAGE_SHIFT)))
+        return false;
+    vitro_vcpu_get_paging(vcpu, &p);
+    if (!(p.cr0 & CR0_PG) || !(p.efer & EFER_LMA))
+        return false;
+    u64 bits = (r.flags & VT_W ? PTE_W : 0) | (r.flags & VT_U ? PTE_U : 0) | (r.flags & VT_G ? PTE_G : 0) |
+               (r.flags & VT_X || !(p.efer & EFER_NXE) ? 0 : PTE_NX);
+    u64 *pte = page_table(ram, &slot, p.cr3, r.va), any = 0;
+    if (pte) {
+        pte += first;
+        for (u32 i = 0; i < r.pages; i++)
+            any |= __atomic_load_n(&pte[i], __ATOMIC_RELAXED);
+    }
+    bool ok = pte && (nr != VT_MAP || !(any & PTE_P)) && !(any & PTE_G); /* global ones are flushed differently */
+    if (ok && nr == VT_MAP)
+        for (u32 i = 0; i < r.pages; i++)
+            __atomic_store_n(&pte[i], (r.pa + ((u64)i << PAGE_SHIFT)) | bits | PTE_P, __ATOMIC_RELAXED);
+    else if (ok)
+        change(pte, r.pages, nr == VT_UNMAP ? ~0ull : PTE_W | PTE_U | PTE_G | PTE_NX, nr == VT_UNMAP ? 0 : bits,
+               n->c.nr_cpus == 1);
+    if (!ok)
+        return false;
+    if (nr != VT_MAP) {
+        vitro_vcpu_flush_pages(vcpu, p.cr4 & CR4_PCIDE ? p.cr3 & ~PAGE_MASK : 0, r.va, r.pages, false);
+        if (n->c.nr_cpus > 1)
+            vitro_vcpu_flush_others(vcpu);
+    }
+    __atomic_store_n(&item->result, 0, __ATOMIC_RELAXED);
+    call->gpr[0] = 1;
+    return true;
+}
+
 enum vitro_hc native_hypercall_fast(struct paravirt *pv, const struct vitro_hypercall *call, u32 nr)
 {
     struct native *n = pv->native;
@@ -34,6 +144,10 @@ enum vitro_hc native_hypercall_fast(struct paravirt *pv, const struct vitro_hype
         call->gpr[0] = 0;
         return VITRO_HC_DONE;
     }
+    case VT_MAP:
+    case VT_UNMAP:
+    case VT_PROTECT:
+        return few_pages(pv, call, nr) ? VITRO_HC_DONE : VITRO_HC_SLOW;
     case VT_VCPU_COUNT:
         call->gpr[0] = n->c.nr_cpus;
         return VITRO_HC_DONE;

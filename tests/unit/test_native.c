@@ -5,6 +5,7 @@
  * Guest memory is small and lies between pages that may not be touched: a wrong bound dies at once.
  */
 #define _GNU_SOURCE
+#include "libvitro.h"
 #include "net/net.h"
 #include "paravirt/native.h"
 #include "paravirt/native_inner.h"
@@ -1107,6 +1108,81 @@ static void fuzz(u64 calls, bool hostile)
     vm_free(&other);
 }
 
+/* -- The short way: native_fast.c does what native_mem.c does, or leaves it alone --------------------------------------- */
+
+static void fast_paging(const struct vitro_vcpu *v, struct vitro_paging *p)
+{
+    const struct vm *vm = (const struct vm *)v;
+    *p = (struct vitro_paging){ .cr0 = CR0_PG, .cr3 = vm->cr3, .cr4 = vm->pcide ? CR4_PCIDE : 0,
+                                .efer = (vm->long_mode ? EFER_LMA : 0) | EFER_NXE };
+}
+static int fast_load(struct vitro_vcpu *v, u64 cr3)
+{
+    on_load(v, 0, cr3);
+    return 0;
+}
+static void fast_flush(struct vitro_vcpu *v, unsigned pcid, u64 va, u64 pages, bool global)
+{
+    on_flush(v, 0, pcid, va, pages, global);
+}
+static void fast_others(struct vitro_vcpu *v)
+{
+    on_flush_others(v, 0);
+}
+#define vitro_vcpu_get_paging fast_paging
+#define vitro_vcpu_load_cr3 fast_load
+#define vitro_vcpu_flush_pages fast_flush
+#define vitro_vcpu_flush_others fast_others
+#include "paravirt/native_fast.c"
+
+static void fuzz_fast(u64 calls)
+{
+    struct vm a, b;
+    struct paravirt *pv = calloc(1, sizeof(*pv) + sizeof(pv->cpu[0]));
+    u64 nr_fast = 0;
+
+    vm_make(&a, false);
+    vm_make(&b, false);
+    call(&a, VT_TABLES_GIVE, POOL, POOL_PAGES, 0, 0);
+    call(&b, VT_TABLES_GIVE, POOL, POOL_PAGES, 0, 0);
+    pv->native = a.n;
+    pv->cpu[0].vcpu = (struct vitro_vcpu *)&a;
+    for (u64 i = 0; i < calls; i++) {
+        static const unsigned numbers[] = { VT_MAP, VT_MAP, VT_UNMAP, VT_PROTECT, VT_SPACE_SWITCH, VT_SPACE_ROOT, VT_SPACE_CREATE };
+        unsigned number = PICK(numbers);
+        u64 arg[5] = { rnd() % 16 ? 0 : rnd() % 4, rnd() % 16 ? BUF : any_pa(), rnd() % 16 ? 1 : any_number(), 0 };
+        struct vt_range r = { .va = rnd() % 4 ? 0x8000000000 + (rnd() % 64 << 12) : any_va(), .pa = any_pa(),
+                              .pages = (u32)(rnd() % 20), .flags = (u32)rnd() & (rnd() % 4 ? 7 : 0xff), .result = 99 };
+        memcpy(a.low + BUF, &r, sizeof(r));
+        memcpy(b.low + BUF, &r, sizeof(r));
+        if (number == VT_SPACE_CREATE)
+            arg[1] = 1;
+        if (!(rnd() % 200)) { /* the guest's own hand in its tables */
+            u64 at = rnd() % 2 ? POOL + (rnd() % (POOL_PAGES << 12) & ~7ull) : ROOT + (rnd() & 0xff8);
+            u64 entry = any_pa() | (rnd() & 0x1e7);
+            *(u64 *)(a.low + at) = *(u64 *)(b.low + at) = entry;
+        }
+        u64 gpr[16] = { [0] = VT_BASE + number, [7] = arg[0], [6] = arg[1], [2] = arg[2] };
+        const struct vitro_hypercall c = { .gpr = gpr, .vcpu = 0, .code64 = true };
+        bool done = native_hypercall_fast(pv, &c, number) == VITRO_HC_DONE;
+        nr_fast += done;
+        s64 ra = done ? (s64)gpr[0] : native_call(a.n, 0, number, arg), rb = native_call(b.n, 0, number, arg);
+        if (ra != rb || a.cr3 != b.cr3 || memcmp(a.low, b.low, LOW)) {
+            CHECK_MSG(0, "call %llu: %#x: the short way says %lld, the long one %lld", (unsigned long long)i, number,
+                      (long long)ra, (long long)rb);
+            break;
+        }
+        if (!(i & 255))
+            a.cr3 = b.cr3 = ROOT;
+    }
+    printf("fuzz: %llu calls both ways, %llu by the short one\n", (unsigned long long)calls, (unsigned long long)nr_fast);
+    CHECK(calls < 5000 || nr_fast > 1000); /* in time the tables are beyond repair */
+    CHECK(a.nr_others == b.nr_others && !memcmp(a.high, b.high, HIGH));
+    vm_free(&a);
+    vm_free(&b);
+    free(pv);
+}
+
 /* -- The table ---------------------------------------------------------------------------------------------------------- */
 
 static void test_def(void)
@@ -1145,6 +1221,7 @@ int main(int argc, char **argv)
     test_net();
     test_console();
     test_two();
+    fuzz_fast(MIN(calls / 4, 200000ull));
     fuzz(calls / 2, false);
     fuzz(calls - calls / 2, true);
     return check_done("native");
