@@ -101,6 +101,29 @@ def test_loader_that_jumps_into_nothing():
             check(b"triple fault" in v.errors, v.tail())
 
 
+MEMTEST = """menuentry "memtest86+" {
+    linux /memtest86 console=ttyS0,115200
+}
+"""
+
+
+def test_memtest():
+    """A clean pass over 64 MiB. Without BOOT_SLOW=1 its last test, which waits for 160 s, is deselected."""
+    slow = os.environ.get("BOOT_SLOW") == "1"
+    with tempfile.TemporaryDirectory() as d:
+        image = grub_disk(d, MENU % 0 + MEMTEST, "/boot/memtest86+x64.bin=memtest86")
+        with Vitro("run", "--mem", "64M", "--disk", image) as v:
+            v.expect(rb"Memtest86\+", 30)
+            v.expect(rb"Pass: +0 +Errors: 0", 30)
+            if not slow:
+                for key, shows in ((b"1", rb"Test selection"), (b"1", rb"Remove one test"), (b"2", rb"Enter test"),
+                                   (b"10\r", rb"\*\.\*{8}\."), (b"0", rb"Exit menu"), (b"0", rb"Testing")):
+                    v.send(key)
+                    v.expect(shows, 10)
+            found = v.expect(rb"Pass: +1 +Errors: (\d+)", 600 if slow else 240)
+            check(found.group(1) == b"0", found.group(0))
+
+
 def test_several_processors():
     """The firmware counts them, and Debian starts them."""
     with tempfile.TemporaryDirectory() as d:
