@@ -80,7 +80,7 @@ CFLAGS  ?= -O2 -g
 cflags   = -std=gnu11 -D_GNU_SOURCE= -DVITRO_VERSION='"$(VERSION)"' -Isrc -Iinclude \
 	   $(if $(HAVE_CF_PROTECTION),-fcf-protection=none) $(WARN) $(extra) $(CFLAGS)
 # Libraries; liburing, libslirp and zlib are used where they are there.
-libs     = -ljansson -lxxhash $(if $(HAVE_URING),-luring) $(if $(HAVE_SLIRP),-lslirp) $(if $(HAVE_ZLIB),-lz)
+libs     = -ljansson -lpng -lxxhash $(if $(HAVE_URING),-luring) $(if $(HAVE_SLIRP),-lslirp) $(if $(HAVE_ZLIB),-lz)
 lib_defs = $(if $(HAVE_URING),-DHAVE_URING=1) $(if $(HAVE_SLIRP),-DHAVE_SLIRP=1) \
 	   $(if $(HAVE_ZLIB),-DHAVE_ZLIB=1)
 ldflags  = -pthread $(extra) $(LDFLAGS)

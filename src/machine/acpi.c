@@ -1,8 +1,8 @@
 /*
- * acpi.c - RSDP, XSDT, FADT, FACS, MADT, MCFG and DSDT. Source: ACPI 6.4 §5.2 (tables), §6.1-6.2
+ * acpi.c - RSDP, XSDT, RSDT, FADT, FACS, MADT, MCFG and DSDT. Source: ACPI 6.4 §5.2 (tables), §6.1-6.2
  * (device objects), §6.2.13 (_PRT), §7.4.2 (\_S5); PCI Firmware 3.0 §4.1 (MCFG).
- * Left out: HPET, SRAT, processor devices, SSDTs. The 8042 is not announced (nothing is attached
- * to it, and probing it is slow), nor is VGA.
+ * Left out: HPET, SRAT, processor devices, SSDTs. An 8042 without a keyboard is not announced: probing
+ * it is slow.
  */
 #include "machine/acpi.h"
 #include "machine/aml.h"
@@ -70,6 +70,7 @@ _Static_assert(sizeof(struct acpi_fadt) == 276, "ACPI 6.4 table 5.9");
 #define FADT_TMR_32BIT BIT(8)
 #define FADT_RESET_REG BIT(10)
 #define BOOT_LEGACY BIT(0)
+#define BOOT_8042 BIT(1)
 #define BOOT_NO_VGA BIT(2)
 
 struct acpi_facs {
@@ -234,6 +235,23 @@ static void device(struct aml *a, const char *name, const char *hid, u16 port, u
     aml_end(a);
 }
 
+/* Two ports that are not neighbours. */
+static void keyboard(struct aml *a)
+{
+    aml_device(a, "KBD");
+    aml_name(a, "_HID");
+    aml_eisa_id(a, "PNP0303");
+    aml_name(a, "_STA");
+    aml_int(a, 0x0f);
+    aml_name(a, "_CRS");
+    aml_resources(a);
+    aml_res_io(a, PORT_KBD_DATA, 1);
+    aml_res_io(a, PORT_KBD_STATUS, 1);
+    aml_res_irq(a, GSI_KBD);
+    aml_end(a);
+    aml_end(a);
+}
+
 /* Memory that PCI must not use: the ECAM window (MCFG is believed only if it is reserved). */
 static void motherboard(struct aml *a)
 {
@@ -272,6 +290,8 @@ static void dsdt_body(struct aml *a, const struct acpi_config *config)
     pci_root(a, config);
     device(a, "COM1", "PNP0501", PORT_COM1, 8, GSI_COM1);
     device(a, "RTC", "PNP0B00", PORT_RTC, 2, GSI_RTC);
+    if (config->keyboard)
+        keyboard(a);
     device(a, "PEVT", "QEMU0001", PORT_PVPANIC, 1, -1);
     aml_end(a);
 }
@@ -297,7 +317,7 @@ static struct acpi_gas port(u16 port_nr, u8 bytes)
         .space = 1, .bits = (u8)(bytes * 8), .access = bytes > 2 ? 3 : bytes, .address = port_nr };
 }
 
-static u64 build_fadt(struct build *b, u64 facs, u64 dsdt)
+static u64 build_fadt(struct build *b, const struct acpi_config *config, u64 facs, u64 dsdt)
 {
     struct acpi_fadt *f = reserve(b, sizeof(*f));
     if (!f)
@@ -320,7 +340,7 @@ static u64 build_fadt(struct build *b, u64 facs, u64 dsdt)
     f->c2_latency = 0x0fff; /* no C2, no C3 */
     f->c3_latency = 0x0fff;
     f->century = 0x32;
-    f->boot_arch = BOOT_LEGACY | BOOT_NO_VGA;
+    f->boot_arch = BOOT_LEGACY | (config->keyboard ? BOOT_8042 : 0) | (config->vga ? 0 : BOOT_NO_VGA);
     f->flags = FADT_WBINVD | FADT_PROC_C1 | FADT_NO_SLEEP_BUTTON | FADT_TMR_32BIT | FADT_RESET_REG;
     f->reset = port(PORT_RESET, 1);
     f->reset_value = 0x06;
@@ -423,24 +443,33 @@ size_t acpi_build(const struct acpi_config *config, void *buf, size_t cap, struc
     struct acpi_rsdp *rsdp = reserve(&b, sizeof(*rsdp));
     u64 facs = build_facs(&b);
     u64 dsdt = build_dsdt(&b, config);
-    u64 table[3] = { build_fadt(&b, facs, dsdt), build_madt(&b, config), build_mcfg(&b) };
+    u64 table[3] = { build_fadt(&b, config, facs, dsdt), build_madt(&b, config), build_mcfg(&b) };
     size_t size = sizeof(struct acpi_header) + sizeof(table);
-    struct acpi_header *xsdt = reserve(&b, size);
-    if (b.failed || !rsdp || !xsdt)
+    size_t size32 = sizeof(struct acpi_header) + sizeof(table) / 2;
+    struct acpi_header *xsdt = reserve(&b, size), *rsdt = reserve(&b, size32);
+    if (b.failed || !rsdp || !xsdt || !rsdt)
         return 0;
     memcpy(xsdt + 1, table, sizeof(table));
     for (unsigned i = 0; i < ARRAY_SIZE(table); i++)
         link_pointer(&b, (u8 *)(xsdt + 1) + i * 8, 8);
     finish(&b, xsdt, "XSDT", 1, size);
+    for (unsigned i = 0; i < ARRAY_SIZE(table); i++) { /* the same for those who know ACPI 1.0 */
+        u32 at = (u32)table[i];
+        memcpy((u8 *)(rsdt + 1) + i * 4, &at, 4);
+        link_pointer(&b, (u8 *)(rsdt + 1) + i * 4, 4);
+    }
+    finish(&b, rsdt, "RSDT", 1, size32);
 
     memcpy(rsdp->signature, "RSD PTR ", 8);
     memcpy(rsdp->oem_id, oem, 6);
     rsdp->revision = 2;
     rsdp->length = sizeof(*rsdp);
     rsdp->xsdt = address(&b, xsdt);
+    rsdp->rsdt = (u32)address(&b, rsdt);
     rsdp->checksum = checksum(rsdp, 20);
     rsdp->checksum_all = checksum(rsdp, sizeof(*rsdp));
     link_pointer(&b, &rsdp->xsdt, 8);
+    link_pointer(&b, &rsdp->rsdt, 4);
     link_sum(&b, &rsdp->checksum, rsdp, 20); /* this one first: the other covers it */
     link_sum(&b, &rsdp->checksum_all, rsdp, sizeof(*rsdp));
     return b.len;

@@ -6,6 +6,7 @@ struct acpi_config {
     unsigned nr_cpus;
     gpa_t base;     /* where the buffer will be in guest memory; 64-byte aligned */
     u64 mmio64;     /* the 64-bit PCI window's start */
+    bool vga, keyboard, floppy; /* there is one */
 };
 
 /* What whoever moves the tables has to repair; offsets into the buffer. */

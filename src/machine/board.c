@@ -179,6 +179,14 @@ static void on_reset(void *opaque)
     request(opaque, MACHINE_RESET, 0);
 }
 
+static void on_a20(void *opaque, bool on)
+{
+    struct machine *m = opaque;
+    m->kbd.a20 = m->sysctl.a20 = on; /* two switches for one gate: the last one used counts */
+    if (m->config.a20)
+        m->config.a20(m->config.opaque, on);
+}
+
 static void on_debug_exit(void *opaque, int status)
 {
     request(opaque, MACHINE_DEBUG_EXIT, status);
@@ -254,11 +262,12 @@ static int init_devices(struct machine *m)
     const struct pm_wiring pm = {
         .sci = gsi_line(m, GSI_SCI), .clock = &m->clock, .power_off = on_power_off, .opaque = m,
     };
-    const struct kbd_wiring kbd = { .irq = gsi_line(m, GSI_KBD), .reset = on_reset, .opaque = m };
+    const struct kbd_wiring kbd = { .irq = gsi_line(m, GSI_KBD), .reset = on_reset, .opaque = m,
+                                    .a20 = on_a20, .keyboard = m->config.keyboard };
     const struct sysctl_wiring sys = {
         .reset = on_reset, .debug_exit = on_debug_exit, .panicked = on_panicked,
         .debugcon = on_debugcon, .firmware_log = m->config.firmware_log ? on_firmware_log : NULL,
-        .opaque = m,
+        .a20 = on_a20, .opaque = m,
     };
     const void *wiring[NR_DEV] = {
         [DEV_UART] = &uart, [DEV_PIT] = &pit, [DEV_RTC] = &rtc,
@@ -368,6 +377,11 @@ static void fill_bus(struct machine *m)
     for (unsigned i = 0; i < ARRAY_SIZE(ports); i++)
         bus_add_ports(&m->bus, ports[i].first, ports[i].size, ports[i].off,
                       ports[i].ops ? ports[i].ops : ports[i].class->io, (char *)m + ports[i].at);
+    if (m->config.vga) {
+        bus_add_ports(&m->bus, PORT_VGA, 0x30, 0, &vga_io, &m->vga);
+        bus_add_ports(&m->bus, PORT_DISPI, 4, 0, &vga_dispi, &m->vga);
+        bus_add_mmio(&m->bus, LAYOUT_VGA_HOLE, LAYOUT_OPTION_ROM - LAYOUT_VGA_HOLE, 0, &vga_window, &m->vga);
+    }
     for (unsigned i = 0; i < 2 && m->has_ide; i++) {
         struct ide_channel *c = &m->ide.channel[i];
         bus_add_ports(&m->bus, i ? PORT_IDE2 : PORT_IDE1, 8, 0, &ide_command_io, c);
@@ -411,6 +425,10 @@ int board_init(struct machine *m)
     err = init_ide(m);
     if (err)
         goto no_ide;
+    const struct vga_wiring vga = { .host = &m->pci, .clock = &m->clock };
+    err = m->config.vga ? vga_init(&m->vga, &vga) : 0;
+    if (err)
+        goto no_vga;
     err = init_devices(m);
     if (err)
         goto no_devices;
@@ -421,6 +439,9 @@ int board_init(struct machine *m)
     return 0;
 
 no_devices:
+    if (m->config.vga)
+        vga_fini(&m->vga);
+no_vga:
     if (m->has_ide)
         ide_fini(&m->ide);
 no_ide:
@@ -446,6 +467,8 @@ void board_reset(struct machine *m)
         devices[i].class->reset((char *)m + devices[i].at);
     if (m->has_ide)
         ide_reset(&m->ide);
+    if (m->config.vga)
+        vga_reset(&m->vga);
     fw_cfg_reset(&m->fw_cfg);
     piix_reset(&m->piix);
     if (!m->config.firmware)
@@ -456,6 +479,8 @@ void board_fini(struct machine *m)
 {
     for (unsigned i = NR_DEV; i--;)
         devices[i].class->fini((char *)m + devices[i].at);
+    if (m->config.vga)
+        vga_fini(&m->vga);
     if (m->has_ide)
         ide_fini(&m->ide);
     fw_cfg_fini(&m->fw_cfg);

@@ -14,6 +14,7 @@
 #include "machine/chips/piix.h"
 #include "machine/chips/sysctl.h"
 #include "machine/chips/uart16550.h"
+#include "machine/chips/vga.h"
 #include "machine/clock.h"
 #include "machine/io_thread.h"
 #include "machine/irq.h"
@@ -39,6 +40,7 @@ struct machine {
     struct fw_cfg fw_cfg;
     struct ide ide;           /* only with has_ide */
     bool has_ide;
+    struct vga vga;           /* only with config.vga */
     struct uart uart;
     struct i8254 pit;
     struct mc146818 rtc;

@@ -54,6 +54,7 @@ static int add_acpi(struct machine *m)
     /* With this base, a pointer's value is an offset in the file of tables. */
     const struct acpi_config config = {
         .nr_cpus = m->config.nr_cpus, .base = (gpa_t)0 - ACPI_TABLES, .mmio64 = m->pci.mmio64,
+        .vga = m->config.vga, .keyboard = m->config.keyboard,
     };
     struct acpi_links links = { 0 };
     struct loader_command script[2 + 2 * ACPI_LINKS_MAX] = { 0 }, *c = script;

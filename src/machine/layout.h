@@ -2,7 +2,7 @@
  * layout.h - every guest address, port and interrupt number we choose. The one place to look, and
  * the one place to change: the board, the ACPI tables and the loaders all take them from here.
  *
- *   0x0000_0000  RAM to 640 KiB            0x000a_0000  nothing (VGA window)
+ *   0x0000_0000  RAM to 640 KiB            0x000a_0000  VGA window
  *   0x000c_0000  RAM kept for firmware     0x000e_0000  ACPI tables, 64 KiB of it
  *   0x0010_0000  RAM to at most 2.75 GiB   0xb000_0000  ECAM, 256 buses * 1 MiB = 256 MiB
  *   0xc000_0000  PCI memory window         0xfec0_0000  I/O APIC
@@ -46,9 +46,11 @@
 #define PORT_PIC_SLAVE 0xa0
 #define PORT_DEBUGCON 0xe9
 #define PORT_IDE2 0x170
+#define PORT_DISPI 0x1ce
 #define PORT_IDE1 0x1f0
 #define PORT_IDE2_CONTROL 0x376
 #define PORT_IDE1_CONTROL 0x3f6
+#define PORT_VGA 0x3b0       /* to 0x3df */
 #define PORT_COM1 0x3f8
 #define PORT_ELCR 0x4d0
 #define PORT_FIRMWARE_LOG 0x402 /* what firmware says to developers */

@@ -381,6 +381,16 @@ void machine_power_button(struct machine *m)
     pm_power_button(&m->pm);
 }
 
+bool machine_key(struct machine *m, u8 set1, bool e0, bool down)
+{
+    return i8042_key(&m->kbd, set1, e0, down);
+}
+
+struct vga *machine_vga(struct machine *m)
+{
+    return m->config.vga ? &m->vga : NULL;
+}
+
 /* -- Memory map ----------------------------------------------------------- */
 
 static unsigned add(struct machine_range *out, unsigned n, gpa_t from, gpa_t to, u64 offset,
@@ -419,6 +429,7 @@ gpa_t machine_build_acpi(struct machine *m)
 {
     const struct acpi_config config = {
         .nr_cpus = m->config.nr_cpus, .base = LAYOUT_ACPI, .mmio64 = m->pci.mmio64,
+        .vga = m->config.vga, .keyboard = m->config.keyboard,
     };
     u8 *buf = calloc(1, LAYOUT_ACPI_SIZE);
     if (!buf)

@@ -313,6 +313,23 @@ static int reset_vm(const struct order *o)
     return just_ask(o, "system_reset");
 }
 
+static int screenshot(const struct order *o)
+{
+    char path[PATH_MAX * 2], cwd[PATH_MAX];
+
+    /* The VM's process may have another current folder. */
+    if (o->file[0] == '/' || !getcwd(cwd, sizeof(cwd)))
+        snprintf(path, sizeof(path), "%s", o->file);
+    else
+        snprintf(path, sizeof(path), "%s/%s", cwd, o->file);
+    json_t *ret = ask_once(o, "screendump", json_pack("{s:s}", "filename", path), REPLY_S);
+
+    if (!ret)
+        return STATUS_FAIL;
+    json_decref(ret);
+    return STATUS_OK;
+}
+
 static int stats(const struct order *o)
 {
     json_t *ret = ask_once(o, "x-stats", NULL, REPLY_S);
@@ -463,6 +480,8 @@ static const struct command {
       "  Ctrl-A X           leaves the console; the VM goes on\n"
       "  Ctrl-A Ctrl-A      sends a Ctrl-A\n" },
     { "stats", "NAME", WANT_NAME, stats, "print a VM's counters", NULL },
+    { "screenshot", "NAME FILE", WANT_NAME | WANT_FILE, screenshot, "write a VM's VGA screen to a file",
+      "  FILE               PNG if it is called .png, else characters\n" },
     { "pause", "NAME", WANT_NAME, pause_vm, "hold a VM still; no time passes for it", NULL },
     { "resume", "NAME", WANT_NAME, resume_vm, "let a paused VM go on", NULL },
     { "snapshot", "NAME FILE [--quit]", WANT_NAME | WANT_FILE | MAY_QUIT, snapshot,

@@ -52,7 +52,7 @@ int config_complete(struct config *c)
         if (r)
             return r;
     }
-    if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->nr_option_roms || c->boot.given))) {
+    if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->nr_option_roms || c->boot.given || c->screen))) {
         if (c->kernel || c->initrd || c->append) {
             say("--%s does not go with --firmware, which starts what is on a disk; leave one out",
                 c->kernel ? "kernel" : c->initrd ? "initrd" : "append");
@@ -63,9 +63,9 @@ int config_complete(struct config *c)
         c->firmware = c->firmware_path;
         return STATUS_OK;
     }
-    if (c->boot.given || c->nr_option_roms) {
+    if (c->boot.given || c->nr_option_roms || c->screen || c->screenshot) {
         say("--%s is for firmware; it does not go with --kernel",
-            c->boot.given ? "boot" : "option-rom");
+            c->boot.given ? "boot" : c->nr_option_roms ? "option-rom" : c->screen ? "screen" : "screenshot");
         return STATUS_USAGE;
     }
     if (!c->kernel) {

@@ -34,6 +34,7 @@ struct config {
     const char *trace_file;
     const char *firmware;  /* the image's name, then its path; NULL: --kernel is booted */
     const char *firmware_log;
+    const char *screenshot; /* written at the end of the run */
     const char *option_rom[OPTION_ROMS_MAX]; /* paths */
     unsigned nr_option_roms;
     u64 mem;            /* bytes, a multiple of 1 MiB */
@@ -41,6 +42,7 @@ struct config {
     unsigned trace, debug; /* VITRO_TRACE_*, VITRO_DEBUG_* */
     unsigned gdb_port;     /* 0: no stub */
     u32 pv;                /* PV_BIT() (paravirt.h) */
+    bool screen; /* the VGA in the terminal, not the serial line */
     bool no_reboot, stats, snapshot, counters;
     unsigned nr_drives;
     struct drive drive[DRIVES_MAX]; /* in the order of the command line */

@@ -185,7 +185,12 @@ int firmware_files(struct guest *vm)
 
     if (r)
         return r;
-    r = machine_add_file(vm->machine, "etc/sercon-port", &port, sizeof(port));
+    /* The card's BIOS, by the card's PCI identity. Without it the card is there, but nobody starts it. */
+    char path[4096];
+    if (find_in_dirs("vgabios-stdvga.bin", 1, path, sizeof(path)))
+        r = add_rom(vm, "firmware", path, "pci1234,1111.rom");
+    if (!r && !vm->config->screen)
+        r = machine_add_file(vm->machine, "etc/sercon-port", &port, sizeof(port));
     if (!r)
         r = machine_fill_firmware(vm->machine);
     if (r)

@@ -142,6 +142,17 @@ CMD(inject_nmi)
     return 0;
 }
 
+CMD(screendump)
+{
+    const char *why = NULL, *path = json_string_value(json_object_get(args, "filename"));
+
+    if (!path)
+        return control_fail(e, "filename: a string is wanted");
+    if (screen_dump(machine_vga(vm->machine), path, &why))
+        return control_fail(e, "cannot write %s: %s", path, why);
+    return 0;
+}
+
 /* Counters are read while nothing runs. */
 CMD(x_stats)
 {
@@ -200,6 +211,7 @@ const struct control_command control_commands[] = {
     { "system_powerdown",          "", system_powerdown, true },
     { "system_reset",              "", system_reset,     true },
     { "inject-nmi",                "", inject_nmi,       true },
+    { "screendump",                "filename!", screendump, true },
     { "quit",                      "", quit,             false },
     { "x-info",                    "", x_info,           true },
     { "x-snapshot",                "file! quit", x_snapshot, true },

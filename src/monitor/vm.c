@@ -108,14 +108,23 @@ static void on_output(void *opaque, const u8 *bytes, size_t len)
     struct guest *vm = opaque;
 
     control_console(vm->control, bytes, len);
-    console_write(&vm->console, bytes, len);
+    if (!vm->config->screen)
+        console_write(&vm->console, bytes, len);
+}
+
+static void on_a20(void *opaque, bool on)
+{
+    struct guest *vm = opaque;
+
+    if (vm->vm) /* NULL: the board is being made, and the gate is open */
+        vitro_vm_set_a20(vm->vm, on);
 }
 
 static bool on_listening(void *opaque)
 {
     struct guest *vm = opaque;
 
-    return machine_console_listening(vm->machine) || paravirt_console_room(vm->pv) >= 0;
+    return vm->config->screen || machine_console_listening(vm->machine) || paravirt_console_room(vm->pv) >= 0;
 }
 
 /* A guest of our own ABI may take its input from a ring. */
@@ -238,7 +247,10 @@ static int make_machine(struct guest *vm)
         .console_room = on_input_room,
         .console_rx = on_input,
         .debugcon_tx = on_output,
+        .a20 = on_a20,
         .firmware = vm->config->firmware,
+        .vga = vm->config->firmware,
+        .keyboard = vm->config->firmware,
         .shadow = firmware_shadow,
         .firmware_log = vm->firmware_log ? on_firmware_log : NULL,
         .boot_order = vm->config->boot.order,
@@ -485,7 +497,8 @@ static int start(struct guest *vm)
     int r = console_start(&vm->console, &ops, vm->config->detach);
 
     if (!r)
-        r = machine_console_attach(vm->machine, vm->console.guest_fd);
+        r = vm->config->screen ? screen_start(&vm->screen, vm->machine, &vm->console)
+                               : machine_console_attach(vm->machine, vm->console.guest_fd);
     clock_gettime(CLOCK_MONOTONIC, &vm->started);
     for (unsigned i = 0; i < vm->nr_vcpus && !r; i++)
         r = vm_vcpu_start(&vm->vcpu[i]);
@@ -511,7 +524,12 @@ static void stop(struct guest *vm)
     if (stopped)
         machine_console_flush(vm->machine);
     bool tty = vm->console.is_tty;
+    screen_stop(&vm->screen);
     console_stop(&vm->console);
+    const char *why;
+    if (vm->config->screenshot && !again &&
+        screen_dump(machine_vga(vm->machine), vm->config->screenshot, &why))
+        say("--screenshot: cannot write %s: %s", vm->config->screenshot, why);
     if (tty && vm->outcome == VM_LEAVE)
         fputs("\n", stderr); /* the guest left the cursor anywhere */
     if (vm->message[0])

@@ -8,6 +8,7 @@
 #include "monitor/console.h"
 #include "monitor/devices.h"
 #include "monitor/drive.h"
+#include "monitor/screen.h"
 #include "monitor/symbols.h"
 #include "monitor/vm.h"
 #include <pthread.h>
@@ -72,6 +73,7 @@ struct guest {
     struct vm_vcpu vcpu[VM_VCPUS_MAX];
     unsigned nr_vcpus;
     struct console console;
+    struct screen screen; /* with config->screen */
     struct symbols symbols;
     FILE *trace;
     struct gdbstub *gdb;

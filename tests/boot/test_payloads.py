@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
 """What people boot, unmodified from Debian's packages: GRUB from a disk, Debian's kernel started by it."""
 import os
+import struct
 import subprocess
 import sys
 import tempfile
+import time
+import zlib
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from harness import BANNER, GUEST, Vitro, check, main  # noqa: E402
+from harness import BANNER, GUEST, VITRO, Vitro, check, main  # noqa: E402
 
 MENU = """serial --unit=0 --speed=115200
 terminal_input serial
@@ -55,6 +58,65 @@ def test_ipxe():
         v.expect(rb"iPXE> ", 10)
         v.send(b"help\r")  # the BIOS keeps 15 keys
         v.expect(rb"Available commands", 10)
+
+
+def png_colors(path):
+    """Width, height and the number of colours of a PNG with 8-bit RGB, without help."""
+    data = open(path, "rb").read()
+    check(data[:8] == b"\x89PNG\r\n\x1a\n", data[:8])
+    at, raw, size = 8, b"", None
+    while at < len(data):
+        n, kind = struct.unpack(">I4s", data[at:at + 8])
+        body = data[at + 8:at + 8 + n]
+        if kind == b"IHDR":
+            size = struct.unpack(">II", body[:8])
+        elif kind == b"IDAT":
+            raw += body
+        at += n + 12
+    return size, len(set(zlib.decompress(raw)))
+
+
+def test_vga_and_keyboard():
+    """No serial line: GRUB's menu on the VGA, its command line by the PS/2 keyboard, ACPI power-off."""
+    with tempfile.TemporaryDirectory() as d:
+        image = grub_disk(d, "set timeout=30\n" + DEBIAN)
+        shot = os.path.join(d, "s.png")
+        with Vitro("run", "--disk", image, "--screen", "--screenshot", shot) as v:
+            v.expect(rb"GNU GRUB +version", 20)
+            v.expect(rb"\*Debian", 20)
+            v.send(b"c")
+            v.expect(rb"grub>", 20)
+            v.send(b"echo X-Y_$grub_platform;ls (hd0)\r")
+            v.expect(rb"X-Y_pc", 20)
+            v.expect(rb"Partition|hd0", 20)
+            v.send(b"halt\r")
+            check(v.wait(30) == 0, v.tail())
+        size, colors = png_colors(shot)
+        check(size == (720, 400) and colors > 2, f"{size} {colors}")
+
+
+def test_screen_commands():
+    """A mode of 1024 * 768 in memory, seen from outside while it runs; and characters of a text screen."""
+    with tempfile.TemporaryDirectory() as d:
+        os.environ["XDG_RUNTIME_DIR"] = d
+        config = MENU % 30 + ("insmod all_video\ninsmod gfxterm\nset gfxmode=1024x768x32\n"
+                              "terminal_output serial\n") + DEBIAN
+        image = grub_disk(d, config)
+        with Vitro("run", "--name", "vga", "--disk", image) as v:
+            v.expect(rb"\*Debian", 20)
+            text, png = os.path.join(d, "s.txt"), os.path.join(d, "s.png")
+            subprocess.run([VITRO, "screenshot", "vga", text], check=True)
+            check("SeaBIOS (version" in open(text).read() or "GRUB" in open(text).read(), open(text).read())
+            v.send(b"c")
+            v.expect(rb"grub> ", 20)
+            v.send(b"videotest 1024x768x32\r")
+            for _ in range(100):
+                subprocess.run([VITRO, "screenshot", "vga", png], check=True)
+                size, colors = png_colors(png)
+                if size == (1024, 768) and colors > 8:
+                    break
+                time.sleep(0.1)
+            check(size == (1024, 768) and colors > 8, f"{size} {colors}")
 
 
 def test_boot_menu():

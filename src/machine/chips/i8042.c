@@ -1,9 +1,9 @@
 /*
  * i8042.c - PC keyboard controller. Source: IBM PS/2 hardware interface reference, keyboard and
- * auxiliary device controller (1988). No keyboard and no mouse are attached: what is sent to them
- * comes back as "resend" with the time-out bit, which lets a probing driver give up quickly.
- * The A20 line is not modelled: address bit 20 is always on.
- * Threads: vCPU threads, under k->lock.
+ * auxiliary device controller (1988). No mouse is attached, and a keyboard only if the board says so: what
+ * is sent to nobody comes back as "resend" with the time-out bit, which lets a probing driver give up
+ * quickly.
+ * Threads: vCPU threads, keys from any thread; under k->lock.
  */
 #include "machine/chips/i8042.h"
 #include <string.h>
@@ -15,6 +15,8 @@
 #define STAT_AUX 0x20
 #define STAT_TIMEOUT 0x40
 #define CTR_IRQ1 0x01
+#define CTR_KBD_OFF 0x10
+#define CTR_XLATE 0x40
 #define OUTPUT_RESET 0x01 /* output port: clear resets the CPU */
 #define OUTPUT_A20 0x02
 
@@ -31,6 +33,42 @@ static void reply(struct i8042 *k, u8 data, u8 flags)
 {
     k->data = data;
     k->status = (k->status & (u8)~(STAT_AUX | STAT_TIMEOUT)) | STAT_OBF | flags;
+}
+
+/* A byte of the keyboard into the output buffer, if that is free; in set 1 if that is wanted. */
+static void pump(struct i8042 *k)
+{
+    u8 value;
+
+    while (!(k->status & STAT_OBF) && !(k->command_byte & CTR_KBD_OFF) && ps2_kbd_read(&k->keyboard, &value)) {
+        if (k->command_byte & CTR_XLATE) {
+            if (value == 0xf0) {
+                k->break_code = true;
+                continue;
+            }
+            value = ps2_to_set1(value);
+            if (k->break_code && value != 0xe0)
+                value |= 0x80;
+        }
+        k->break_code = false;
+        reply(k, value, 0);
+    }
+}
+
+static void set_a20(struct i8042 *k, bool on)
+{
+    k->a20 = on;
+    k->wiring.a20(k->wiring.opaque, on);
+}
+
+bool i8042_key(struct i8042 *k, u8 set1, bool e0, bool down)
+{
+    pthread_mutex_lock(&k->lock);
+    bool taken = k->wiring.keyboard && ps2_kbd_key(&k->keyboard, set1, e0, down);
+    pump(k);
+    update_irq(k);
+    pthread_mutex_unlock(&k->lock);
+    return taken;
 }
 
 static void command_write(struct i8042 *k, u8 command)
@@ -50,7 +88,7 @@ static void command_write(struct i8042 *k, u8 command)
     case 0xad: k->command_byte |= 0x10; break;
     case 0xae: k->command_byte &= (u8)~0x10; break;
     case 0xc0: reply(k, 0x80, 0); break; /* input port: not locked */
-    case 0xd0: reply(k, OUTPUT_RESET | OUTPUT_A20, 0); break;
+    case 0xd0: reply(k, OUTPUT_RESET | (k->a20 ? OUTPUT_A20 : 0), 0); break;
     case 0x60: case 0xd1: case 0xd2: case 0xd3: case 0xd4:
         k->command = command;
         break;
@@ -75,11 +113,19 @@ static void data_write(struct i8042 *k, u8 value)
     case 0xd1:
         if (!(value & OUTPUT_RESET))
             k->wiring.reset(k->wiring.opaque);
+        set_a20(k, value & OUTPUT_A20);
         break;
     case 0xd2: reply(k, value, 0); break;
     case 0xd3: reply(k, value, STAT_AUX); break;
     case 0xd4: reply(k, 0xfe, STAT_AUX | STAT_TIMEOUT); break;
-    default: reply(k, 0xfe, STAT_TIMEOUT); break;
+    default:
+        if (k->wiring.keyboard) {
+            k->command_byte &= (u8)~CTR_KBD_OFF;
+            ps2_kbd_write(&k->keyboard, value);
+        } else {
+            reply(k, 0xfe, STAT_TIMEOUT);
+        }
+        break;
     }
 }
 
@@ -94,6 +140,8 @@ static u64 io_read(void *dev, u64 off, unsigned size)
     } else {
         value = k->data;
         k->status &= (u8)~(STAT_OBF | STAT_AUX | STAT_TIMEOUT);
+        update_irq(k); /* each byte is an edge */
+        pump(k);
     }
     update_irq(k);
     pthread_mutex_unlock(&k->lock);
@@ -109,6 +157,7 @@ static void io_write(void *dev, u64 off, unsigned size, u64 value)
         command_write(k, (u8)value);
     else
         data_write(k, (u8)value);
+    pump(k);
     update_irq(k);
     pthread_mutex_unlock(&k->lock);
 }
@@ -120,6 +169,9 @@ static void kbd_reset(void *dev)
     k->status = STAT_UNLOCKED;
     k->command_byte = 0x30; /* both interfaces disabled, no interrupts */
     k->command = k->data = 0;
+    k->break_code = false;
+    ps2_kbd_reset(&k->keyboard);
+    set_a20(k, true);
     update_irq(k);
     pthread_mutex_unlock(&k->lock);
 }
@@ -143,7 +195,8 @@ static void kbd_fini(void *dev)
 static const struct state_field kbd_state[] = {
     STATE(struct i8042, irq_level),
     STATE(struct i8042, status), STATE(struct i8042, command_byte), STATE(struct i8042, command),
-    STATE(struct i8042, data), STATE_END
+    STATE(struct i8042, data), STATE(struct i8042, a20), STATE(struct i8042, break_code),
+    STATE(struct i8042, keyboard), STATE_END
 };
 
 static const struct io_ops kbd_io = { "i8042", 1, 1, io_read, io_write };

@@ -1,7 +1,7 @@
 /*
  * sysctl.c - one-register ports. Source: reset control 0xcf9, port A 0x92: Intel 82371AB (PIIX4)
  * §4.2, §4.3; debugcon, isa-debug-exit and pvpanic: QEMU's docs/specs/pvpanic and its devices of
- * those names. Not modelled: A20 (always on).
+ * those names.
  * Threads: vCPU threads; no lock, every register is one byte.
  */
 #include "machine/chips/sysctl.h"
@@ -19,7 +19,7 @@ static u64 io_read(void *dev, u64 off, unsigned size)
     (void)size;
     switch (off) {
     case SYSCTL_RESET: return s->reset_control;
-    case SYSCTL_PORT_A: return s->port_a | PORT_A_A20;
+    case SYSCTL_PORT_A: return (s->port_a & (u8)~PORT_A_A20) | (s->a20 ? PORT_A_A20 : 0);
     case SYSCTL_POST: return s->post;
     case SYSCTL_DEBUGCON: return 0xe9; /* "I am here" */
     case SYSCTL_FIRMWARE_LOG: return s->wiring.firmware_log ? 0xe9 : 0xff;
@@ -43,6 +43,7 @@ static void io_write(void *dev, u64 off, unsigned size, u64 value)
     case SYSCTL_PORT_A:
         old = s->port_a;
         s->port_a = byte & (PORT_A_A20 | PORT_A_FAST_RESET);
+        s->wiring.a20(s->wiring.opaque, byte & PORT_A_A20);
         if ((byte & PORT_A_FAST_RESET) && !(old & PORT_A_FAST_RESET))
             s->wiring.reset(s->wiring.opaque);
         break;
@@ -82,12 +83,13 @@ static void sysctl_reset(void *dev)
 {
     struct sysctl *s = dev;
     s->reset_control = s->port_a = s->post = 0;
+    s->wiring.a20(s->wiring.opaque, true);
 }
 
 static int sysctl_init(void *dev, const void *wiring)
 {
     struct sysctl *s = dev;
-    *s = (struct sysctl){ .wiring = *(const struct sysctl_wiring *)wiring };
+    *s = (struct sysctl){ .wiring = *(const struct sysctl_wiring *)wiring, .a20 = true };
     return 0;
 }
 

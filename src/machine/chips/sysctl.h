@@ -10,6 +10,7 @@ struct sysctl_wiring {
     void (*reset)(void *opaque);
     void (*debug_exit)(void *opaque, int status);
     void (*panicked)(void *opaque);
+    void (*a20)(void *opaque, bool on); /* the gate of address line 20 */
     void (*debugcon)(void *opaque, const u8 *bytes, size_t len);
     void (*firmware_log)(void *opaque, const u8 *bytes, size_t len); /* NULL: nobody is there */
     void *opaque;
@@ -18,6 +19,7 @@ struct sysctl_wiring {
 struct sysctl {
     struct sysctl_wiring wiring;
     u8 reset_control, port_a, post; /* single bytes: no lock */
+    bool a20; /* the gate, whoever moved it */
 };
 
 /* Offsets of the registers, whatever their ports. */
