@@ -157,6 +157,12 @@ $(BUILD)/obj/src/engine/%.o: src/engine/%.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(cflags) $(engine_cflags) -MMD -MP -c -o $@ $<
 
+# What such calls call.
+$(BUILD)/obj/src/machine/clock.o: src/machine/clock.c $(BUILD)/flags
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(cflags) $(engine_cflags) -MMD -MP -c -o $@ $<
+
 # Hypercalls that are answered with the vector registers in place (hypercall_fast in libvitro.h).
 $(BUILD)/obj/src/paravirt/%_fast.o: src/paravirt/%_fast.c $(BUILD)/flags
 	$(call say,CC,$<)

@@ -115,6 +115,29 @@ static bool few_pages(struct paravirt *pv, const struct vitro_hypercall *call, u
     return true;
 }
 
+/* TIMER_SET of a timer that was set before, as native_event.c has it. machine/clock.c is compiled like this file. */
+static bool set_timer(struct native *n, const u64 *gpr)
+{
+    u64 timer = gpr[7], deadline = gpr[6], period = gpr[2], port = gpr[1];
+
+    if (!n->c.clock || timer >= VT_TIMERS || port >= VT_PORTS || deadline > INT64_MAX || period > INT64_MAX / 2 ||
+        (period && period < VT_TIMER_MIN_NS) || pthread_mutex_trylock(&n->lock))
+        return false;
+    struct native_timer *t = &n->timer[timer];
+    bool ok = t->ready;
+    if (ok) {
+        t->deadline_ns = deadline;
+        t->period_ns = period;
+        t->port = (unsigned)port;
+        if (deadline)
+            timer_arm(n->c.clock, &t->timer, deadline);
+        else
+            timer_cancel(n->c.clock, &t->timer);
+    }
+    pthread_mutex_unlock(&n->lock);
+    return ok;
+}
+
 enum vitro_hc native_hypercall_fast(struct paravirt *pv, const struct vitro_hypercall *call, u32 nr)
 {
     struct native *n = pv->native;
@@ -144,6 +167,11 @@ enum vitro_hc native_hypercall_fast(struct paravirt *pv, const struct vitro_hype
         call->gpr[0] = 0;
         return VITRO_HC_DONE;
     }
+    case VT_TIMER_SET:
+        if (!set_timer(n, call->gpr))
+            return VITRO_HC_SLOW;
+        call->gpr[0] = 0;
+        return VITRO_HC_DONE;
     case VT_MAP:
     case VT_UNMAP:
     case VT_PROTECT:
