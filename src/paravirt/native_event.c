@@ -124,8 +124,12 @@ s64 native_TIME_PAGE(struct native *n, unsigned vcpu, const u64 *a)
 {
     struct vt_time t = { .flags = VT_TIME_STABLE, .tsc_khz = (u32)n->c.tsc_khz }, *page;
 
-    if (!a[0])
+    if (!a[0]) {
+        pthread_mutex_lock(&n->lock);
+        n->time.mul = 0;
+        pthread_mutex_unlock(&n->lock);
         return 0;
+    }
     if (a[0] & 7 || (a[0] & ~PAGE_MASK) > PAGE_SIZE - sizeof(t))
         return -VT_EINVAL;
     page = ram_dma_ptr(n->c.ram, a[0], sizeof(t));
@@ -135,6 +139,9 @@ s64 native_TIME_PAGE(struct native *n, unsigned vcpu, const u64 *a)
     t.tsc = n->ops.tsc ? n->ops.tsc(n->ops.opaque, vcpu) : 0;
     t.mono_ns = clock_now(n->c.clock);
     t.wall_ns = n->ops.wall_ns ? n->ops.wall_ns(n->ops.opaque) - t.mono_ns : 0;
+    pthread_mutex_lock(&n->lock);
+    n->time = t;
+    pthread_mutex_unlock(&n->lock);
     /* Odd while it is being written. What the number was is the guest's affair. */
     u32 seq = __atomic_load_n(&page->seq, __ATOMIC_RELAXED) | 1;
     __atomic_store_n(&page->seq, seq, __ATOMIC_RELAXED);
@@ -172,9 +179,9 @@ static void on_timer(void *opaque)
 
 s64 native_TIMER_SET(struct native *n, unsigned vcpu, const u64 *a)
 {
+    u64 tsc = n->ops.tsc ? n->ops.tsc(n->ops.opaque, vcpu) : 0;
     s64 r = 0;
 
-    (void)vcpu;
     if (a[0] >= VT_TIMERS)
         return -VT_ENOENT;
     /* Periods are added to deadlines: neither may wrap. */
@@ -186,7 +193,7 @@ s64 native_TIMER_SET(struct native *n, unsigned vcpu, const u64 *a)
         r = -VT_ENOMEM;
     if (!r) {
         t->ready = true;
-        t->deadline_ns = a[1];
+        t->deadline_ns = native_deadline(n, a[1], tsc);
         t->period_ns = a[2];
         t->port = (unsigned)a[3];
         if (t->deadline_ns)

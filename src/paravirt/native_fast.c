@@ -116,7 +116,7 @@ static bool few_pages(struct paravirt *pv, const struct vitro_hypercall *call, u
 }
 
 /* TIMER_SET of a timer that was set before, as native_event.c has it. machine/clock.c is compiled like this file. */
-static bool set_timer(struct native *n, const u64 *gpr)
+static bool set_timer(struct native *n, struct vitro_vcpu *vcpu, const u64 *gpr)
 {
     u64 timer = gpr[7], deadline = gpr[6], period = gpr[2], port = gpr[1];
 
@@ -126,11 +126,11 @@ static bool set_timer(struct native *n, const u64 *gpr)
     struct native_timer *t = &n->timer[timer];
     bool ok = t->ready;
     if (ok) {
-        t->deadline_ns = deadline;
+        t->deadline_ns = native_deadline(n, deadline, vitro_vcpu_tsc(vcpu));
         t->period_ns = period;
         t->port = (unsigned)port;
         if (deadline)
-            timer_arm(n->c.clock, &t->timer, deadline);
+            timer_arm(n->c.clock, &t->timer, t->deadline_ns);
         else
             timer_cancel(n->c.clock, &t->timer);
     }
@@ -168,7 +168,7 @@ enum vitro_hc native_hypercall_fast(struct paravirt *pv, const struct vitro_hype
         return VITRO_HC_DONE;
     }
     case VT_TIMER_SET:
-        if (!set_timer(n, call->gpr))
+        if (!set_timer(n, pv->cpu[call->vcpu].vcpu, call->gpr))
             return VITRO_HC_SLOW;
         call->gpr[0] = 0;
         return VITRO_HC_DONE;

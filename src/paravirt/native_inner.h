@@ -44,6 +44,7 @@ struct native {
     u64 nr_balloon; /* atomic */
 
     /* time */
+    struct vt_time time; /* what the time page says, ours; mul 0: there is none */
     struct native_timer timer[VT_TIMERS];
 
     /* events: no lock */
@@ -59,6 +60,23 @@ struct native {
     u32 console_out_tail, console_in_head; /* ours; the ring's are for the guest to read */
     unsigned console_port;
 };
+
+/*
+ * native_deadline - on the machine's clock, of a deadline on the guest's, which is the TSC by the time page. The two have
+ * rates that differ by what the TSC was measured wrong, some 5 ppm: never early means a little late.
+ */
+static inline u64 native_deadline(const struct native *n, u64 deadline_ns, u64 tsc)
+{
+    const struct vt_time *t = &n->time;
+    u64 d = tsc - t->tsc;
+
+    if (!t->mul || !deadline_ns)
+        return deadline_ns;
+    d = t->shift < 0 ? d >> -t->shift : d << t->shift;
+    u64 guest_ns = t->mono_ns + (u64)((unsigned __int128)d * t->mul >> 32);
+    u64 rest = deadline_ns > guest_ns ? deadline_ns - guest_ns : 0;
+    return clock_now(n->c.clock) + rest + (rest >> 17);
+}
 
 /* The rows of hypercalls.def: native_X() does VT_X. */
 #define VT_CALL(number, name, nr_args, since, args, result, errors, cost) \

@@ -129,7 +129,7 @@ static int on_stop(void *o, unsigned cpu)
 static u64 on_tsc(void *o, unsigned cpu)
 {
     (void)cpu;
-    return ((struct vm *)o)->tsc;
+    return ((struct vm *)o)->tsc + ((struct vm *)o)->now * 2; /* 2 GHz */
 }
 static u64 on_wall(void *o)
 {
@@ -621,7 +621,7 @@ static void test_time(void)
     EQUAL(C(VT_TIME_PAGE, 0x6004), -VT_EINVAL);
     EQUAL(C(VT_TIME_PAGE, NOWHERE), -VT_EFAULT);
     CHECK(!(t->seq & 1) && t->seq);
-    EQUAL(t->tsc, 123456);
+    EQUAL(t->tsc, 123456 + 2 * 5000);
     EQUAL(t->mono_ns, 5000);
     EQUAL(t->wall_ns, 1700000000ull * NS_PER_SEC - 5000);
     u64 d = 2000000000ull; /* a second at 2 GHz */
@@ -657,6 +657,14 @@ static void test_time(void)
     vm.now += 1000000; /* late: one event, and on with the old phase */
     clock_run(&vm.clock);
     EQUAL(vm.n->timer[0].deadline_ns % 20000, 10000);
+    /* The guest's clock and the machine's go apart: a deadline is meant on the guest's */
+    vm.tsc += 2 * 3000; /* the guest's is 3 us ahead */
+    u64 guest = vm.now + 3000;
+    EQUAL(C(VT_TIMER_SET, 1, guest + 10000, 0, 7), 0);
+    CHECK(vm.n->timer[1].deadline_ns >= vm.now + 9999 && vm.n->timer[1].deadline_ns <= vm.now + 10002);
+    EQUAL(C(VT_TIMER_SET, 1, guest - 1000, 0, 7), 0); /* gone by: at once */
+    EQUAL(vm.n->timer[1].deadline_ns, vm.now);
+    EQUAL(C(VT_TIMER_SET, 1, 0, 0, 7), 0);
     EQUAL(C(VT_TIMER_SET, 0, 0, 0, 6), 0);
     e->pending[0] = 0;
     vm.now += 1000000;
@@ -1129,6 +1137,11 @@ static void fast_others(struct vitro_vcpu *v)
 {
     on_flush_others(v, 0);
 }
+static u64 fast_tsc(const struct vitro_vcpu *v)
+{
+    return on_tsc((void *)v, 0);
+}
+#define vitro_vcpu_tsc fast_tsc
 #define vitro_vcpu_get_paging fast_paging
 #define vitro_vcpu_load_cr3 fast_load
 #define vitro_vcpu_flush_pages fast_flush
