@@ -43,7 +43,7 @@ endif
 # -- Configuration: what the compiler and the host have ------------------------
 
 # Goals that need no compiler. setup installs it, so nothing may be probed before that.
-no_config := clean format setup run bench-pv check check-fast check-asan check-torture bench asan torture \
+no_config := clean format setup run bench-pv check check-fast check-asan check-torture bench asan torture fuzz \
 	guest guests install
 ifneq ($(filter-out $(no_config),$(or $(MAKECMDGOALS),all)),)
 -include $(BUILD)/config.mk
@@ -228,7 +228,7 @@ $(GUEST)/initrd.img: tools/mk-initrd
 # -- Running, testing ---------------------------------------------------------------
 
 # The sub-make starts after setup, so that it sees the compiler setup installed.
-.PHONY: run check check-fast check-asan check-torture bench asan torture
+.PHONY: run check check-fast check-asan check-torture bench asan torture fuzz
 run: setup
 	@$(MAKE) all guest
 	@$(BUILD)/vitro run $(ARGS)
@@ -252,6 +252,12 @@ asan:
 
 torture:
 	@$(MAKE) BUILD=build-torture TORTURE=1 all tests
+
+# Each harness for FUZZ_SECONDS with clang's libFuzzer (package clang); an input that breaks it is kept in build-fuzz/.
+FUZZ_SECONDS ?= 20
+fuzz: setup
+	@$(MAKE) $(BUILD)/config.mk
+	@tools/fuzz $(FUZZ_SECONDS) $(lib_defs)
 
 check-asan: setup
 	@$(MAKE) asan
@@ -281,8 +287,8 @@ install:
 		install -m 644 $(GUEST)/$$f $(DESTDIR)$(PREFIX)/share/vitro/$$f; fi; done
 
 clean:
-	$(call say,CLEAN,build build-asan build-torture)
-	$(Q)rm -rf build build-asan build-torture
+	$(call say,CLEAN,build build-asan build-torture build-fuzz)
+	$(Q)rm -rf build build-asan build-torture build-fuzz
 
 format:
 	$(Q)clang-format -i $(wildcard src/*/*.[ch] src/*/*/*.[ch] src/*.c include/*.h tests/*/*.[ch])
