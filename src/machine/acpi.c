@@ -269,6 +269,23 @@ static void motherboard(struct aml *a)
     aml_end(a);
 }
 
+/* Linux's virtio_mmio driver goes by this name; the ID is Linaro's. */
+static void virtio_mmio(struct aml *a, unsigned n)
+{
+    char name[5] = { 'V', 'I', 'O', (char)('0' + n), '\0' };
+    aml_device(a, name);
+    aml_name(a, "_HID");
+    aml_string(a, "LNRO0005");
+    aml_name(a, "_UID");
+    aml_int(a, n);
+    aml_name(a, "_CRS");
+    aml_resources(a);
+    aml_res_fixed_mem(a, (u32)(LAYOUT_VIRTIO_MMIO + n * PAGE_SIZE), (u32)PAGE_SIZE);
+    aml_res_level_gsi(a, GSI_VIRTIO_MMIO);
+    aml_end(a);
+    aml_end(a);
+}
+
 static void dsdt_body(struct aml *a, const struct acpi_config *config)
 {
     aml_name(a, "PICM"); /* 0: 8259, 1: APIC; set by \_PIC */
@@ -288,6 +305,8 @@ static void dsdt_body(struct aml *a, const struct acpi_config *config)
     aml_scope(a, "\\_SB");
     motherboard(a);
     pci_root(a, config);
+    for (unsigned n = 0; n < config->nr_virtio_mmio; n++)
+        virtio_mmio(a, n);
     device(a, "COM1", "PNP0501", PORT_COM1, 8, GSI_COM1);
     device(a, "RTC", "PNP0B00", PORT_RTC, 2, GSI_RTC);
     if (config->keyboard)

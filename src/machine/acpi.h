@@ -7,6 +7,7 @@ struct acpi_config {
     gpa_t base;     /* where the buffer will be in guest memory; 64-byte aligned */
     u64 mmio64;     /* the 64-bit PCI window's start */
     bool vga, keyboard, floppy; /* there is one */
+    unsigned nr_virtio_mmio; /* devices at LAYOUT_VIRTIO_MMIO */
 };
 
 /* What whoever moves the tables has to repair; offsets into the buffer. */

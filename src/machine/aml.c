@@ -215,6 +215,15 @@ void aml_res_irq(struct aml *a, unsigned irq)
     put16(a, (u16)BIT(irq));
 }
 
+void aml_res_level_gsi(struct aml *a, u32 gsi)
+{
+    put8(a, 0x89);
+    put16(a, 6);
+    put8(a, 0x09);
+    put8(a, 1);
+    put32(a, gsi);
+}
+
 void aml_res_fixed_mem(struct aml *a, u32 base, u32 size)
 {
     put8(a, 0x86);

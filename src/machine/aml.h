@@ -33,6 +33,7 @@ void aml_store_arg0(struct aml *a, const char *name);
 void aml_resources(struct aml *a);
 void aml_res_io(struct aml *a, u16 port, u8 len);
 void aml_res_irq(struct aml *a, unsigned irq);
+void aml_res_level_gsi(struct aml *a, u32 gsi); /* level, active high, shared */
 void aml_res_fixed_mem(struct aml *a, u32 base, u32 size);
 void aml_res_bus_range(struct aml *a, u16 first, u16 last);
 void aml_res_io_range(struct aml *a, u16 first, u16 last);

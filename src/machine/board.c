@@ -328,6 +328,7 @@ static int init_pci(struct machine *m)
     int err = pci_host_init(&m->pci, gsi);
     if (err)
         return err;
+    irq_or_init(&m->virtio_irq, gsi_line(m, GSI_VIRTIO_MMIO));
     struct machine_range range[MACHINE_MAX_RANGES];
     unsigned nr = machine_ram_ranges(m->config.ram_size, range);
     u64 top = MAX(range[nr - 1].gpa + range[nr - 1].size, LAYOUT_4G);
@@ -484,6 +485,7 @@ void board_fini(struct machine *m)
     if (m->has_ide)
         ide_fini(&m->ide);
     fw_cfg_fini(&m->fw_cfg);
+    irq_or_fini(&m->virtio_irq);
     pci_host_fini(&m->pci);
     lapic_bus_fini(&m->apics);
     pthread_mutex_destroy(&m->irq_lock);

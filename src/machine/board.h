@@ -36,6 +36,8 @@ struct machine {
     u8 pirq[4];               /* 8259 inputs of PIRQA..D, 0: none; under irq_lock */
 
     struct pci_host pci;
+    struct irq_or virtio_irq; /* of devices at LAYOUT_VIRTIO_MMIO */
+    unsigned nr_virtio_mmio;
     struct piix piix;
     struct fw_cfg fw_cfg;
     struct ide ide;           /* only with has_ide */

@@ -55,6 +55,7 @@ static int add_acpi(struct machine *m)
     const struct acpi_config config = {
         .nr_cpus = m->config.nr_cpus, .base = (gpa_t)0 - ACPI_TABLES, .mmio64 = m->pci.mmio64,
         .vga = m->config.vga, .keyboard = m->config.keyboard,
+        .nr_virtio_mmio = m->nr_virtio_mmio,
     };
     struct acpi_links links = { 0 };
     struct loader_command script[2 + 2 * ACPI_LINKS_MAX] = { 0 }, *c = script;

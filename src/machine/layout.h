@@ -6,7 +6,8 @@
  *   0x000c_0000  RAM kept for firmware     0x000e_0000  ACPI tables, 64 KiB of it
  *   0x0010_0000  RAM to at most 2.75 GiB   0xb000_0000  ECAM, 256 buses * 1 MiB = 256 MiB
  *   0xc000_0000  PCI memory window         0xfec0_0000  I/O APIC
- *   0xfed0_0000  HPET (not yet)            0xfee0_0000  local APICs
+ *   0xfed0_0000  HPET (not yet)            0xfed4_0000  virtio devices outside PCI
+ *   0xfee0_0000  local APICs
  *   0xff00_0000  firmware, at its end      0x1_0000_0000  the rest of RAM
  *
  * With firmware the PC's shadow control (chips/piix.h) decides who answers from 0xc_0000 to 1 MiB:
@@ -27,6 +28,8 @@
 #define LAYOUT_PCI_MMIO_END 0xfec00000ull
 #define LAYOUT_IOAPIC 0xfec00000ull
 #define LAYOUT_HPET 0xfed00000ull
+#define LAYOUT_VIRTIO_MMIO 0xfed40000ull /* VIRTIO_MMIO_MAX pages */
+#define VIRTIO_MMIO_MAX 8
 #define LAYOUT_LAPIC 0xfee00000ull
 #define LAYOUT_FIRMWARE 0xff000000ull /* 16 MiB: as much as fits above the local APICs */
 #define LAYOUT_BIOS 0xe0000u          /* where its last 128 KiB appear below 1 MiB */
@@ -73,6 +76,7 @@
 #define GSI_PIT 0
 #define GSI_KBD 1
 #define GSI_COM1 4
+#define GSI_VIRTIO_MMIO 5    /* all of them */
 #define GSI_RTC 8
 #define GSI_SCI 9
 #define GSI_IDE1 14

@@ -430,6 +430,7 @@ gpa_t machine_build_acpi(struct machine *m)
     const struct acpi_config config = {
         .nr_cpus = m->config.nr_cpus, .base = LAYOUT_ACPI, .mmio64 = m->pci.mmio64,
         .vga = m->config.vga, .keyboard = m->config.keyboard,
+        .nr_virtio_mmio = m->nr_virtio_mmio,
     };
     u8 *buf = calloc(1, LAYOUT_ACPI_SIZE);
     if (!buf)
@@ -466,4 +467,13 @@ struct pci_host *machine_pci(struct machine *m)
 void machine_run_timers(struct machine *m)
 {
     clock_run(&m->clock);
+}
+
+int machine_virtio_mmio(struct machine *m, gpa_t *gpa, struct irq_line *line)
+{
+    if (m->nr_virtio_mmio == VIRTIO_MMIO_MAX)
+        return -ENOSPC;
+    *line = (struct irq_line){ irq_or_set, &m->virtio_irq, m->nr_virtio_mmio };
+    *gpa = LAYOUT_VIRTIO_MMIO + m->nr_virtio_mmio++ * PAGE_SIZE;
+    return 0;
 }

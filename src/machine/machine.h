@@ -178,5 +178,9 @@ struct io_thread *machine_io_thread(struct machine *m);
 struct vm_clock *machine_clock(struct machine *m);
 struct bus *machine_bus(struct machine *m);
 struct pci_host *machine_pci(struct machine *m);
+struct irq_line;
+/* machine_virtio_mmio - a place for a device outside PCI, announced by ACPI: a page of registers and a shared, level-triggered
+ * line. Before machine_build_acpi(). 0 or -ENOSPC. */
+int machine_virtio_mmio(struct machine *m, gpa_t *gpa, struct irq_line *line);
 /* machine_run_timers - with a clock of the caller's: run what is due. */
 void machine_run_timers(struct machine *m);

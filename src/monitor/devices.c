@@ -1,4 +1,6 @@
 /* devices.c - makes virtio devices from the options and puts them into PCI slots. See devices.h. */
+#include "machine/irq.h"
+#include "machine/layout.h"
 #include "machine/machine.h"
 #include "machine/pci.h"
 #include "monitor/config.h"
@@ -9,6 +11,7 @@
 #include "virtio/net.h"
 #include "virtio/p9.h"
 #include "virtio/rng.h"
+#include "virtio/transport_mmio.h"
 #include "virtio/transport_pci.h"
 #include "virtio/vsock.h"
 #include <errno.h>
@@ -17,16 +20,34 @@
 
 #define FIRST_SLOT 3 /* those below are the board's */
 
-/* Put a new device into the next free slot; on failure it is gone. */
-static int plug(struct guest *vm, struct virtio_dev *dev, const char *what)
+/* Registers and an interrupt line of its own, outside PCI. */
+static int plug_mmio(struct guest *vm, struct virtio_dev *dev)
 {
     struct devices *d = &vm->devices;
-    int r = d->nr == DEVICES_MAX ? -ENOSPC : -EEXIST;
+    struct irq_line line;
+    gpa_t gpa;
+    int r = machine_virtio_mmio(vm->machine, &gpa, &line);
+
+    if (!r)
+        r = virtio_mmio_add(machine_bus(vm->machine), gpa, line, dev, &d->virtio[d->nr].mmio);
+    if (r)
+        return r;
+    d->virtio[d->nr++].dev = dev;
+    return virtio_mmio_keep(d->virtio[d->nr - 1].mmio, vm->machine);
+}
+
+/* Put a new device into the next free slot; on failure it is gone. */
+static int plug(struct guest *vm, struct virtio_dev *dev, const char *what, bool mmio)
+{
+    struct devices *d = &vm->devices;
+    int r = d->nr == DEVICES_MAX ? -ENOSPC : mmio ? plug_mmio(vm, dev) : -EEXIST;
+    if (!r)
+        return 0;
 
     for (unsigned slot = FIRST_SLOT; slot < 32 && r == -EEXIST; slot++)
         r = virtio_pci_add(machine_pci(vm->machine), slot, dev, &d->virtio[d->nr].pci);
     if (r) {
-        say("no room on the PCI bus for %s: at most %u devices", what, DEVICES_MAX);
+        say("no room for %s: at most %u devices, and %u with transport=mmio", what, DEVICES_MAX, VIRTIO_MMIO_MAX);
         virtio_destroy(dev);
         return r;
     }
@@ -47,7 +68,7 @@ static int add_disk(struct guest *vm, const struct drive *drive, struct disk *di
         say("cannot make the disk for %s: %s", drive->path, strerror(-r));
         return r;
     }
-    return plug(vm, dev, drive->path);
+    return plug(vm, dev, drive->path, drive->mmio);
 }
 
 int devices_net(const struct nic *nic, unsigned index, struct net_backend **be, u8 mac[6])
@@ -77,14 +98,14 @@ static int add_nic(struct guest *vm, const struct nic *nic, unsigned index)
         say("cannot make network card %u: %s", index, strerror(-r));
         return r;
     }
-    return plug(vm, dev, "--net");
+    return plug(vm, dev, "--net", nic->mmio);
 }
 
 /* Plug what a creation function has made; r is its result, what names it in messages. */
 static int made(struct guest *vm, int r, struct virtio_dev *dev, const char *what, const char *which)
 {
     if (!r)
-        return plug(vm, dev, what);
+        return plug(vm, dev, what, false);
     say("%s %s: %s%s", what, which, strerror(-r), r == -EADDRINUSE ? "; another process listens there" : "");
     return r;
 }
@@ -159,6 +180,7 @@ void devices_destroy(struct devices *d)
     while (d->nr--) {
         virtio_destroy(d->virtio[d->nr].dev);
         virtio_pci_free(d->virtio[d->nr].pci);
+        virtio_mmio_free(d->virtio[d->nr].mmio);
     }
     d->nr = 0;
 }

@@ -7,11 +7,12 @@ struct net_backend;
 struct nic;
 struct virtio_dev;
 struct virtio_pci;
+struct virtio_mmio;
 
 #define DEVICES_MAX 28
 
 struct devices {
-    struct { struct virtio_dev *dev; struct virtio_pci *pci; } virtio[DEVICES_MAX];
+    struct { struct virtio_dev *dev; struct virtio_pci *pci; struct virtio_mmio *mmio; } virtio[DEVICES_MAX];
     unsigned nr;
     struct virtio_dev *balloon; /* NULL: none */
 };

@@ -39,7 +39,7 @@ int option_switch(const char *option, const char *key, const char *value, bool *
 int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const char *text)
 {
     static const char keys[] = "if=virtio|ide|vitro, format=raw|qcow2, readonly=on, snapshot=on, and for virtio "
-                               "serial=TEXT, queues=N, packed=on, aio=threads";
+                               "serial=TEXT, queues=N, packed=on, aio=threads, transport=mmio";
 
     memset(d, 0, sizeof(*d));
     d->kind = kind;
@@ -69,6 +69,8 @@ int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const
         } else if (!strcmp(piece, "queues") && strspn(value, "0123456789") == strlen(value) && atoi(value) > 0 &&
                    atoi(value) <= DRIVE_QUEUES_MAX) {
             d->queues = (unsigned)atoi(value);
+        } else if (!strcmp(piece, "transport") && (!strcmp(value, "mmio") || !strcmp(value, "pci"))) {
+            d->mmio = value[0] == 'm';
         } else if (!strcmp(piece, "snapshot") && kind != DRIVE_CDROM) {
             r = option_switch(option, piece, value, &d->snapshot);
         } else if (!strcmp(piece, "packed")) {

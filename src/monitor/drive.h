@@ -16,7 +16,7 @@ struct drive {
     char format[16]; /* "": find out */
     /* DRIVE_VIRTIO */
     unsigned queues;  /* 0: one */
-    bool packed, threads;
+    bool packed, threads, mmio;
     bool snapshot;    /* throw writes away at the end */
     char serial[24];  /* "": none */
     char path[DRIVE_PATH_MAX];

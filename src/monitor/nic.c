@@ -68,7 +68,7 @@ static bool mac_parse(const char *s, u8 mac[6])
 static int wrong(const char *option, const char *piece)
 {
     say("--%s: '%s' is not understood; there are: hostfwd=tcp:[ADDR]:PORT-[ADDR]:PORT and restrict=on (user), "
-        "ifname=NAME (tap), if=virtio|vitro, mac=XX:XX:XX:XX:XX:XX, queues=N, mtu=N, packed=on", option, piece);
+        "ifname=NAME (tap), if=virtio|vitro, mac=XX:XX:XX:XX:XX:XX, queues=N, mtu=N, packed=on, transport=mmio", option, piece);
     return STATUS_USAGE;
 }
 
@@ -100,6 +100,10 @@ static int key_parse(struct nic *nic, const char *option, const char *piece)
     }
     if (IS("packed"))
         return option_switch(option, "packed", value, &nic->packed);
+    if (IS("transport") && (!strcmp(value, "mmio") || !strcmp(value, "pci"))) {
+        nic->mmio = value[0] == 'm';
+        return -1;
+    }
     if (IS("mac") && mac_parse(value, nic->mac))
         return -1;
     if (IS("queues") && number(value, 1, QUEUES_MAX, &nic->queues))

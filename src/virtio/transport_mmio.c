@@ -3,8 +3,10 @@
  * memory regions, queue reset. Threads: as transport_pci.c.
  */
 #include "virtio/transport_mmio.h"
+#include "machine/state.h"
 #include <errno.h>
 #include <stdlib.h>
+#include <stdio.h>
 
 #define MAGIC 0x74726976u /* "virt" */
 #define VENDOR 0x52544956u
@@ -14,6 +16,7 @@
 
 struct virtio_mmio {
     struct virtio_dev *dev;
+    gpa_t gpa;
     u32 device_select, driver_select, queue_select; /* under dev->lock */
     struct irq_line line;
     pthread_mutex_t int_lock; /* what follows, and the line's level */
@@ -132,6 +135,7 @@ int virtio_mmio_add(struct bus *bus, gpa_t gpa, struct irq_line line, struct vir
     if (!vm)
         return -ENOMEM;
     vm->dev = dev;
+    vm->gpa = gpa;
     vm->line = line;
     pthread_mutex_init(&vm->int_lock, NULL);
     bus_add_mmio(bus, gpa, VIRTIO_MMIO_SIZE, 0, &mmio_io, vm);
@@ -139,6 +143,20 @@ int virtio_mmio_add(struct bus *bus, gpa_t gpa, struct irq_line line, struct vir
     dev->transport_dev = vm;
     *out = vm;
     return 0;
+}
+
+static const char *refuse(void *obj)
+{
+    (void)obj;
+    return "a virtio device with transport=mmio cannot be saved";
+}
+
+int virtio_mmio_keep(struct virtio_mmio *vm, struct machine *m)
+{
+    static const struct state_field none[] = { STATE_END };
+    struct device_part part = { .state = none, .obj = vm, .refuse = refuse };
+    snprintf(part.name, sizeof(part.name), "virtio-mmio.%llx", (unsigned long long)vm->gpa);
+    return machine_add_part(m, &part);
 }
 
 void virtio_mmio_free(struct virtio_mmio *vm)

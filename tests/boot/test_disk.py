@@ -70,6 +70,17 @@ def test_without_msi():
         check("IO-APIC" in out and "virtio0" in out, "no INTx")
 
 
+def test_mmio():
+    """Outside PCI, found by ACPI; one interrupt line for all of them."""
+    with Image(8, fill=True) as a, Image(8, fill=True) as b:
+        out = run_script("md5sum /dev/vda /dev/vdb; dd if=/dev/vda of=/dev/vdb bs=64k skip=3 count=9 conv=fsync\n"
+                         "cat /proc/interrupts; ls /sys/bus/pci/devices",
+                         *[w for i in (a, b) for w in ("--disk", i.path + ",if=virtio,transport=mmio")])
+        check(out.count(a.md5()) == 2, "the guest read something else")
+        check(b.md5(0, 9 << 16) == a.md5(3 << 16, 9 << 16), "the copy is wrong")
+        check("5-fasteoi   virtio" in out, "not on the line it should be on")
+
+
 def test_read_only():
     with Image(8, fill=True) as image:
         before = image.md5()
