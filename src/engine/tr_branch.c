@@ -398,6 +398,30 @@ static void ret(struct xl *x, const struct insn *in)
 }
 
 /* loop, loope, loopne, jrcxz: rcx counted without touching flags; the branch by jrcxz. */
+/* The same where it costs nothing to lose host flags: loop is sub rcx, 1; jne, jrcxz is test rcx, rcx; je. */
+static bool counted(struct xl *x, const struct insn *in, s32 next)
+{
+    struct buf *b = &x->hot;
+    s32 t = xl_target(x, in, x->off[x->cur]);
+    bool backward = t <= x->off[x->cur];
+    if ((in->id != I_LOOP && in->id != I_JRCXZ) || !linkable(x, t) || beyond_limit(x, t) || xl_narrow(x, in))
+        return false;
+    if (x->live[x->cur])
+        xl_need_saved(x);
+    if (in->addrsize != 4)
+        e8(b, in->addrsize == 2 ? 0x66 : 0x48);
+    if (in->id == I_LOOP) {
+        e8(b, 0x83); e8(b, 0xe9); e8(b, 1);
+    } else {
+        e8(b, 0x85); e8(b, 0xc9);
+    }
+    xl_clobber(x);
+    align_rel32(x, SEC_HOT, 2);
+    link_stub(x, xl_jcc(x, SEC_HOT, in->id == I_LOOP ? 5 : 4), t, edge_entry(false, backward), false);
+    tr_edge(x, next, -1, false);
+    return true;
+}
+
 static void loop(struct xl *x, const struct insn *in, s32 next)
 {
     struct buf *b = &x->hot;
@@ -531,6 +555,7 @@ void tr_branch(struct xl *x, const struct insn *in)
         ret(x, in);
         return;
     default:
-        loop(x, in, next);
+        if (!counted(x, in, next))
+            loop(x, in, next);
     }
 }

@@ -123,9 +123,30 @@ static void s1_to_gpr(struct xl *x, unsigned guest)
 }
 static void mov_from_seg_inline(struct xl *x, const struct insn *in)
 {
-    e8(&x->hot, rex(0, H_S1, 0, H_VCPU)); e8(&x->hot, 0x0f); e8(&x->hot, 0xb7);
-    e_modrm_disp(&x->hot, H_S1, H_VCPU, SEG_OFF(in->reg, sel));
-    s1_to_gpr(x, in->rm);
+    struct buf *b = &x->hot;
+    struct guard g;
+    u32 op = 0;
+    if (in->has_mem) { /* 16 bits; s1 is needed: lea s2, [operand] */
+        tr_guard(x, in, 2, ACC_W, 0, true, &g);
+        op = hot_at(x);
+        e_lea_full(b, true, H_S2, g.mem.base, g.mem.index, 1, g.mem.disp);
+    }
+    e8(b, rex(0, H_S1, 0, H_VCPU)); e8(b, 0x0f); e8(b, 0xb7);
+    e_modrm_disp(b, H_S1, H_VCPU, SEG_OFF(in->reg, sel));
+    if (in->has_mem) {
+        g.mem = (struct hostmem){ H_S2, REG_NONE, 0 };
+        e_mem(b, 0x89, 2, H_S1, &g.mem);
+        tr_guard_end(x, &g, op, true);
+    } else if (in->opsize == 2) {
+        struct hostmem slot = { H_VCPU, REG_NONE, REG_OFF(in->rm) };
+        if (gpr_in_slot(in->rm)) {
+            e_mem(b, 0x89, 2, H_S1, &slot);
+        } else { /* mov r16, s1w */
+            e8(b, 0x66); e_rr32(b, 0x8b, host_gpr[in->rm], H_S1);
+        }
+    } else {
+        s1_to_gpr(x, in->rm);
+    }
 }
 static void rdbase_inline(struct xl *x, const struct insn *in)
 {
@@ -214,7 +235,7 @@ void tr_system(struct xl *x, const struct insn *in)
         rdtsc_inline(x, in);
         return;
     case I_MOV_FROM_SEG:
-        if (in->has_mem || in->opsize < 4)
+        if (in->reg > SEG_GS)
             break;
         mov_from_seg_inline(x, in);
         return;
