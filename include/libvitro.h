@@ -32,7 +32,8 @@ struct vitro_ops {
     /* MSRs the engine does not keep: APIC base, x2APIC, TSC deadline. 0, or negative: #GP(0). */
     int (*msr_read)(void *opaque, unsigned vcpu, uint32_t msr, uint64_t *value);
     int (*msr_write)(void *opaque, unsigned vcpu, uint32_t msr, uint64_t value);
-    /* A maskable interrupt can be taken now: acknowledge and return its vector, or -1 for none. */
+    /* A maskable interrupt can be taken now: acknowledge and return its vector, or -1 for none. If another can be taken
+     * after it, kick the vCPU (VITRO_KICK_INTR), from here or later: it is not asked again by itself. */
     int (*intr_ack)(void *opaque, unsigned vcpu);
     /* CR8: bits 7:4 of the task priority. */
     uint64_t (*cr8_read)(void *opaque, unsigned vcpu);

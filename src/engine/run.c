@@ -679,6 +679,7 @@ static void handle_events(struct vcpu *v)
             v->vm->pv.tick(v->vm->pv.opaque, v->index);
         if (v->vm->pv.intr_ack)
             vec = v->vm->pv.intr_ack(v->vm->pv.opaque, v->index);
+        bool more = vec >= 0; /* the other has not been asked; when it is, it kicks if it has another (libvitro.h) */
         if (vec < 0 && v->host->intr_ack)
             vec = v->host->intr_ack(v->host->opaque, v->index);
         fpu_enter(v);
@@ -687,7 +688,8 @@ static void handle_events(struct vcpu *v)
             v->halted = 0;
             engine_trace(v, VITRO_TRACE_EXC, "intr %d rip %#llx\n", vec, (unsigned long long)v->rip);
             intr_deliver(v, (unsigned)vec);
-            v->intr_wait |= EVENT_INTR; /* there may be another: asked when IF is set again */
+            if (more)
+                v->intr_wait |= EVENT_INTR;
         }
     }
 }
