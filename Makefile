@@ -280,6 +280,7 @@ install:
 	$(Q)install -m 644 $(wildcard include/*.h) $(DESTDIR)$(PREFIX)/include/
 	$(Q)install -d $(DESTDIR)$(PREFIX)/include/vitro
 	$(Q)install -m 644 $(wildcard include/vitro/*) $(DESTDIR)$(PREFIX)/include/vitro/
+	$(Q)install -m 755 tools/image-debian $(DESTDIR)$(PREFIX)/share/vitro/image-debian
 	$(Q)install -m 644 $(BUILD)/vitro.1 $(DESTDIR)$(PREFIX)/share/man/man1/vitro.1
 	$(Q)install -d $(DESTDIR)$(PREFIX)/share/vitro/bench/pv
 	$(Q)install -m 755 bench/pv/run $(BUILD)/bench/pvguest $(BUILD)/guests/gain $(DESTDIR)$(PREFIX)/share/vitro/bench/pv/

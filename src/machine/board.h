@@ -62,8 +62,9 @@ struct board_device {
 };
 const struct board_device *board_device(unsigned i);
 
-/* machine_quiesce - state.c: every plugged-in part. */
+/* machine_quiesce, machine_unquiesce - state.c: every plugged-in part. */
 void machine_quiesce(struct machine *m);
+void machine_unquiesce(struct machine *m);
 
 /* board_init - chips and wiring, on a machine whose config, clock, io and bus are ready. */
 int board_init(struct machine *m);

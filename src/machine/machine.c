@@ -105,6 +105,7 @@ int machine_start(struct machine *m)
     }
     mc146818_skip(&m->rtc, (s64)(wall_now() - m->stopped_wall_ns));
     clock_start(&m->clock);
+    machine_unquiesce(m);
     return io_thread_start(&m->io);
 }
 

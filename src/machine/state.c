@@ -29,11 +29,11 @@ typedef int part_fn(void *opaque, const struct device_part *part);
 static int each_part(struct machine *m, part_fn *fn, void *opaque)
 {
     const struct device_part fixed[] = {
-        { "time", time_state, m, time_loaded, NULL, NULL },
-        { "board", board_state, m, NULL, NULL, NULL },
-        { "i8259", i8259_state, &m->pic, i8259_loaded, NULL, NULL },
-        { "ioapic", ioapic_state, &m->ioapic, NULL, NULL, NULL },
-        { "fw_cfg", fw_cfg_state, &m->fw_cfg, NULL, NULL, NULL },
+        { "time", time_state, m, time_loaded, NULL, NULL, NULL },
+        { "board", board_state, m, NULL, NULL, NULL, NULL },
+        { "i8259", i8259_state, &m->pic, i8259_loaded, NULL, NULL, NULL },
+        { "ioapic", ioapic_state, &m->ioapic, NULL, NULL, NULL, NULL },
+        { "fw_cfg", fw_cfg_state, &m->fw_cfg, NULL, NULL, NULL, NULL },
     };
     struct device_part part;
     int r = 0;
@@ -73,6 +73,13 @@ void machine_quiesce(struct machine *m)
     for (unsigned i = 0; i < m->nr_parts; i++)
         if (m->part[i].quiesce)
             m->part[i].quiesce(m->part[i].obj);
+}
+
+void machine_unquiesce(struct machine *m)
+{
+    for (unsigned i = 0; i < m->nr_parts; i++)
+        if (m->part[i].resume)
+            m->part[i].resume(m->part[i].obj);
 }
 
 /* -- Saving, loading ------------------------------------------------------------------------------------ */

@@ -13,9 +13,10 @@ struct device_part {
     const struct state_field *state;
     void *obj;
     int (*loaded)(void *obj); /* as device_class.loaded; may be NULL */
-    /* Returns when nothing that was begun is under way: no thread touches guest memory, until a vCPU runs again.
-     * Called by machine_stop(), with no lock held; may be NULL. */
+    /* Returns when nothing that was begun is under way: no thread touches guest memory, until resume(). Called by
+     * machine_stop() and machine_start(), with no lock held; may be NULL. */
     void (*quiesce)(void *obj);
+    void (*resume)(void *obj);
     const char *(*refuse)(void *obj); /* why it cannot be saved now, or NULL; may be NULL */
 };
 

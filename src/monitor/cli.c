@@ -2,6 +2,7 @@
 #include "monitor/config.h"
 #include "monitor/bench.h"
 #include "monitor/client.h"
+#include "monitor/image.h"
 #include "monitor/rundir.h"
 #include "libvitro.h"
 #include "paravirt/paravirt.h"
@@ -174,6 +175,8 @@ static void help_main(void)
            "  vitro run --help     the options\n");
     client_help();
     printf("  vitro bench pv       what guests gain from knowing: a table\n");
+    printf("  vitro image debian NAME\n"
+           "                       make a VM with Debian on a disk of its own\n");
     printf("\nEach command has --help. `poweroff` in the guest ends it; Ctrl-A X leaves at any time.\n");
 }
 
@@ -516,5 +519,7 @@ int cli_parse(struct config *c, int argc, char **argv)
         return bench_run(argc - 2, argv + 2);
     if (!strcmp(what, "run"))
         return parse_run(c, argc - 2, argv + 2);
+    if (!strcmp(what, "image"))
+        return image_run(argc - 2, argv + 2);
     return client_run(what, argc - 2, argv + 2);
 }

@@ -557,7 +557,7 @@ int client_run(const char *what, int argc, char **argv)
         int r = parse(c, &o, argc, argv);
         return r >= 0 ? r : c->run(&o);
     }
-    char list[200] = "run";
+    char list[200] = "run, image";
     for (unsigned i = 0; i < ARRAY_SIZE(commands); i++) {
         strcat(list, ", ");
         strncat(list, commands[i].name, sizeof(list) - strlen(list) - 3);

@@ -43,6 +43,7 @@ struct virtio_net {
     struct net_backend *be;
     unsigned pairs_max;
     atomic_uint pairs;             /* in use */
+    atomic_bool held;              /* the machine stands still: frames wait; written under the receive queues' locks */
     atomic_uchar flow[FLOWS];      /* the pair a flow was last sent by: answers go there */
     struct vq_chain *rx_chain[VIRTIO_NET_PAIRS_MAX][2]; /* first and current, under the queue's lock */
     struct vq_chain *tx_chain[VIRTIO_NET_PAIRS_MAX];
@@ -127,7 +128,9 @@ static bool net_receive(void *card, const struct net_hdr *hdr, const u8 *frame, 
     if (!virtio_has(&net->dev, F_GUEST_CSUM))
         h.flags = 0;
     pthread_mutex_lock(&q->lock);
-    if (atomic_load(&net->dev.running) && !q->vq.broken) { /* else nobody listens: the frame is lost */
+    if (atomic_load(&net->held)) {
+        taken = false; /* the back end asks again after room() */
+    } else if (atomic_load(&net->dev.running) && !q->vq.broken) { /* else nobody listens: the frame is lost */
         taken = put_frame(q, h, frame, len);
         if (!taken && !q->vq.broken) {
             if (!virtio_idle(q)) /* buffers came in between */
@@ -250,6 +253,26 @@ static void net_start(struct virtio_dev *dev)
         net->be->ops->set_offload(net->be, offload);
 }
 
+/* Frames may come at any time: none touches guest memory from here on. */
+static void net_drain(struct virtio_dev *dev)
+{
+    struct virtio_net *net = net_of(dev);
+
+    for (unsigned i = 0; i < net->pairs_max; i++)
+        pthread_mutex_lock(&dev->queue[2 * i].lock);
+    atomic_store(&net->held, true);
+    for (unsigned i = 0; i < net->pairs_max; i++)
+        pthread_mutex_unlock(&dev->queue[2 * i].lock);
+}
+
+static void net_resume(struct virtio_dev *dev)
+{
+    struct virtio_net *net = net_of(dev);
+
+    atomic_store(&net->held, false);
+    net->be->ops->room(net->be);
+}
+
 static void net_end(struct virtio_dev *dev)
 {
     net_of(dev)->be->ops->stop(net_of(dev)->be);
@@ -270,6 +293,7 @@ static void net_fini(struct virtio_dev *dev)
 /* Nothing to stop: every access to guest memory is under a queue's lock and looks whether the queue works. */
 static const struct virtio_class net_class = {
     .name = "virtio-net", .id = 1, .pci_class = 0x020000, .notify = net_notify, .start = net_start, .end = net_end, .fini = net_fini,
+    .savable = true, .drain = net_drain, .resume = net_resume, /* what the guest said of pairs is forgotten: one will do */
 };
 
 int virtio_net_create(struct ram *ram, struct net_backend *be, const struct virtio_net_options *o,

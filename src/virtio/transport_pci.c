@@ -339,6 +339,14 @@ static void drain(void *obj)
         vp->dev->class->drain(vp->dev);
 }
 
+static void resume(void *obj)
+{
+    struct virtio_pci *vp = obj;
+
+    if (vp->dev->class->resume)
+        vp->dev->class->resume(vp->dev);
+}
+
 static int loaded(void *obj)
 {
     struct virtio_pci *vp = obj;
@@ -367,7 +375,8 @@ int virtio_pci_keep(struct virtio_pci *vp, struct machine *m)
         r = machine_add_part(m, &part);
     }
     /* Last: when it is judged, the others are there. */
-    part = (struct device_part){ .state = pci_fields, .obj = vp, .loaded = loaded, .quiesce = drain, .refuse = refuse };
+    part = (struct device_part){ .state = pci_fields, .obj = vp, .loaded = loaded, .quiesce = drain,
+                                 .resume = resume, .refuse = refuse };
     snprintf(part.name, sizeof(part.name), "virtio.%02x.pci", slot);
     return r ? r : machine_add_part(m, &part);
 }

@@ -59,10 +59,12 @@ struct virtio_class {
     void (*config_write)(struct virtio_dev *dev, unsigned off, unsigned size, const void *value);
     void (*end)(struct virtio_dev *dev);  /* for good: its threads use the queues no more */
     void (*fini)(struct virtio_dev *dev); /* frees it; stopped and ended before */
-    /* For snapshots: all that it keeps is in struct virtio_dev and its queues, once drain() has returned: with nothing
-     * begun under way; while no vCPU runs. Without `savable` a VM that has one cannot be saved. */
+    /* While no vCPU runs: after drain() nothing that was begun is under way and nothing touches guest memory, until
+     * resume(). savable: all that it keeps then is in struct virtio_dev and its queues; without it a VM that has one
+     * cannot be put into a snapshot. */
     bool savable;
     void (*drain)(struct virtio_dev *dev);
+    void (*resume)(struct virtio_dev *dev);
 };
 
 /* How a device reaches its driver. Any thread; q NULL: the configuration has changed. */

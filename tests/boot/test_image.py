@@ -1,0 +1,176 @@
+#!/usr/bin/env python3
+"""`vitro image debian`: Debian from its packages on a disk of its own, as a user would live with it.
+
+The image is made once, below build/guest (some minutes), and run with --snapshot but for the test that kills it."""
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+from harness import VITRO, Failure, Skip, Vitro, check, error_line, main
+
+DATA = os.path.abspath("build/guest/data")
+RUN = tempfile.TemporaryDirectory(prefix="vitro-run-")
+os.environ["XDG_RUNTIME_DIR"] = RUN.name
+os.environ["XDG_DATA_HOME"] = DATA
+DISK = os.path.join(DATA, "vitro", "box", "disk.img")
+CONF = os.path.join(DATA, "vitro", "box", "vm.conf")
+KEY = os.path.join(DATA, "key")
+LOGIN_S = 120
+PARTITION = "offset=1048576"
+
+
+def vitro(*args, seconds=300):
+    return subprocess.run([VITRO, *args], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as s:
+        return s.getsockname()[1]
+
+
+def image():
+    """The port that leads to its ssh."""
+    if not os.path.exists(CONF) or os.path.getmtime(CONF) < os.path.getmtime("tools/image-debian"):
+        for tool in ("mmdebstrap", "ssh-keygen", "ssh"):
+            if not shutil.which(tool):
+                raise Skip(f"no {tool}")
+        os.makedirs(DATA, exist_ok=True)
+        if not os.path.exists(KEY):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", KEY], check=True)
+        made = vitro("image", "debian", "box", "--force", "--password", "secret", "--ssh-key", KEY + ".pub", "--size",
+                     "2G", "--ssh-port", str(free_port()), seconds=1500)
+        if "unable to connect" in made.stderr.lower() or "temporary failure" in made.stderr.lower():
+            raise Skip("no package archive can be reached")
+        check(made.returncode == 0 and "box is ready" in made.stdout, made.stdout + made.stderr[-2000:])
+        check("downloading packages" in made.stderr, "no progress was shown")
+    return int(re.search(r"tcp:127.0.0.1:(\d+)-:22", open(CONF).read()).group(1))
+
+
+def ssh(port, command, seconds=60):
+    end = time.monotonic() + seconds
+    while True:
+        p = subprocess.run(["ssh", "-p", str(port), "-i", KEY, "-o", "StrictHostKeyChecking=no", "-o",
+                            "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10", "-o", "LogLevel=ERROR",
+                            "root@127.0.0.1", command], stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                           timeout=seconds)
+        if p.returncode != 255 or time.monotonic() > end:
+            return p
+        time.sleep(1)
+
+
+def login(v):
+    v.expect(rb"box login: ", LOGIN_S)
+    v.send("root\n")
+    v.expect(rb"Password: ")
+    v.send("secret\n")
+    v.expect(rb"root@box:~# ", 60)
+
+
+def test_boots_to_a_healthy_login():
+    image()
+    with Vitro("run", "box", "--snapshot") as v:
+        v.expect(rb"GRUB", 60)
+        login(v)
+        v.command("systemctl is-system-running --wait", rb"\nrunning\r?\n", 60)
+        v.command("systemctl --failed --no-legend | wc -l", rb"\n0\r?\n")
+        v.command("findmnt -no SOURCE,FSTYPE /", rb"\n/dev/vda1 +ext4")
+        v.command(". /etc/os-release; echo $VERSION_CODENAME", rb"\nbookworm")
+        v.send("poweroff\n")
+        v.expect(rb"Power down", 60)
+        check(v.wait() == 0, "status")
+
+
+def test_ssh_and_stop():
+    port = image()
+    started = vitro("run", "box", "--snapshot", "--detach")
+    check(started.returncode == 0, started.stderr)
+    try:
+        p = ssh(port, "uname -n; cat /proc/1/comm", LOGIN_S)
+        check(p.stdout.split() == ["box", "systemd"], p.stdout + p.stderr)
+        update = ssh(port, "apt-get update -qq 2>&1 && apt-cache policy bash | grep -c deb.debian.org", 120)
+        if subprocess.run(["curl", "-fsI", "http://deb.debian.org/debian/"], capture_output=True).returncode == 0:
+            check(update.returncode == 0, "apt-get update: " + update.stdout[-500:])
+        with Vitro("console", "box") as c:
+            stopped = vitro("stop", "box")
+            check(stopped.returncode == 0, stopped.stderr)
+            c.wait()
+            check(b"Power down" in c.seen or b"Powering off" in c.seen, c.tail())
+    finally:
+        vitro("stop", "box", "--force")
+
+
+def test_snapshot_of_a_debian():
+    """With its disk and its network card."""
+    port = image()
+    with tempfile.TemporaryDirectory() as folder:
+        disk, saved = os.path.join(folder, "disk.img"), os.path.join(folder, "saved")
+        subprocess.run(["cp", "--sparse=always", DISK, disk], check=True)
+        args = ["--disk", disk + ",if=virtio", "--net", f"user,hostfwd=tcp:127.0.0.1:{port}-:22", "--mem", "512M"]
+        check(vitro("run", "--name", "saved", "--detach", *args).returncode == 0, "not started")
+        try:
+            ssh(port, "touch /root/before; echo $$ > /run/mark", LOGIN_S)
+            p = vitro("snapshot", "saved", saved, "--quit")
+            check(p.returncode == 0, p.stderr)
+            time.sleep(2)
+            check(vitro("run", "--name", "saved", "--detach", "--restore", saved).returncode == 0, "not restored")
+            p = ssh(port, "ls /root/before /run/mark && systemctl is-system-running")
+            check(p.stdout.split()[-1:] == ["running"], p.stdout + p.stderr)
+            check(vitro("stop", "saved").returncode == 0, "not stopped")
+        finally:
+            vitro("stop", "saved", "--force")
+
+
+def test_killed_while_it_writes():
+    """Nothing worse than a journal to replay, and what was synced is there."""
+    image()
+    with tempfile.TemporaryDirectory() as folder:
+        disk = os.path.join(folder, "disk.img")
+        subprocess.run(["cp", "--sparse=always", DISK, disk], check=True)
+        with Vitro("run", "--disk", disk + ",if=virtio", "--mem", "512M") as v:
+            login(v)
+            v.send("mkdir w; i=0; while :; do i=$((i+1)); echo $i > w/$i; head -c 100000 /dev/urandom > w/big$i; "
+                   "sync w/$i; echo synced $i.; done\n")
+            v.expect(rb"synced 40\.", 120)
+            time.sleep(0.3)
+            v.process.kill()
+            v.process.wait()
+            while v.pump(0.1):
+                pass
+            last = int(re.findall(rb"synced (\d+)\.", v.seen)[-1])
+        fsck = subprocess.run(["e2fsck", "-p", f"{disk}?{PARTITION}"], capture_output=True, text=True)
+        check(fsck.returncode in (0, 1) and "UNEXPECTED" not in fsck.stdout, fsck.stdout + fsck.stderr)
+        full = subprocess.run(["e2fsck", "-fn", f"{disk}?{PARTITION}"], capture_output=True, text=True)
+        check(full.returncode == 0, "after the journal was replayed: " + full.stdout)
+        for i in range(1, last + 1):
+            got = subprocess.run(["debugfs", "-R", f"cat /root/w/{i}", f"{disk}?{PARTITION}"], capture_output=True,
+                                 text=True).stdout.strip()
+            check(got == str(i), f"file {i} of {last} holds {got!r}")
+
+
+def test_mistakes():
+    for args, word in (((), "of what"), (("windows",), "windows"), (("debian",), "name the VM"),
+                       (("debian", "../x"), "no name"), (("debian", "x", "--size", "1G"), "2G"),
+                       (("debian", "x", "--size", "big"), "size"), (("debian", "x", "--bogus"), "--bogus"),
+                       (("debian", "x", "--mem"), "value"), (("debian", "x", "y"), "too many")):
+        line = error_line("image", *args, status=2)
+        check(word in line, line)
+    check("cannot read" in error_line("image", "debian", "x", "--ssh-key", "/no/such"), "key")
+    with tempfile.TemporaryDirectory() as data:
+        os.makedirs(os.path.join(data, "vitro", "old"))
+        os.environ["XDG_DATA_HOME"] = data
+        try:
+            check("--force" in error_line("image", "debian", "old"), "an old VM is in the way")
+        finally:
+            os.environ["XDG_DATA_HOME"] = DATA
+    for args in (("image", "--help"), ("image", "debian", "--help")):
+        p = vitro(*args)
+        check(p.returncode == 0 and "usage: vitro image" in p.stdout, p.stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.modules[__name__], "boot/image"))
