@@ -4,6 +4,7 @@
  * hints, page poisoning. Threads: everything on vCPU threads; set() and actual() any.
  */
 #include "virtio/balloon.h"
+#include "base/state.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -95,9 +96,14 @@ static void balloon_fini(struct virtio_dev *dev)
     free(balloon_of(dev));
 }
 
+static const struct state_field balloon_fields[] = {
+    STATE(struct virtio_balloon, config.num_pages), STATE(struct virtio_balloon, config.actual), STATE_END
+};
+_Static_assert(offsetof(struct virtio_balloon, dev) == 0, "virtio_class.state");
+
 static const struct virtio_class balloon_class = {
     .name = "virtio-balloon", .id = 5, .pci_class = 0x00ff00, .notify = balloon_notify, .config_read = config_read,
-    .config_write = config_write, .fini = balloon_fini,
+    .config_write = config_write, .fini = balloon_fini, .savable = true, .state = balloon_fields,
 };
 
 int virtio_balloon_create(struct ram *ram, struct virtio_dev **out)

@@ -374,6 +374,11 @@ int virtio_pci_keep(struct virtio_pci *vp, struct machine *m)
         snprintf(part.name, sizeof(part.name), "virtio.%02x.queue%u", slot, i);
         r = machine_add_part(m, &part);
     }
+    if (!r && vp->dev->class->state) {
+        part = (struct device_part){ .state = vp->dev->class->state, .obj = vp->dev };
+        snprintf(part.name, sizeof(part.name), "virtio.%02x.type", slot);
+        r = machine_add_part(m, &part);
+    }
     /* Last: when it is judged, the others are there. */
     part = (struct device_part){ .state = pci_fields, .obj = vp, .loaded = loaded, .quiesce = drain,
                                  .resume = resume, .refuse = refuse };

@@ -30,6 +30,7 @@
 #define VIRTIO_FAILED 128u
 
 struct virtio_dev;
+struct state_field;
 
 struct virtio_queue {
     struct virtio_dev *dev;
@@ -60,9 +61,11 @@ struct virtio_class {
     void (*end)(struct virtio_dev *dev);  /* for good: its threads use the queues no more */
     void (*fini)(struct virtio_dev *dev); /* frees it; stopped and ended before */
     /* While no vCPU runs: after drain() nothing that was begun is under way and nothing touches guest memory, until
-     * resume(). savable: all that it keeps then is in struct virtio_dev and its queues; without it a VM that has one
-     * cannot be put into a snapshot. */
+     * resume(). savable: all that it keeps then is in struct virtio_dev, its queues, and the fields of `state` (NULL:
+     * none; of the type's struct, which begins with its virtio_dev); without it a VM that has one cannot be put into a
+     * snapshot. */
     bool savable;
+    const struct state_field *state;
     void (*drain)(struct virtio_dev *dev);
     void (*resume)(struct virtio_dev *dev);
 };

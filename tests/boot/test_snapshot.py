@@ -216,6 +216,27 @@ def test_disk():
         check("thrown away" in vitro("snapshot", "thrown", file, status=1), "an overlay was left out")
 
 
+def test_cards_and_other_devices():
+    """Network card, random numbers, balloon: they work on; what cannot be saved is refused by name."""
+    file = path("devices")
+    with Running("devices", "--append", "quiet", "--net", "user", "--rng", "--balloon"), Vitro("console", "devices") as c:
+        c.to_shell()
+        c.send("ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ping -c 2 10.0.2.2 | grep loss\n")
+        c.expect(rb"2 packets received", 30)
+        vitro("pause", "devices")
+        vitro("resume", "devices")
+        c.send("ping -c 2 10.0.2.2 | grep loss\n")
+        c.expect(rb"2 packets received", 30)
+        vitro("snapshot", "devices", file, "--quit")
+    with Vitro("run", "--restore", file) as v:
+        v.send("ping -c 2 10.0.2.2 | grep loss; head -c 8 /dev/hwrng | wc -c; poweroff\n")
+        v.expect(rb"2 packets received", 30)
+        v.expect(rb"\n8\r?\n", 30)
+        v.expect(rb"Power down", 30)
+    with Running("ide", "--kernel", RUNNING, "--disk", RUNNING + ",if=ide,readonly=on"):
+        check("cannot be saved" in vitro("snapshot", "ide", file, status=1), "IDE is not saved, nor refused")
+
+
 # -- Files that are not what they were ---------------------------------------------------------------------
 
 
