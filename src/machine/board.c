@@ -298,7 +298,13 @@ static int init_ide(struct machine *m)
         w.drive[i].disk = m->config.ide[i].disk;
         m->has_ide |= w.drive[i].present;
     }
-    return m->has_ide ? ide_init(&m->ide, &w) : 0;
+    int r = m->has_ide ? ide_init(&m->ide, &w) : 0;
+    if (!r && m->has_ide) {
+        r = ide_keep(&m->ide, m);
+        if (r)
+            ide_fini(&m->ide);
+    }
+    return r;
 }
 
 static int init_irqchips(struct machine *m)

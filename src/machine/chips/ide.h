@@ -100,6 +100,9 @@ struct ide_wiring {
 };
 
 int ide_init(struct ide *ide, const struct ide_wiring *wiring);
+/* ide_keep - what a snapshot carries of it (state.h). 0 or -ENOMEM. */
+struct machine;
+int ide_keep(struct ide *ide, struct machine *m);
 void ide_reset(struct ide *ide);
 void ide_fini(struct ide *ide);
 
