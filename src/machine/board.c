@@ -434,6 +434,8 @@ int board_init(struct machine *m)
         goto no_ide;
     const struct vga_wiring vga = { .host = &m->pci, .clock = &m->clock };
     err = m->config.vga ? vga_init(&m->vga, &vga) : 0;
+    if (!err && m->config.vga && (err = vga_keep(&m->vga, m)))
+        vga_fini(&m->vga);
     if (err)
         goto no_vga;
     err = init_devices(m);

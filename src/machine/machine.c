@@ -58,6 +58,7 @@ no_bus:
 no_io:
     clock_fini(&m->clock);
 no_clock:
+    free(m->part);
     free(m);
     return err;
 }

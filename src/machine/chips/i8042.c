@@ -6,6 +6,7 @@
  * Threads: vCPU threads, keys from any thread; under k->lock.
  */
 #include "machine/chips/i8042.h"
+#include <errno.h>
 #include <string.h>
 
 #define STAT_OBF 0x01
@@ -196,13 +197,21 @@ static const struct state_field kbd_state[] = {
     STATE(struct i8042, irq_level),
     STATE(struct i8042, status), STATE(struct i8042, command_byte), STATE(struct i8042, command),
     STATE(struct i8042, data), STATE(struct i8042, a20), STATE(struct i8042, break_code),
-    STATE(struct i8042, keyboard), STATE_END
+    STATE(struct i8042, keyboard.queue), STATE(struct i8042, keyboard.head), STATE(struct i8042, keyboard.len),
+    STATE(struct i8042, keyboard.command), STATE(struct i8042, keyboard.last),
+    STATE(struct i8042, keyboard.scanning), STATE_END
 };
+
+static int kbd_loaded(void *dev)
+{
+    const struct i8042 *k = dev;
+    return k->keyboard.head < PS2_QUEUE && k->keyboard.len <= PS2_QUEUE ? 0 : -EINVAL;
+}
 
 static const struct io_ops kbd_io = { "i8042", 1, 1, io_read, io_write };
 
 const struct device_class i8042 = {
     .name = "i8042", .size = sizeof(struct i8042),
     .init = kbd_init, .reset = kbd_reset, .fini = kbd_fini,
-    .state = kbd_state, .io = &kbd_io,
+    .state = kbd_state, .io = &kbd_io, .loaded = kbd_loaded,
 };

@@ -46,6 +46,9 @@ struct vga_wiring {
 };
 
 int vga_init(struct vga *v, const struct vga_wiring *wiring);
+/* vga_keep - what a snapshot carries of it (state.h). 0 or -ENOMEM. */
+struct machine;
+int vga_keep(struct vga *v, struct machine *m);
 void vga_reset(struct vga *v);
 void vga_fini(struct vga *v);
 extern const struct io_ops vga_io;     /* offset 0: port 0x3b0; 0x30 ports */
