@@ -78,7 +78,7 @@ struct code_cache {
     u32 nr_far;
     u64 far_region[8];     /* where they lead: 4 MiB pieces of the top 2 GiB */
     bool far_huge;         /* ... to a page of 1 GiB, perhaps */
-    u64 hashed[256];       /* filter by block hash */
+    u64 wants[NR_WANTS][256]; /* filters by block hash */
     u64 nr_made, nr_killed, nr_reclaimed, nr_links, bytes_guest;
 };
 
@@ -438,15 +438,15 @@ static void block_kill(struct code_cache *c, struct block *b)
     c->nr_killed++;
 }
 
-void cache_want_hashed(struct code_cache *c, gpa_t gpa, u32 mode)
+void cache_want(struct code_cache *c, gpa_t gpa, u32 mode, enum code_want what)
 {
     unsigned h = block_hash(gpa, mode) & 16383;
-    c->hashed[h >> 6] |= BITULL(h & 63);
+    c->wants[what][h >> 6] |= BITULL(h & 63);
 }
-bool cache_hashed(const struct code_cache *c, gpa_t gpa, u32 mode)
+bool cache_wants(const struct code_cache *c, gpa_t gpa, u32 mode, enum code_want what)
 {
     unsigned h = block_hash(gpa, mode) & 16383;
-    return c->hashed[h >> 6] >> (h & 63) & 1;
+    return c->wants[what][h >> 6] >> (h & 63) & 1;
 }
 void cache_kill_block(struct code_cache *c, struct block *b)
 {

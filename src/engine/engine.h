@@ -29,6 +29,7 @@ struct vm {
     pthread_mutex_t lock;     /* the code cache: its index, links, pages; held for short times, never while waiting */
     pthread_mutex_t xl_lock;  /* who translates; taken where a vCPU may wait (smp.h) */
     struct xl *xl;            /* the translator's work area, under both */
+    unsigned next_loop;       /* numbers copies of TLB entries (tr_mem.c) */
     gpa_t claim[2];           /* pages being translated from, under both */
     unsigned nr_claims;
     /* What devices wrote over translated code; vCPUs drop those translations at their next event poll. */
@@ -117,6 +118,7 @@ struct slow_site {         /* behind `call stub_slow; jmp resume` */
     u8 loose : 1;          /* no #AC: aligned, or a VMASKMOV */
     u8 locked : 1;         /* LOCK, or XCHG with memory */
     u8 group;              /* shared check: how many instructions it covers (0: not shared) */
+    s32 loop;              /* its copy of a TLB entry, from r14 on; 0: it has none (tlb.h) */
 } __attribute__((packed));
 struct group_site {        /* the record of a shared check */
     struct slow_site s;
@@ -274,10 +276,11 @@ bool cache_touches(struct code_cache *c, gpa_t gpa, unsigned len);
 /* cache_kill_range - a write to guest-physical [gpa, gpa+len): drop the blocks made from those bytes.
  * Returns whether the block holding host code `pc` (may be NULL) is among them. */
 bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned len, const u8 *pc, bool *any_left);
-/* cache_want_hashed, cache_hashed - code whose guards use the hashed TLB index from its next translation on. A filter:
- * now and then more code than was asked for. */
-void cache_want_hashed(struct code_cache *c, gpa_t gpa, u32 mode);
-bool cache_hashed(const struct code_cache *c, gpa_t gpa, u32 mode);
+/* cache_want, cache_wants - how accesses are checked from the next translation on. A filter: now and then more
+ * code than was asked for. */
+enum code_want { WANT_HASHED /* the hashed TLB index */, WANT_NO_COPY /* no copy of a TLB entry; by instruction */, NR_WANTS };
+void cache_want(struct code_cache *c, gpa_t gpa, u32 mode, enum code_want what);
+bool cache_wants(const struct code_cache *c, gpa_t gpa, u32 mode, enum code_want what);
 /* cache_kill_block - drop one block. */
 void cache_kill_block(struct code_cache *c, struct block *b);
 /* cache_block_at - block that holds an executable address, or NULL. */
@@ -315,6 +318,7 @@ void *engine_dispatch(struct vcpu *v);
 enum stub {
     STUB_SLOW, STUB_COMMIT_HOST, STUB_COMMIT_SAVED, STUB_SYS, STUB_POLL, STUB_LINK_HOST, STUB_LINK_SAVED,
     STUB_LOOKUP, STUB_DISPATCH_AT, STUB_PROBE_K, STUB_PROBE_KAC, STUB_PROBE_U, STUB_PROBE_U32,
+    STUB_LOOP_KR, STUB_LOOP_KW, STUB_LOOP_UR, STUB_LOOP_UW,
     STUB_RET_EMPTY, STUB_SYSCALL, STUB_SYSRET, NR_STUBS
 };
 extern const void *const stub_table[NR_STUBS];

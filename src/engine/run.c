@@ -48,6 +48,14 @@ FAR_AT(lstar, V_LSTAR);
 FAR_AT(sfmask, V_SFMASK);
 _Static_assert(sizeof(struct seg) == 24 && SEG_SS == SEG_CS + 1, "stubs.S copies CS and SS together");
 _Static_assert(offsetof(struct vcpu, syscall_ss) == V_SYSCALL_CS + 24 && offsetof(struct vcpu, sysret_ss) == V_SYSRET_CS + 24, "");
+_Static_assert(OFF_KTLB == TLB_OFF_K && OFF_UTLB == TLB_OFF_U && OFF_KLOOP == LOOP_OFF_K && OFF_ULOOP == LOOP_OFF_U, "stubs.S");
+_Static_assert(((1 << TLB_K_BITS) - 1) << TLB_ENTRY_SHIFT == TLB_MASK_K &&
+               ((1 << TLB_U_BITS) - 1) << TLB_ENTRY_SHIFT == TLB_MASK_U && HASH_SHIFT == 10 && LOOP_MISSES == 256, "");
+_Static_assert(offsetof(struct tlb_entry, tag_r) == TLB_TAG_R && offsetof(struct tlb_entry, tag_w) == TLB_TAG_W &&
+               offsetof(struct tlb_entry, host) == TLB_HOST && offsetof(struct tlb_entry, delta) == TLB_DELTA, "");
+_Static_assert(offsetof(struct loop_entry, host) == 8 && offsetof(struct loop_entry, delta) == 16 &&
+               offsetof(struct loop_entry, misses) == 24 && sizeof(struct loop_entries) == 32 * (NR_LOOP + 1), "");
+_Static_assert(offsetof(struct slow_site, size) + 5 == SITE_SIZE && offsetof(struct slow_site, loop) + 5 == SITE_LOOP, "");
 _Static_assert(OFF_KJC == JC_OFF_K && OFF_KACJC == JC_OFF_KAC && OFF_UJC == JC_OFF_U && OFF_U32JC == JC_OFF_U32, "");
 _Static_assert(((1 << JC_K_BITS) - 1) << 1 == JC_MASK_K && ((1 << JC_KAC_BITS) - 1) << 1 == JC_MASK_KAC &&
                ((1 << JC_U_BITS) - 1) << 1 == JC_MASK_U && ((1 << JC_U32_BITS) - 1) << 1 == JC_MASK_U32, "");
@@ -490,6 +498,19 @@ static inline void torture(struct vcpu *v, bool new_code) { (void)v, (void)new_c
 
 /* -- Called from emitted code ---------------------------------------------------------------------------------- */
 
+/* The 64-bit instruction at a linear address. False: its bytes cannot be read, or are none. */
+static bool insn_at(struct vcpu *v, u64 at, struct insn *in)
+{
+    u8 bytes[INSN_MAX];
+    unsigned n = MIN((unsigned)INSN_MAX, (unsigned)(PAGE_SIZE - (at & ~PAGE_MASK)));
+    if (mem_read(v, at, bytes, n, ACC_R | ACC_LOOSE | vcpu_acc(v)) != X_OK)
+        return false;
+    enum decode_status st = insn_decode(DMODE_64, bytes, n, in);
+    if (st == DECODE_SHORT && mem_read(v, at, bytes, INSN_MAX, ACC_R | ACC_LOOSE | vcpu_acc(v)) == X_OK)
+        st = insn_decode(DMODE_64, bytes, INSN_MAX, in);
+    return st == DECODE_OK;
+}
+
 /*
  * A near branch to an address that is not canonical is itself what faults (SDM vol. 2, JMP, RET; calls check by
  * themselves). It never hits a jump cache, and branches note where they stand before a look-up (tr_branch.c). True: #GP
@@ -499,17 +520,8 @@ static inline void torture(struct vcpu *v, bool new_code) { (void)v, (void)new_c
 static bool bad_target(struct vcpu *v, u64 rip)
 {
     struct insn in;
-    u8 bytes[INSN_MAX];
     u64 at = v->vbase + v->s2;
-    if (!(v->mode & MODE_64) || v->s1 != rip || v->s2 >= PAGE_SIZE)
-        return false;
-    unsigned n = MIN((unsigned)INSN_MAX, (unsigned)(PAGE_SIZE - v->s2));
-    if (mem_read(v, at, bytes, n, ACC_R | ACC_LOOSE | vcpu_acc(v)) != X_OK)
-        return false;
-    enum decode_status st = insn_decode(DMODE_64, bytes, n, &in);
-    if (st == DECODE_SHORT && mem_read(v, at, bytes, INSN_MAX, ACC_R | ACC_LOOSE | vcpu_acc(v)) == X_OK)
-        st = insn_decode(DMODE_64, bytes, INSN_MAX, &in);
-    if (st != DECODE_OK)
+    if (!(v->mode & MODE_64) || v->s1 != rip || v->s2 >= PAGE_SIZE || !insn_at(v, at, &in))
         return false;
     if (in.id == I_RET)
         v->regs[RSP] -= in.opsize + (in.imm_size ? (u16)in.imm : 0u);
@@ -623,6 +635,14 @@ u64 engine_sys(struct vcpu *v, const struct sys_site *site)
 void engine_fault(struct vcpu *v)
 {
     v->eng->nr_fault_signal++;
+    struct insn in;
+    struct exc exc = v->exc;
+    /* An address that is not canonical may get past a check (struct loop_entry): the host's #GP, through the stack #SS. */
+    bool stack = exc.vector == VEC_GP && (v->mode & MODE_64) && insn_at(v, v->rip, &in) &&
+                 (in.has_mem ? in.seg == SEG_SS && !is_canonical(insn_offset(v, &in)) : !is_canonical(v->regs[RSP]));
+    v->exc = exc;
+    if (stack)
+        raise_error(v, VEC_SS, 0);
     if (v->exc.vector == VEC_XM && !(v->cr4 & CR4_OSXMMEXCPT)) /* SDM vol. 3 §13.1.3 */
         raise_ud(v);
     deliver(v);

@@ -6,7 +6,7 @@
  * be addressed directly the *same instruction* runs on a bounce buffer (engine_slow points s1/s2 at it), and
  * engine_commit copies the result out afterwards. No instruction is ever interpreted.
  */
-#include "engine/engine.h"
+#include "engine/emit.h"
 #include "engine/fpu.h"
 
 /* -- Physical pieces ------------------------------------------------------------------------------- */
@@ -321,7 +321,34 @@ static void conflict(struct vcpu *v, const struct slow_site *site)
         return;
     engine_lock(v->vm);
     if (!b->dead) {
-        cache_want_hashed(c, b->page + b->off, b->mode);
+        cache_want(c, b->page + b->off, b->mode, WANT_HASHED);
+        cache_kill_block(c, b);
+    }
+    engine_unlock(v->vm);
+}
+
+/*
+ * An access's own copy of a TLB entry was wrong. Where that happens often there is none from now on. Misses of the table count
+ * too, but not while the other index may end them.
+ */
+static void loop_missed(struct vcpu *v, const struct slow_site *site, bool evicted)
+{
+    struct code_cache *c = v->vm->cache;
+    struct loop_entry *l = (struct loop_entry *)(v->space->base + VCPU_BIAS + site->loop);
+    l->misses += site->hashed || !evicted;
+    if (likely(l->misses < LOOP_MISSES))
+        return;
+    u32 now = (u32)(__builtin_ia32_rdtsc() >> 8), since = now - l->when;
+    l->misses = 0;
+    l->when = now;
+    if (since > LOOP_MISSES * 200 / 256) /* once in 200 cycles pays: a miss costs some 30, a hit saves 3 */
+        return;
+    struct block *b = cache_block_at(c, (const u8 *)site);
+    if (!b)
+        return;
+    engine_lock(v->vm);
+    if (!b->dead) {
+        cache_want(c, b->page + site->s.off, b->mode, WANT_NO_COPY);
         cache_kill_block(c, b);
     }
     engine_unlock(v->vm);
@@ -387,6 +414,8 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
                 if (r.watched)
                     watched_note(v, site, ea, &r);
                 point_at(v, site, ea, r.host);
+                if (site->loop)
+                    loop_missed(v, site, r.evicted);
                 if (r.evicted)
                     conflict(v, site);
                 return RESUME;
@@ -409,6 +438,8 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
     if (likely(n1 == site->size && !skip0 && ref[0].host)) {
         if (likely(!ref[0].watched)) {
             point_at(v, site, ea, ref[0].host);
+            if (site->loop)
+                loop_missed(v, site, ref[0].evicted);
             if (ref[0].evicted)
                 conflict(v, site);
             return RESUME;

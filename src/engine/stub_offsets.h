@@ -3,10 +3,33 @@
 #define JC_MASK_K 0x1ffe
 #define JC_OFF_KAC 0x24000
 #define JC_MASK_KAC 0x1fe
-#define JC_OFF_U 0x46000
+#define JC_OFF_U 0x47000
 #define JC_MASK_U 0xfffe
-#define JC_OFF_U32 0xc6000
+#define JC_OFF_U32 0xc7000
 #define JC_MASK_U32 0x3fe
+
+/* TLB places for stub_loop_*; asserted too. Entry: tag_r, tag_w, host, delta; copy: tag, host, delta, misses. */
+#define TLB_OFF_K 0x4000
+#define TLB_OFF_U 0x27000
+#ifdef TORTURE
+#define TLB_MASK_K 0xe0
+#define TLB_MASK_U 0xe0
+#else
+#define TLB_MASK_K 0xffe0
+#define TLB_MASK_U 0x1ffe0
+#endif
+#define LOOP_OFF_K 0x25000
+#define LOOP_OFF_U 0xc9000
+#define TLB_TAG_R 0
+#define TLB_TAG_W 8
+#define TLB_HOST 16
+#define TLB_DELTA 24
+/* struct slow_site, behind the call and a jmp rel32 */
+#define SITE_SIZE (5 + 4)
+#define SITE_BITS (5 + 6)
+#define SITE_FORM_DELTA 0x04
+#define SITE_HASHED 0x80
+#define SITE_LOOP (5 + 9)
 
 /* struct vcpu members stubs.S uses beyond the disp8 ones; asserted in run.c */
 #define V_CS_TAG 232

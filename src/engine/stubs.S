@@ -144,6 +144,57 @@ to_dispatch:
     mov C_RSP, %rsp
     jmp stub_dispatch
 
+/*
+ * call stub_loop_*; jmp resume; struct slow_site: an access's own copy of a TLB entry is not the one it needs. Look in the
+ * table and copy that. s1 = EA - tag of the copy. Not there either: stub_slow, with s1 and s2 as other checks leave them.
+ */
+.macro LOOP name, off, mask, tag, used
+\name:
+    mov %rax, S1
+    mov %rcx, S2
+    mov (%rsp), %rax
+    movslq SITE_LOOP(%rax), %rcx
+    add %r14, %rcx
+    add (%rcx), %r10
+    testb $SITE_HASHED, SITE_BITS(%rax)
+    jnz 3f
+    rorx $7, %r10, %r11
+1:  and $\mask, %r11d
+    sub (\off + \tag - 128)(%r14, %r11), %r10
+    movzwl SITE_SIZE(%rax), %eax
+    neg %eax
+    add $4096, %eax
+    cmp %rax, %r10
+    ja 2f
+    incl 24(%rcx)
+    cmpl $256, 24(%rcx)
+    jae 2f
+    mov (\off + \tag - 128)(%r14, %r11), %rax
+    mov %rax, (%rcx)
+    mov (\off + TLB_HOST - 128)(%r14, %r11), %rax
+    mov %rax, 8(%rcx)
+    mov (\off + TLB_DELTA - 128)(%r14, %r11), %r11
+    mov %r11, 16(%rcx)
+    movl $1, (\used - 128)(%r14)
+    mov (%rsp), %rcx
+    testb $SITE_FORM_DELTA, SITE_BITS(%rcx)
+    cmovz %rax, %r11
+    mov S1, %rax
+    mov S2, %rcx
+    ret
+2:  mov S1, %rax
+    mov S2, %rcx
+    jmp stub_slow
+3:  rorx $10, %r10, %r11
+    xor %r10, %r11
+    rorx $7, %r11, %r11
+    jmp 1b
+.endm
+    LOOP stub_loop_kr, TLB_OFF_K, TLB_MASK_K, TLB_TAG_R, LOOP_OFF_K
+    LOOP stub_loop_kw, TLB_OFF_K, TLB_MASK_K, TLB_TAG_W, LOOP_OFF_K
+    LOOP stub_loop_ur, TLB_OFF_U, TLB_MASK_U, TLB_TAG_R, LOOP_OFF_U
+    LOOP stub_loop_uw, TLB_OFF_U, TLB_MASK_U, TLB_TAG_W, LOOP_OFF_U
+
 /* call stub_commit_*; jmp back; u8 distance from the jmp back to the record: a bounced operation has run. */
 .macro COMMIT_SITE
     movzbl 5(%rbx), %esi
@@ -365,5 +416,6 @@ stub_lookup:
 stub_table:                 /* enum stub */
     .quad stub_slow, stub_commit_host, stub_commit_saved, stub_sys, stub_poll, stub_link_host, stub_link_saved
     .quad stub_lookup, stub_dispatch, stub_probe_k, stub_probe_kac, stub_probe_u, stub_probe_u32
+    .quad stub_loop_kr, stub_loop_kw, stub_loop_ur, stub_loop_uw
     .quad stub_ret_empty, stub_syscall, stub_sysret
     .section .note.GNU-stack, "", @progbits

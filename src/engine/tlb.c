@@ -31,8 +31,19 @@ static inline void entry_clear(struct tlb_entry *e, unsigned i)
 {
     e->tag_r = e->tag_w = TLB_UNUSED(i);
 }
+/* Forget the copies made from a table (tlb.h): one of its entries changes. */
+static inline void loops_clear(struct tlb_space *sp, unsigned slot)
+{
+    struct loop_entries *l = (struct loop_entries *)(sp->base + (slot == SLOT_K ? OFF_KLOOP : OFF_ULOOP));
+    if (slot == SLOT_KAC || likely(!l->used))
+        return;
+    l->used = 0;
+    for (unsigned i = 0; i < NR_LOOP; i++)
+        l->entry[i].tag = l->entry[i].host = TLB_NOWHERE;
+}
 static void table_flush(struct tlb_space *sp, unsigned slot)
 {
+    loops_clear(sp, slot);
     struct tlb_entry *e = table(sp, slot);
     struct fill_log *log = &sp->tlb_log[slot];
     unsigned n = table_size(slot), logged = log->n;
@@ -117,9 +128,11 @@ struct vcpu *tlb_create(void)
         ev->space[i].clean = true;
         for (unsigned s = 0; s < NR_SLOTS; s++)
             ev->space[i].tlb_log[s].n = ev->space[i].jc_log[s].n = FILL_LOG_MAX + 1;
+        ((struct loop_entries *)(ev->space[i].base + OFF_ULOOP))->used = 1;
         table_flush(&ev->space[i], SLOT_KAC);
         table_flush(&ev->space[i], SLOT_U);
     }
+    ((struct loop_entries *)(area + OFF_KLOOP))->used = 1;
     table_flush(&ev->space[0], SLOT_K);
     v->space = &ev->space[0];
     v->space->used = true;
@@ -162,6 +175,7 @@ static void table_drop_range(struct tlb_space *sp, unsigned slot, gla_t la, unsi
 {
     struct tlb_entry *e = table(sp, slot);
     unsigned n = table_size(slot);
+    loops_clear(sp, slot);
     for (unsigned i = 0; i < n; i++)
         if (!((e[i].tag_r ^ la) >> shift))
             entry_clear(&e[i], i);
@@ -267,10 +281,11 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
     gla_t tag = la & PAGE_MASK;
     unsigned i = (unsigned)(e - table(v->space, slot));
     ref->evicted = e->tag_r != tag && e->tag_r != TLB_UNUSED(i);
-    if (e->tag_r != tag && e->tag_w != tag)
+    if (e->tag_r != tag || e->host != (u64)page) {
+        if (e->tag_r != TLB_UNUSED(i))
+            loops_clear(v->space, slot);
         entry_clear(e, i);
-    else if (e->host != (u64)page)
-        entry_clear(e, i);
+    }
     e->host = (u64)page;
     e->delta = (u64)page - tag;
     e->tag_r = tag; /* what may be written may be read */
@@ -281,6 +296,7 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
         wtag_note(v, &v->vm->wtag[rs - v->vm->ram.slot][idx * WTAG_WAYS], where);
         if (unlikely(has_code(v, rs, idx))) { /* another vCPU claims the page right now (smp_claim) */
             e->tag_w = TLB_UNUSED(i);
+            loops_clear(v->space, slot);
             ref->watched = acc & ACC_W;
         }
     }
@@ -312,6 +328,7 @@ static void unwrite_table(struct tlb_space *sp, unsigned slot, u64 host)
 {
     struct tlb_entry *e = table(sp, slot);
     unsigned n = table_size(slot);
+    loops_clear(sp, slot);
     for (unsigned i = 0; i < n; i++)
         if (e[i].host == host)
             e[i].tag_w = TLB_UNUSED(i);
@@ -323,6 +340,8 @@ static void unwrite_entry(struct vcpu *v, struct tlb_entry *e)
     u64 off = (u64)((u8 *)e - (u8 *)v->eng->space[0].base) % SPACE_SIZE;
     u64 tab = off >= OFF_UTLB ? OFF_UTLB : off >= OFF_KACTLB ? OFF_KACTLB : OFF_KTLB;
     e->tag_w = TLB_UNUSED((off - tab) / sizeof(*e));
+    loops_clear(&v->eng->space[(u64)((u8 *)e - (u8 *)v->eng->space[0].base) / SPACE_SIZE],
+                tab == OFF_UTLB ? SLOT_U : tab == OFF_KACTLB ? SLOT_KAC : SLOT_K);
 }
 
 void tlb_unwrite_page(struct vcpu *v, struct ram_slot *rs, gpa_t page)
@@ -446,6 +465,7 @@ static void kernel_flush(struct vcpu *v)
 
 static void flush_page_in(struct tlb_space *sp, unsigned slot, gla_t la)
 {
+    loops_clear(sp, slot);
     const struct tlb_geometry *g = &tlb_geo[slot];
     u32 off = (la >> (12 - TLB_ENTRY_SHIFT)) & g->tlb_mask;
     struct tlb_entry *e = (struct tlb_entry *)(sp->base + g->tlb_off + off);

@@ -19,14 +19,37 @@
  *   KTLB     struct tlb_entry[TLB_K_SIZE]    shared: supervisor pages
  *   KJC      struct jc_entry[JC_K_SIZE]      shared
  *   KACJC    struct jc_entry[JC_KAC_SIZE]    shared
+ *   KLOOP    struct loop_entries             shared
  *   KACTLB   struct tlb_entry[TLB_KAC_SIZE]  private
  *   UTLB     struct tlb_entry[TLB_U_SIZE]    private
  *   UJC      struct jc_entry[JC_U_SIZE]      private
  *   U32JC    struct jc_entry[JC_U32_SIZE]    private
+ *   ULOOP    struct loop_entries             private
  */
 #pragma once
 #include "engine/mode.h"
 #include "engine/vcpu.h"
+
+/*
+ * In a loop that is one block, each access has a copy of the entry it used last at a place of its own: no index to compute, and
+ * the operation does not wait for one. A copy goes (loops_clear in tlb.c) whenever any entry of its table changes or goes, so
+ * whoever looks for a right in the tables finds it there. An unused copy matches nothing but addresses that are not
+ * canonical, and then what it yields is not canonical either: the host's #GP is the guest's.
+ */
+#define NR_LOOP 31
+struct loop_entry {
+    u64 tag;          /* tag_r or tag_w, or TLB_NOWHERE */
+    u64 host, delta;  /* host: TLB_NOWHERE while unused */
+    u32 misses;       /* since `when` */
+    u32 when;         /* TSC, in units of 256 */
+};
+struct loop_entries {
+    u32 used;         /* any copy was made since the last clear */
+    u32 pad[7];
+    struct loop_entry entry[NR_LOOP];
+};
+#define TLB_NOWHERE (1ull << 62)
+#define LOOP_MISSES 256 /* then C has a look whether this pays */
 
 struct tlb_entry {
     u64 tag_r, tag_w; /* linear page, or the unused value */
@@ -61,12 +84,14 @@ _Static_assert(TLB_K_BITS >= 3 && TLB_KAC_BITS >= 3 && TLB_U_BITS >= 3 && TLB_U_
 #define OFF_KTLB VCPU_AREA
 #define OFF_KJC (OFF_KTLB + 0x10000)
 #define OFF_KACJC (OFF_KJC + 0x10000)
-#define SHARED_SIZE (OFF_KACJC + 0x1000)
+#define OFF_KLOOP (OFF_KACJC + 0x1000)
+#define SHARED_SIZE (OFF_KLOOP + 0x1000)
 #define OFF_KACTLB SHARED_SIZE
 #define OFF_UTLB (OFF_KACTLB + 0x1000)
 #define OFF_UJC (OFF_UTLB + 0x20000)
 #define OFF_U32JC (OFF_UJC + (16u << JC_U_BITS))
-#define SPACE_SIZE (OFF_U32JC + 0x2000)
+#define OFF_ULOOP (OFF_U32JC + 0x2000)
+#define SPACE_SIZE (OFF_ULOOP + 0x1000)
 #define PRIVATE_SIZE (SPACE_SIZE - SHARED_SIZE)
 #define NR_SPACES 8
 

@@ -10,6 +10,14 @@
  *   mov   s2, [vcpu + s2 + tlb.host or tlb.delta]
  *   op    [s1 + s2]  or  [base + disp + s2]
  *
+ * In a loop that is one block there is no index: the access has a copy of the entry at a place of its own (tlb.h):
+ *
+ *   lea   s1, EA
+ *   sub   s1, [vcpu + copy.tag]
+ *   cmp   s1, 4096 - size
+ *   ja    stub_loop_*, which copies the right one, or goes slow
+ *   mov   s2, [vcpu + copy.host or copy.delta]
+ *
  * Where alignment is checked (MODE_AC) the compare is a jump: every access takes the slow path.
  *
  * slow (cold): call stub_slow; jmp back; record; then, for writes, the operation again for a bounce
@@ -145,6 +153,20 @@ static void rorx(struct buf *b, unsigned dst, unsigned src, unsigned n)
     e8(b, 0xc4); e8(b, 0x43); e8(b, 0xfb); e8(b, 0xf0); e8(b, (u8)(0xc0 | (dst & 7) << 3 | (src & 7))); e8(b, (u8)n);
 }
 
+static s32 own_copy(struct xl *x)
+{
+    if (x->cur >= x->loop || x->slot == SLOT_KAC || (x->mode & MODE_AC) ||
+        cache_wants(x->cache, x->page_pa + x->off[x->cur], x->mode, WANT_NO_COPY))
+        return 0;
+    u32 area = x->slot >= SLOT_U ? OFF_ULOOP : OFF_KLOOP;
+    return (s32)(area + offsetof(struct loop_entries, entry[x->vm->next_loop++ % NR_LOOP])) - VCPU_BIAS;
+}
+static void call_slow(struct xl *x, const struct guard *g)
+{
+    static const enum stub loop[] = { STUB_LOOP_KR, STUB_LOOP_KW, STUB_LOOP_UR, STUB_LOOP_UW };
+    xl_call_stub(x, SEC_COLD, g->loop ? loop[(x->slot >= SLOT_U) * 2 + !!(g->acc & ACC_W)] : STUB_SLOW);
+}
+
 /* The check on s1 = EA; leaves s2 = host page or delta, and for FORM_SUM s1 = page offset. */
 static void check(struct xl *x, struct guard *g)
 {
@@ -154,6 +176,17 @@ static void check(struct xl *x, struct guard *g)
     s32 tag = g->acc & ACC_W ? (s32)offsetof(struct tlb_entry, tag_w) : (s32)offsetof(struct tlb_entry, tag_r);
     s32 last = g->form == FORM_SUM ? (s32)offsetof(struct tlb_entry, host) : (s32)offsetof(struct tlb_entry, delta);
     bug_on(g->size == 0 || g->size > 512);
+    g->loop = own_copy(x);
+    if (g->loop) {
+        bool sum = g->form == FORM_SUM;
+        e_rm64(b, 0x2b, H_S1, H_VCPU, g->loop + (s32)offsetof(struct loop_entry, tag));
+        e8(b, 0x49); e8(b, 0x81); e8(b, 0xf8 | (H_S1 & 7)); e32(b, 4096u - g->size);
+        g->jcc = xl_jcc(x, SEC_HOT, 7);
+        e_load_vcpu(b, H_S2, g->loop + (s32)(sum ? offsetof(struct loop_entry, host) : offsetof(struct loop_entry, delta)));
+        g->resume = hot_at(x);
+        xl_clobber(x);
+        return;
+    }
     /* rorx s2, s1, TLB_SHIFT; hashed: rorx s2, s1, HASH_SHIFT; xor s2, s1; rorx s2, s2, TLB_SHIFT */
     if (x->hashed) {
         rorx(b, H_S2, H_S1, HASH_SHIFT);
@@ -192,11 +225,11 @@ static void begin(struct xl *x, struct guard *g, unsigned size, unsigned acc, bo
 static void group_slow(struct xl *x, struct guard *g)
 {
     xl_bind(x, g->jcc, SEC_COLD, cold_at(x));
-    xl_call_stub(x, SEC_COLD, STUB_SLOW);
+    call_slow(x, g);
     xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, g->resume);
     struct group_site site = { .s = {
         .s = { .off = x->off[x->cur], .len = x->in[x->cur].len, .kind = g->stack },
-        .size = g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .group = x->grp.nr,
+        .size = g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .group = x->grp.nr, .loop = g->loop,
     } };
     e_bytes(&x->cold, &site, sizeof(site));
 }
@@ -324,7 +357,7 @@ void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final)
     bool copy = g->acc & ACC_W;
     const struct insn *in = &x->in[x->cur];
     xl_bind(x, g->jcc, SEC_COLD, cold_at(x));
-    xl_call_stub(x, SEC_COLD, STUB_SLOW);
+    call_slow(x, g);
     xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, g->resume);
     u32 at = cold_at(x);
     struct slow_site site = {
@@ -332,7 +365,7 @@ void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final)
         .size = g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .final = final, .copy = copy,
         .masked = (in->enc == ENC_EVEX && in->mask) || insn_vex_masked(in), .aligned = in->how == HOW_COPY && insn_aligned(in),
         .loose = insn_aligned(in) || insn_vex_masked(in),
-        .locked = (in->prefixes & PFX_LOCK) || in->id == I_XCHG,
+        .locked = (in->prefixes & PFX_LOCK) || in->id == I_XCHG, .loop = g->loop,
     };
     e_bytes(&x->cold, &site, sizeof(site));
     if (!copy)

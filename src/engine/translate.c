@@ -329,6 +329,19 @@ static enum xret fetch(struct xl *x, struct fetched *f)
     return X_OK;
 }
 
+/* How many of the block's first instructions are a loop: up to the last jump to its start. */
+static u8 loop_length(const struct xl *x)
+{
+    if (x->single || x->nochain)
+        return 0;
+    for (unsigned i = x->nr; i-- > 0;) {
+        const struct insn *in = &x->in[i];
+        if ((in->id == I_JCC || in->id == I_JMP) && x->off[i] + in->len + (s32)in->imm == x->start)
+            return (u8)(i + 1);
+    }
+    return 0;
+}
+
 /* -- Closing -------------------------------------------------------------------------------------------- */
 
 /* A record and an exit for a resume point: flags must be in fl or dead. */
@@ -542,7 +555,7 @@ again:
     if (xr != X_OK)
         return xr;
     x->page_pa = span.gpa & PAGE_MASK;
-    x->hashed = cache_hashed(x->cache, x->page_pa + x->start, x->mode);
+    x->hashed = cache_wants(x->cache, x->page_pa + x->start, x->mode, WANT_HASHED);
     x->page = ram_ptr(&v->vm->ram, x->page_pa, 4096);
     if (!x->page) {
         vcpu_fail(v, "guest executes at physical address %#llx, which is not memory", (unsigned long long)span.gpa);
@@ -566,6 +579,7 @@ again:
     proto.hashed = x->hashed;
     if (x->off[x->nr - 1] + x->in[x->nr - 1].len > 4096 && f.page2 == ~0ull)
         bug("instruction crosses its page", __FILE__, __LINE__);
+    x->loop = loop_length(x);
     flags_liveness(x);
     prologue(x, &proto);
     /* The bytes of a crossing instruction are not contiguous in x->page. */

@@ -45,6 +45,7 @@ struct guard {
     u16 size;
     u8 acc, form;
     bool stack;          /* through SS: #SS, not #GP */
+    s32 loop;            /* its own copy of a TLB entry, from r14 on; 0: none */
     bool shared;         /* the group's first access has checked this one */
     struct hostmem mem;
 };
@@ -89,6 +90,7 @@ struct xl {
     unsigned cur;
     struct insn in[XL_MAX_INSNS];
     u16 off[XL_MAX_INSNS + 1];
+    u8 loop;             /* the first so many instructions are a loop: its accesses have copies of TLB entries */
     u16 live[XL_MAX_INSNS + 1]; /* flags needed on entry to instruction i */
     u32 map[XL_MAX_INSNS], cold_map[XL_MAX_INSNS]; /* where each instruction's code starts */
     bool poll_next;      /* a poll is due after the next instruction (sti) */
