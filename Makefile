@@ -6,6 +6,7 @@
 #   make bench      benchmarks against native and QEMU      (bench/run)
 #   make bench-pv   what guests gain from knowing that they are guests (bench/pv)
 #   make asan       ASan+UBSan build in build-asan/         (check-asan: and its fast tests)
+#   make tsan       ThreadSanitizer on devices and monitor, in build-tsan/   (check-tsan: unit tests and a boot)
 #   make torture    -DTORTURE build in build-torture/       (check-torture: and its fast tests)
 #   make install    PREFIX=/usr/local DESTDIR=
 #
@@ -43,7 +44,7 @@ endif
 # -- Configuration: what the compiler and the host have ------------------------
 
 # Goals that need no compiler. setup installs it, so nothing may be probed before that.
-no_config := clean format setup run bench-pv check check-fast check-asan check-torture bench asan torture fuzz \
+no_config := clean format setup run bench-pv check check-fast check-asan check-tsan check-torture bench asan tsan torture fuzz \
 	guest guests install
 ifneq ($(filter-out $(no_config),$(or $(MAKECMDGOALS),all)),)
 -include $(BUILD)/config.mk
@@ -96,6 +97,11 @@ engine_cflags += -fno-sanitize-address-use-after-scope
 endif
 ifeq ($(TORTURE),1)
 extra += -DTORTURE=1
+endif
+# ThreadSanitizer is for devices, bus and monitor: its calls would lose the guest's vector registers in the engine.
+ifeq ($(TSAN),1)
+extra += -fsanitize=thread
+engine_cflags += -fno-sanitize=thread
 endif
 
 # -- Sources: by wildcard, nothing to list --------------------------------------
@@ -152,6 +158,9 @@ $(BUILD)/flags: FORCE
 .PHONY: FORCE
 FORCE:
 
+ifeq ($(TSAN),1)
+$(BUILD)/obj/src/mem/%.o $(BUILD)/obj/src/base/%.o: cflags += -fno-sanitize=thread
+endif
 $(BUILD)/obj/src/engine/%.o: src/engine/%.c $(BUILD)/flags
 	$(call say,CC,$<)
 	@mkdir -p $(@D)
@@ -228,7 +237,7 @@ $(GUEST)/initrd.img: tools/mk-initrd
 # -- Running, testing ---------------------------------------------------------------
 
 # The sub-make starts after setup, so that it sees the compiler setup installed.
-.PHONY: run check check-fast check-asan check-torture bench asan torture fuzz
+.PHONY: run check check-fast check-asan check-tsan check-torture bench asan tsan torture fuzz
 run: setup
 	@$(MAKE) all guest
 	@$(BUILD)/vitro run $(ARGS)
@@ -247,6 +256,9 @@ bench: setup
 	@[ -x build/bench/qemu2/qemu-system-x86_64 ] || bench/get-qemu2 || echo "bench: without a second QEMU"
 	@bench/run
 
+tsan:
+	@$(MAKE) BUILD=build-tsan TSAN=1 all tests
+
 asan:
 	@$(MAKE) BUILD=build-asan SAN=1 all tests
 
@@ -262,6 +274,12 @@ fuzz: setup
 check-asan: setup
 	@$(MAKE) asan
 	@ASAN_OPTIONS=handle_segv=0:handle_sigbus=0:handle_sigfpe=0:handle_sigill=0 tests/run-all --build build-asan --fast
+
+# The board's threads under unit tests (test_native scribbles over guest memory on purpose) and under a guest of four vCPUs.
+check-tsan: setup
+	@$(MAKE) tsan
+	@for t in machine paravirt disk ide firmware; do build-tsan/tests/unit/test_$$t || exit 1; done
+	@tests/guest/run --build build-tsan smp
 
 check-torture: setup
 	@$(MAKE) torture
@@ -288,8 +306,8 @@ install:
 		install -m 644 $(GUEST)/$$f $(DESTDIR)$(PREFIX)/share/vitro/$$f; fi; done
 
 clean:
-	$(call say,CLEAN,build build-asan build-torture build-fuzz)
-	$(Q)rm -rf build build-asan build-torture build-fuzz
+	$(call say,CLEAN,build build-asan build-tsan build-torture build-fuzz)
+	$(Q)rm -rf build build-asan build-tsan build-torture build-fuzz
 
 format:
 	$(Q)clang-format -i $(wildcard src/*/*.[ch] src/*/*/*.[ch] src/*.c include/*.h tests/*/*.[ch])

@@ -244,7 +244,7 @@ int console_start(struct console *con, const struct console_ops *ops, bool detac
         r = -r;
         goto restore;
     }
-    con->running = true;
+    con->running = con->started = true;
     return 0;
 restore:
     tty_restore();
@@ -276,6 +276,13 @@ void console_stop(struct console *con)
             break;
     }
     tty_restore();
+}
+
+void console_fini(struct console *con)
+{
+    if (!con->started)
+        return;
+    con->started = false;
     close(con->feed_fd);
     close(con->guest_fd);
     close(con->wake_fd);

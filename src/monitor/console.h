@@ -27,6 +27,7 @@ struct console {
     int feed_fd;  /* the end the thread writes to; full while the guest takes nothing */
     bool is_tty, running;
     bool in_open;   /* console thread only, like what follows */
+    bool started;
     bool escape;    /* Ctrl-A was typed */
     bool gate_open; /* input may go to the guest */
     u8 in[CONSOLE_IN_SIZE];
@@ -50,3 +51,5 @@ size_t console_feed(struct console *con, const u8 *bytes, size_t len);
 void console_write(struct console *con, const u8 *bytes, size_t len);
 /* console_stop - writes what waits (for at most a moment if nobody reads), restores the terminal. */
 void console_stop(struct console *con);
+/* console_fini - once nobody can write or read it any more: the machine is gone. */
+void console_fini(struct console *con);

@@ -553,6 +553,7 @@ static void destroy(struct guest *vm)
     /* The board's I/O thread may kick vCPUs until it is gone. */
     if (vm->machine)
         machine_destroy(vm->machine);
+    console_fini(&vm->console); /* and use the console */
     /* And so may the threads of disks that are reached by hypercalls. */
     paravirt_destroy(vm->pv);
     for (unsigned i = 0; i < vm->nr_nets; i++)
