@@ -1,8 +1,10 @@
 /* devices.c - makes virtio devices from the options and puts them into PCI slots. See devices.h. */
+#include "machine/chips/i82540em.h"
 #include "machine/irq.h"
 #include "machine/layout.h"
 #include "machine/machine.h"
 #include "machine/pci.h"
+#include "machine/state.h"
 #include "monitor/config.h"
 #include "monitor/vm_inner.h"
 #include "virtio/balloon.h"
@@ -84,6 +86,43 @@ int devices_net(const struct nic *nic, unsigned index, struct net_backend **be, 
     return r;
 }
 
+static const char *cannot_be_saved(void *obj)
+{
+    (void)obj;
+    return "such a device cannot be saved";
+}
+
+/* A device that no snapshot can carry. */
+static int keep_out(struct guest *vm, const char *name, unsigned slot)
+{
+    static const struct state_field none[] = { STATE_END };
+    struct device_part part = { .state = none, .obj = vm, .refuse = cannot_be_saved };
+    snprintf(part.name, sizeof(part.name), "%s.%02x", name, slot);
+    return machine_add_part(vm->machine, &part);
+}
+
+static int add_e1000(struct guest *vm, struct net_backend *be, const u8 mac[6])
+{
+    struct devices *d = &vm->devices;
+    struct pci_host *host = machine_pci(vm->machine);
+    unsigned slot = FIRST_SLOT;
+
+    while (slot < 32 && host->dev[PCI_DEVFN(slot, 0)])
+        slot++;
+    if (slot == 32 || d->nr_e1000 == NICS_MAX) {
+        be->ops->free(be);
+        say("no room on the PCI bus for another network card");
+        return -ENOSPC;
+    }
+    int r = i82540em_create(host, slot, &vm->view, be, mac, &d->e1000[d->nr_e1000]);
+    if (r) {
+        say("cannot make a network card: %s", strerror(-r));
+        return r;
+    }
+    d->nr_e1000++;
+    return keep_out(vm, "e1000", slot);
+}
+
 static int add_nic(struct guest *vm, const struct nic *nic, unsigned index)
 {
     struct virtio_net_options options = { .queues = nic->queues, .packed = nic->packed };
@@ -93,6 +132,8 @@ static int add_nic(struct guest *vm, const struct nic *nic, unsigned index)
 
     if (r)
         return r;
+    if (nic->e1000)
+        return add_e1000(vm, be, options.mac);
     r = virtio_net_create(&vm->view, be, &options, &dev);
     if (r) {
         say("cannot make network card %u: %s", index, strerror(-r));
@@ -177,6 +218,8 @@ int devices_create(struct guest *vm)
 
 void devices_destroy(struct devices *d)
 {
+    while (d->nr_e1000)
+        i82540em_free(d->e1000[--d->nr_e1000]);
     while (d->nr--) {
         virtio_destroy(d->virtio[d->nr].dev);
         virtio_pci_free(d->virtio[d->nr].pci);

@@ -7,13 +7,15 @@ struct net_backend;
 struct nic;
 struct virtio_dev;
 struct virtio_pci;
+struct i82540em;
 struct virtio_mmio;
 
 #define DEVICES_MAX 28
 
 struct devices {
     struct { struct virtio_dev *dev; struct virtio_pci *pci; struct virtio_mmio *mmio; } virtio[DEVICES_MAX];
-    unsigned nr;
+    unsigned nr, nr_e1000;
+    struct i82540em *e1000[8];
     struct virtio_dev *balloon; /* NULL: none */
 };
 

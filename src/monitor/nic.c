@@ -94,8 +94,9 @@ static int key_parse(struct nic *nic, const char *option, const char *piece)
     }
     if (IS("restrict") && nic->kind == NIC_USER)
         return option_switch(option, "restrict", value, &nic->user.restricted);
-    if (IS("if") && (!strcmp(value, "virtio") || !strcmp(value, "vitro"))) {
+    if (IS("if") && (!strcmp(value, "virtio") || !strcmp(value, "vitro") || !strcmp(value, "e1000"))) {
         nic->vitro = !strcmp(value, "vitro");
+        nic->e1000 = !strcmp(value, "e1000");
         return -1;
     }
     if (IS("packed"))
@@ -140,7 +141,7 @@ int nic_parse(struct nic *nic, const char *option, const char *text)
             return r;
     }
     if (!nic->user.mtu) /* guests that know us get room for packets from the ring's pages: ordinary ones */
-        nic->user.mtu = nic->vitro ? 1500 : USER_MTU;
+        nic->user.mtu = nic->vitro || nic->e1000 ? 1500 : USER_MTU;
     if (nic->kind == NIC_TAP && !nic->ifname[0]) {
         say("--%s: which tap device? write --net tap,ifname=NAME", option);
         return STATUS_USAGE;

@@ -13,7 +13,7 @@ struct nic {
     char ifname[32];
     u8 mac[6];
     unsigned queues; /* pairs */
-    bool packed, mmio;
+    bool packed, mmio, e1000;
     bool vitro;      /* reached by our own hypercalls, not virtio */
 };
 

@@ -8,10 +8,11 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
-from harness import Skip, Vitro, check, error_line, main, script
+from harness import GUEST, Skip, Vitro, check, error_line, main, script
 
 MIB = 1 << 20
 UP = "ip link set lo up; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2\n"
@@ -154,6 +155,31 @@ def test_tap():
         check(hashlib.md5(body).hexdigest() in out, out[-300:])
     finally:
         subprocess.run(["ip", "link", "delete", name], capture_output=True)
+
+
+def generic_guest(work):
+    """The generic kernel, which has drivers for old hardware, and an initramfs with its modules."""
+    version = os.path.join(GUEST, "version-generic")
+    if not os.path.exists(version):
+        raise Skip(f"{version} is not there; `make guests` fetches it")
+    modules = os.path.join(GUEST, "modules", open(version).read().strip())
+    subprocess.run(["tools/mk-initrd", f"{work}/initrd.img", "--modules", modules], check=True)
+    return ["--kernel", os.path.join(GUEST, "vmlinuz-generic"), "--initrd", f"{work}/initrd.img"]
+
+
+def test_e1000():
+    """Both ways through an old card; segments and checksums are made by it."""
+    with tempfile.TemporaryDirectory() as work, Server(8) as server:
+        sink = Sink()
+        out = run_script(UP + "cat /sys/class/net/eth0/address; readlink /sys/class/net/eth0/device/driver\n"
+                         f"wget -q -O - http://10.0.2.2:{server.port}/ | md5sum\n"
+                         "dd if=/dev/urandom of=/tmp/f bs=1M count=8 2>/dev/null; md5sum /tmp/f\n"
+                         f"nc 10.0.2.2 {sink.port} < /tmp/f; sleep 0.2; cat /sys/class/net/eth0/statistics/*errors",
+                         "--net", "user,if=e1000,mac=52:54:00:01:02:03", *generic_guest(work))
+        sink.thread.join(10)
+        check("52:54:00:01:02:03" in out and "e1000" in out, out[:300])
+        check(hashlib.md5(server.body).hexdigest() in out, "the download differs")
+        check(sink.md5 is not None and sink.md5 in out, "the upload differs")
 
 
 def test_bad_options():
