@@ -90,7 +90,7 @@ static const struct option options[] = {
     { "option-rom", "FILE",   OPT_ROM,   0, NULL, 0, 0,
       "an option ROM for the firmware to start, such as iPXE; may be given several times" },
     { "disk",       "FILE",   OPT_DRIVE, 0, NULL, DRIVE_DISK, 0,
-      "a disk's image or block device; FILE[,if=virtio|ide|vitro][,format=raw|qcow2][,readonly=on]..." },
+      "a disk's image or block device; FILE[,if=virtio|ide|ahci|vitro][,format=raw|qcow2][,readonly=on]..." },
     { "net",        "KIND",   OPT_NIC,   0, NULL, 0, 0,
       "a network card: user[,hostfwd=tcp:[ADDR]:PORT-:PORT]..., or tap,ifname=NAME" },
     { "rng",        NULL,     OPT_FLAG,  AT(rng),        NULL, 0, 0,

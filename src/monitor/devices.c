@@ -1,4 +1,5 @@
 /* devices.c - makes virtio devices from the options and puts them into PCI slots. See devices.h. */
+#include "machine/chips/ahci.h"
 #include "machine/chips/i82540em.h"
 #include "machine/irq.h"
 #include "machine/layout.h"
@@ -101,14 +102,50 @@ static int keep_out(struct guest *vm, const char *name, unsigned slot)
     return machine_add_part(vm->machine, &part);
 }
 
+/* The next slot with nothing in it; 32: there is none. */
+static unsigned free_slot(const struct pci_host *host)
+{
+    unsigned slot = FIRST_SLOT;
+    while (slot < 32 && host->dev[PCI_DEVFN(slot, 0)])
+        slot++;
+    return slot;
+}
+
+/* One adapter for all disks with if=ahci. */
+static int add_ahci(struct guest *vm)
+{
+    const struct config *c = vm->config;
+    struct pci_host *host = machine_pci(vm->machine);
+    struct disk *disk[AHCI_PORTS_MAX];
+    const char *serial[AHCI_PORTS_MAX];
+    unsigned nr = 0, slot = free_slot(host);
+
+    for (unsigned i = 0; i < c->nr_drives; i++) {
+        if (c->drive[i].bus != DRIVE_AHCI)
+            continue;
+        if (nr == AHCI_PORTS_MAX) {
+            say("at most %u disks with if=ahci", AHCI_PORTS_MAX);
+            return -ENOSPC;
+        }
+        serial[nr] = c->drive[i].serial[0] ? c->drive[i].serial : "VITRO";
+        disk[nr++] = vm->disk[i];
+    }
+    if (!nr)
+        return 0;
+    int r = slot == 32 ? -ENOSPC : ahci_create(host, slot, &vm->view, disk, serial, nr, &vm->devices.ahci);
+    if (r) {
+        say("cannot make the AHCI adapter: %s", strerror(-r));
+        return r;
+    }
+    return keep_out(vm, "ahci", slot);
+}
+
 static int add_e1000(struct guest *vm, struct net_backend *be, const u8 mac[6])
 {
     struct devices *d = &vm->devices;
     struct pci_host *host = machine_pci(vm->machine);
-    unsigned slot = FIRST_SLOT;
+    unsigned slot = free_slot(host);
 
-    while (slot < 32 && host->dev[PCI_DEVFN(slot, 0)])
-        slot++;
     if (slot == 32 || d->nr_e1000 == NICS_MAX) {
         be->ops->free(be);
         say("no room on the PCI bus for another network card");
@@ -206,6 +243,8 @@ int devices_create(struct guest *vm)
     for (unsigned i = 0; i < c->nr_drives && !r; i++)
         if (c->drive[i].bus == DRIVE_VIRTIO)
             r = add_disk(vm, &c->drive[i], vm->disk[i]);
+    if (!r)
+        r = add_ahci(vm);
     for (unsigned i = 0; i < c->nr_nics && !r; i++)
         if (!c->nic[i].vitro)
             r = add_nic(vm, &c->nic[i], i);
@@ -218,6 +257,8 @@ int devices_create(struct guest *vm)
 
 void devices_destroy(struct devices *d)
 {
+    ahci_free(d->ahci);
+    d->ahci = NULL;
     while (d->nr_e1000)
         i82540em_free(d->e1000[--d->nr_e1000]);
     while (d->nr--) {

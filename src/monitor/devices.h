@@ -8,6 +8,7 @@ struct nic;
 struct virtio_dev;
 struct virtio_pci;
 struct i82540em;
+struct ahci;
 struct virtio_mmio;
 
 #define DEVICES_MAX 28
@@ -16,6 +17,7 @@ struct devices {
     struct { struct virtio_dev *dev; struct virtio_pci *pci; struct virtio_mmio *mmio; } virtio[DEVICES_MAX];
     unsigned nr, nr_e1000;
     struct i82540em *e1000[8];
+    struct ahci *ahci; /* NULL: none */
     struct virtio_dev *balloon; /* NULL: none */
 };
 

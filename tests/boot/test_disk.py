@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 
-from harness import Vitro, check, error_line, main, script
+from harness import GUEST, Skip, Vitro, check, error_line, main, script
 
 MIB = 1 << 20
 
@@ -79,6 +79,30 @@ def test_mmio():
         check(out.count(a.md5()) == 2, "the guest read something else")
         check(b.md5(0, 9 << 16) == a.md5(3 << 16, 9 << 16), "the copy is wrong")
         check("5-fasteoi   virtio" in out, "not on the line it should be on")
+
+
+def test_ahci():
+    """Two SATA disks; the generic kernel has a driver."""
+    version = os.path.join(GUEST, "version-generic")
+    if not os.path.exists(version):
+        raise Skip(f"{version} is not there; `make guests` fetches it")
+    modules = os.path.join(GUEST, "modules", open(version).read().strip())
+    with tempfile.TemporaryDirectory() as work, Image(48, fill=True) as a, Image(32) as b:
+        subprocess.run(["tools/mk-initrd", f"{work}/initrd.img", "--modules", modules], check=True)
+        guest = ["--kernel", os.path.join(GUEST, "vmlinuz-generic"), "--initrd", f"{work}/initrd.img"]
+        out = run_script("set -e; for i in $(seq 50); do [ -e /dev/sdb ] && break; sleep 0.1; done; md5sum /dev/sda\n"
+                         "dd if=/dev/sda of=/dev/sdb bs=1M count=30 conv=fsync 2>/dev/null; md5sum /dev/sda\n"
+                         "cat /sys/block/sda/device/model /sys/block/sda/device/queue_depth; grep ahci /proc/interrupts\n"
+                         "blkdiscard -o 4M -l 8M /dev/sdb; dmesg | grep -c 'exception\\|failed command' || true",
+                         "--disk", a.path + ",if=ahci", "--disk", b.path + ",if=ahci,serial=SATA1", *guest)
+        check(out.count(a.md5()) == 2, "the guest read something else")
+        check("VITRO SATA DISK" in out and "PCI-MSI" in out, out[-500:])
+        check(out.rstrip().splitlines()[-3].strip() == "0" or "\n0\n" in out, "the driver saw errors: " + out[-400:])
+        with open(a.path, "rb") as f, open(b.path, "rb") as g:
+            want = f.read(30 * MIB)
+            check(g.read(4 * MIB) == want[:4 * MIB], "the copy is wrong")
+            check(g.read(8 * MIB) == bytes(8 * MIB), "what was discarded is not zero")
+            check(g.read(18 * MIB) == want[12 * MIB:], "the copy is wrong behind")
 
 
 def test_read_only():
