@@ -40,6 +40,13 @@ struct boot_e820 {
     u32 type;
 };
 
+struct boot_module {
+    const char *cmdline; /* its name, and what else the kernel is told of it */
+    const u8 *data;
+    u64 size;
+};
+#define BOOT_MODULES_MAX 16
+
 /* What to load. Names are for error messages only. */
 struct boot_input {
     const char *kernel_name;
@@ -52,6 +59,9 @@ struct boot_input {
     const struct boot_e820 *e820;
     unsigned nr_e820;
     gpa_t rsdp; /* 0: no ACPI */
+    /* Behind the initrd, for loaders that know modules. */
+    const struct boot_module *module;
+    unsigned nr_modules;
 };
 
 struct boot_seg {
@@ -63,7 +73,7 @@ struct boot_seg {
 
 /* How to enter: every register that is not 0. */
 struct boot_entry {
-    u64 rip, rsp, rsi, rflags;
+    u64 rip, rsp, rax, rbx, rsi, rflags;
     u64 cr0, cr3, cr4, efer;
     u64 gdt_base;
     u16 gdt_limit;
@@ -87,9 +97,26 @@ int boot_load(struct ram *ram, const struct boot_input *in,
 bool bzimage_probe(const u8 *image, u64 size);
 int bzimage_load(struct ram *ram, const struct boot_input *in,
                  struct boot_entry *entry, char *err);
+/* ELF with a PVH note, or what has a Multiboot header of either version: entered in 32-bit protected mode. */
+bool pvh_probe(const u8 *image, u64 size);
+int pvh_load(struct ram *ram, const struct boot_input *in, struct boot_entry *entry, char *err);
+bool multiboot_probe(const u8 *image, u64 size);
+int multiboot_load(struct ram *ram, const struct boot_input *in, struct boot_entry *entry, char *err);
+bool multiboot2_probe(const u8 *image, u64 size);
+int multiboot2_load(struct ram *ram, const struct boot_input *in, struct boot_entry *entry, char *err);
 bool elf_probe(const u8 *image, u64 size);
 int elf_load(struct ram *ram, const struct boot_input *in,
              struct boot_entry *entry, char *err);
+
+/* -- elf.c, for the others ---------------------------------------------------------------------- */
+
+struct boot_image {
+    u64 entry, lo, hi; /* as the header has it; what was loaded, physical */
+};
+/* elf_load_image - copy the segments of an ELF file of either class to their physical addresses. 0 or -errno. */
+int elf_load_image(struct ram *ram, const struct boot_input *in, struct boot_image *image, char *err);
+/* elf_note - the first 4 bytes of the note (name "Xen", type); false: there is none, or the file is damaged. */
+bool elf_note(const u8 *image, u64 size, u32 type, u32 *value);
 
 /* -- What they share (env.c) ----------------------------------------------------------------- */
 
@@ -100,6 +127,19 @@ int boot_fail(char *err, int code, const char *fmt, ...)
 int boot_env(struct ram *ram, struct boot_entry *entry, char *err);
 /* boot_env_32 - after boot_env: 32-bit protected mode without paging instead. */
 void boot_env_32(struct ram *ram, struct boot_entry *entry);
+/* boot_env32 - the same for 32-bit protected mode without paging. */
+int boot_env32(struct ram *ram, struct boot_entry *entry, char *err);
+/* What boot_place_modules() did with each: initrd first, then the modules. */
+struct boot_placed {
+    u32 at, size;
+    const char *cmdline;
+};
+/*
+ * boot_place_modules - initrd and modules below 4 GiB, page aligned, not touching [avoid, avoid_end). Their number,
+ * or -errno.
+ */
+int boot_place_modules(struct ram *ram, const struct boot_input *in, u64 avoid, u64 avoid_end,
+                       struct boot_placed placed[BOOT_MODULES_MAX + 1], char *err);
 /* boot_place_cmdline - copy the command line to BOOT_CMDLINE; max excludes the final NUL. */
 int boot_place_cmdline(struct ram *ram, const struct boot_input *in, u64 max,
                        char *err);

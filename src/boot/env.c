@@ -84,6 +84,25 @@ void boot_env_32(struct ram *ram, struct boot_entry *entry)
     entry->cr3 = entry->cr4 = entry->efer = 0;
 }
 
+int boot_env32(struct ram *ram, struct boot_entry *entry, char *err)
+{
+    const u32 cs = SEG_P | SEG_S | SEG_CODE | SEG_R | SEG_A | SEG_DB | SEG_G;
+    const u32 tr = SEG_P | 0xbu; /* busy 32-bit TSS */
+    int r = boot_env(ram, entry, err);
+
+    if (r)
+        return r;
+    u64 *gdt = ram_ptr(ram, BOOT_GDT, 0x1000);
+    gdt[BOOT_CS / 8] = flat_descriptor(cs);
+    gdt[BOOT_TSS / 8] = (u64)tr << 40 | 0x67;
+    entry->cs.attr = cs;
+    entry->tr.attr = tr;
+    entry->cr0 = CR0_PE | CR0_ET;
+    entry->cr3 = entry->cr4 = entry->efer = 0;
+    entry->rsi = 0;
+    return 0;
+}
+
 int boot_place_cmdline(struct ram *ram, const struct boot_input *in, u64 max,
                        char *err)
 {
@@ -116,15 +135,11 @@ bool boot_ram_has(struct ram *ram, const struct boot_input *in, gpa_t gpa,
     return false;
 }
 
-int boot_place_initrd(struct ram *ram, const struct boot_input *in, u64 top,
-                      u64 avoid, u64 avoid_end, gpa_t *gpa, char *err)
+/* The highest place for size bytes (whole pages) that is RAM, below top and clear of [avoid, avoid_end); 0: none. */
+static gpa_t find_room(struct ram *ram, const struct boot_input *in, u64 size, u64 top, u64 avoid, u64 avoid_end)
 {
-    u64 size = (in->initrd_size + PAGE_SIZE - 1) & PAGE_MASK;
     gpa_t best = 0;
 
-    *gpa = 0;
-    if (!in->initrd_name || !in->initrd_size)
-        return 0;
     for (unsigned i = 0; size && i < in->nr_e820; i++) {
         const struct boot_e820 *e = &in->e820[i];
         if (e->type != BOOT_E820_RAM || e->addr >= top)
@@ -143,6 +158,18 @@ int boot_place_initrd(struct ram *ram, const struct boot_input *in, u64 top,
                 best = hi - size;
         }
     }
+    return best;
+}
+
+int boot_place_initrd(struct ram *ram, const struct boot_input *in, u64 top,
+                      u64 avoid, u64 avoid_end, gpa_t *gpa, char *err)
+{
+    u64 size = (in->initrd_size + PAGE_SIZE - 1) & PAGE_MASK;
+
+    *gpa = 0;
+    if (!in->initrd_name || !in->initrd_size)
+        return 0;
+    gpa_t best = find_room(ram, in, size, top, avoid, avoid_end);
     void *to = best ? ram_ptr(ram, best, in->initrd_size) : NULL;
     if (!to)
         return boot_fail(err, -ENOMEM,
@@ -153,6 +180,32 @@ int boot_place_initrd(struct ram *ram, const struct boot_input *in, u64 top,
     memcpy(to, in->initrd, in->initrd_size);
     *gpa = best;
     return 0;
+}
+
+int boot_place_modules(struct ram *ram, const struct boot_input *in, u64 avoid, u64 avoid_end,
+                       struct boot_placed placed[BOOT_MODULES_MAX + 1], char *err)
+{
+    struct boot_module all[BOOT_MODULES_MAX + 1];
+    unsigned n = 0;
+    u64 size = 0;
+
+    if (in->initrd_name)
+        all[n++] = (struct boot_module){ in->initrd_name, in->initrd, in->initrd_size };
+    for (unsigned i = 0; i < in->nr_modules && n <= BOOT_MODULES_MAX; i++)
+        all[n++] = in->module[i];
+    for (unsigned i = 0; i < n; i++)
+        size += (all[i].size + PAGE_SIZE - 1) & PAGE_MASK;
+    gpa_t at = size ? find_room(ram, in, size, BITULL(32), avoid, avoid_end) : 0;
+    if (size && !at)
+        return boot_fail(err, -ENOMEM, "%s: its %u modules (%llu KiB) do not fit beside it; give the guest more "
+                         "memory with --mem", in->kernel_name, n, (unsigned long long)size / 1024);
+    for (unsigned i = 0; i < n; i++) {
+        placed[i] = (struct boot_placed){ (u32)at, (u32)all[i].size, all[i].cmdline };
+        if (all[i].size)
+            memcpy(ram_ptr(ram, at, all[i].size), all[i].data, all[i].size);
+        at += (all[i].size + PAGE_SIZE - 1) & PAGE_MASK;
+    }
+    return (int)n;
 }
 
 int boot_fill_params(const struct boot_input *in, u8 *params, char *err)
@@ -174,7 +227,20 @@ int boot_fill_params(const struct boot_input *in, u8 *params, char *err)
 int boot_load(struct ram *ram, const struct boot_input *in,
               struct boot_entry *entry, char *err)
 {
-    if (bzimage_probe(in->kernel, in->kernel_size))
+    bool bzimage = bzimage_probe(in->kernel, in->kernel_size);
+
+    if (in->nr_modules > BOOT_MODULES_MAX)
+        return boot_fail(err, -E2BIG, "%u modules; at most %d are possible", in->nr_modules, BOOT_MODULES_MAX);
+    if (!bzimage && multiboot2_probe(in->kernel, in->kernel_size))
+        return multiboot2_load(ram, in, entry, err);
+    if (!bzimage && multiboot_probe(in->kernel, in->kernel_size))
+        return multiboot_load(ram, in, entry, err);
+    if (!bzimage && pvh_probe(in->kernel, in->kernel_size))
+        return pvh_load(ram, in, entry, err);
+    if (in->nr_modules && in->kernel_size)
+        return boot_fail(err, -EINVAL, "%s: this kind of kernel takes no modules; leave out --module",
+                         in->kernel_name);
+    if (bzimage)
         return bzimage_load(ram, in, entry, err);
     if (elf_probe(in->kernel, in->kernel_size))
         return elf_load(ram, in, entry, err);

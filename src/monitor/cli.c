@@ -25,6 +25,7 @@ enum opt_type {
     OPT_NIC,   /* one more in config.nic */
     OPT_BOOT,  /* struct boot_choice */
     OPT_ROM,   /* one more in config.option_rom */
+    OPT_MODULE, /* one more in config.module */
     OPT_NAME,  /* const char *; a VM's name */
     OPT_THIS_RUN = 0x100, /* ORed in: not about the machine, so not kept in a snapshot */
 };
@@ -74,9 +75,11 @@ static const struct option options[] = {
     { "detach",     NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(detach),     NULL, 0, 0,
       "run in the background; `vitro console NAME` shows its serial console" },
     { "kernel",     "FILE",   OPT_STR,   AT(kernel),     NULL, 0, 0,
-      "bzImage or 64-bit ELF to boot (default: the guest `make run` fetched)" },
+      "bzImage, 64-bit ELF, Multiboot or PVH kernel to boot (default: the guest `make run` fetched)" },
     { "initrd",     "FILE",   OPT_STR,   AT(initrd),     NULL, 0, 0,
       "initial RAM disk" },
+    { "module",     "FILE",   OPT_MODULE, 0, NULL, 0, 0,
+      "a module for a Multiboot or PVH kernel; 'FILE ARGUMENTS' is told to it as a whole; may be repeated" },
     { "append",     "STR",    OPT_STR,   AT(append),     NULL, 0, 0,
       "kernel command line; console=ttyS0 is put before it unless it names a console" },
     { "firmware",   "FILE",   OPT_STR,   AT(firmware),   NULL, 0, 0,
@@ -319,6 +322,11 @@ static int parse_value(struct config *c, const struct option *o, const char *s)
         if (c->nr_nics == NICS_MAX)
             return usage(c, "--%s: too many network cards%s", o->name, "");
         return nic_parse(&c->nic[c->nr_nics++], o->name, s);
+    case OPT_MODULE:
+        if (c->nr_modules == MODULES_MAX)
+            return usage(c, "--%s: %s is one too many; 16 are possible", o->name, s);
+        c->module[c->nr_modules++] = s;
+        return -1;
     case OPT_ROM:
         if (c->nr_option_roms == OPTION_ROMS_MAX)
             return usage(c, "--%s: %s is one too many; 8 are possible", o->name, s);

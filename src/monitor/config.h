@@ -16,6 +16,7 @@
 
 #define CONFIG_CMDLINE_MAX 4096
 #define OPTION_ROMS_MAX 8
+#define MODULES_MAX 16
 
 #define CONFIG_FILE_LINES 256
 #define CONFIG_GIVEN_MAX 128
@@ -28,6 +29,8 @@ struct snapshot;
 struct config {
     const char *kernel;
     const char *initrd; /* NULL: none */
+    const char *module[MODULES_MAX]; /* FILE, or FILE and what the kernel is told of it */
+    unsigned nr_modules;
     const char *append; /* what the user gave; NULL: nothing */
     const char *cpu;    /* CPU model; NULL: the host's */
     const char *symbols;

@@ -113,6 +113,14 @@ static const struct state_field disk_fields[] = {
 
 static int save_disks(struct guest *vm, struct state_set *set, char *err)
 {
+    /* What is not saved yet: IDE, VGA, keyboard, the mapping of shadow RAM. */
+    bool ide = false;
+    for (unsigned i = 0; i < vm->config->nr_drives; i++)
+        ide |= vm->config->drive[i].bus == DRIVE_IDE || vm->config->drive[i].bus == DRIVE_FDC;
+    if (vm->config->firmware || ide) {
+        snprintf(err, SNAPSHOT_ERR_LEN, "a VM with %s cannot be saved yet", ide ? "an IDE drive" : "firmware");
+        return -EOPNOTSUPP;
+    }
     for (unsigned i = 0; i < vm->config->nr_drives; i++) {
         const char *path = vm->config->drive[i].path;
         struct disk_id id;

@@ -288,5 +288,7 @@ void vm_vcpu_enter(struct vm_vcpu *cpu, const struct boot_entry *e)
     vitro_vcpu_set_sregs(cpu->vcpu, &s);
     r.gpr[RSP] = e->rsp;
     r.gpr[RSI] = e->rsi;
+    r.gpr[RAX] = e->rax;
+    r.gpr[RBX] = e->rbx;
     vitro_vcpu_set_regs(cpu->vcpu, &r);
 }

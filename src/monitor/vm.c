@@ -423,18 +423,35 @@ static int make_engine(struct guest *vm)
     return 0;
 }
 
+/* Each module is a file's name, and whatever follows a space. */
+static int map_modules(const struct config *c, struct file *file, struct boot_module *module)
+{
+    for (unsigned i = 0; i < c->nr_modules; i++) {
+        char path[4096];
+        snprintf(path, sizeof(path), "%.*s", (int)strcspn(c->module[i], " "), c->module[i]);
+        int r = file_map(&file[i], "module", path);
+        if (r)
+            return r;
+        module[i] = (struct boot_module){ c->module[i], file[i].data, file[i].size };
+    }
+    return 0;
+}
+
 static int load_guest(struct guest *vm)
 {
     const struct config *c = vm->config;
     struct machine_range range[MACHINE_MAX_RANGES];
     struct boot_e820 e820[MACHINE_MAX_RANGES];
     struct boot_entry entry;
-    struct file kernel, initrd = { 0 };
+    struct file kernel, initrd = { 0 }, module_file[MODULES_MAX] = { 0 };
+    struct boot_module module[MODULES_MAX];
     char err[BOOT_ERR_LEN];
 
     int r = file_map(&kernel, "kernel", c->kernel);
     if (!r && c->initrd)
         r = file_map(&initrd, "initrd", c->initrd);
+    if (!r)
+        r = map_modules(c, module_file, module);
     if (r)
         goto out;
     unsigned nr = machine_e820(c->mem, range);
@@ -452,6 +469,8 @@ static int load_guest(struct guest *vm)
         .e820 = e820,
         .nr_e820 = nr,
         .rsdp = machine_build_acpi(vm->machine),
+        .module = module,
+        .nr_modules = c->nr_modules,
     };
     r = boot_load(&vm->view, &in, &entry, err);
     if (r)
@@ -461,6 +480,8 @@ static int load_guest(struct guest *vm)
 out:
     file_unmap(&kernel);
     file_unmap(&initrd);
+    for (unsigned i = 0; i < c->nr_modules; i++)
+        file_unmap(&module_file[i]);
     return r;
 }
 

@@ -1,0 +1,82 @@
+#!/usr/bin/env python3
+"""Kernels without a boot loader: Multiboot 1 and 2, PVH, with modules; Debian's kernel by its PVH entry."""
+import lzma
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from harness import BANNER, GUEST, Skip, Vitro, check, error_line, main  # noqa: E402
+
+SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "multiboot.S")
+
+
+def build(folder, kind):
+    out = os.path.join(folder, kind)
+    subprocess.run(["gcc", "-m32", "-nostdlib", "-static", "-no-pie", f"-D{kind}", "-Wl,--build-id=none",
+                    "-Wl,-Ttext=0x200000", "-Wl,-z,max-page-size=4096", "-Wl,-z,norelro", "-o", out, SOURCE],
+                   check=True)
+    return out
+
+
+def run_kind(kind, says):
+    with tempfile.TemporaryDirectory() as d:
+        kernel, module = build(d, kind), os.path.join(d, "mod")
+        with open(module, "w") as f:
+            f.write("in the module\0")
+        with Vitro("run", "--kernel", kernel, "--append", "console=none a b", "--module", module + " x=1", stdin=None) as v:
+            check(v.wait(20) == 43, v.tail())
+            lines = v.seen.decode().split("\n")
+            for want in (says, "console=none a b", "in the module", module + " x=1"):
+                check(want in lines, f"{want!r} is not in {lines}")
+
+
+def test_multiboot1():
+    run_kind("MB1", "multiboot 1")
+
+
+def test_multiboot2():
+    run_kind("MB2", "multiboot 2")
+
+
+def test_pvh():
+    run_kind("PVH", "pvh")
+
+
+def test_no_such_module():
+    with tempfile.TemporaryDirectory() as d:
+        check("/no/such" in error_line("run", "--kernel", build(d, "MB1"), "--module", "/no/such x"), "no name")
+    line = error_line("run", "--kernel", f"{GUEST}/vmlinuz", "--module", "/etc/hostname")
+    check("--module" in line, line)
+
+
+def vmlinux(path):
+    """The ELF file inside a bzImage (Linux Documentation/arch/x86/boot.rst, payload_offset)."""
+    image = open(path, "rb").read()
+    setup = (image[0x1f1] or 4) + 1
+    offset, length = struct.unpack("<II", image[0x248:0x250])
+    payload = image[setup * 512 + offset:setup * 512 + offset + length]
+    if payload[:6] == b"\xfd7zXZ\0":
+        return lzma.LZMADecompressor().decompress(payload)
+    if payload[:4] == b"\x28\xb5\x2f\xfd":
+        return subprocess.run(["zstd", "-dcq"], input=payload[:-4], stdout=subprocess.PIPE).stdout
+    raise Skip("a compression that this test does not know")
+
+
+def test_debian_by_pvh():
+    """The uncompressed kernel, in 32-bit mode without paging, with the start info; its initrd is the module."""
+    with tempfile.NamedTemporaryFile() as f:
+        f.write(vmlinux(f"{GUEST}/vmlinuz-generic"))
+        f.flush()
+        with Vitro("run", "--kernel", f.name, "--initrd", f"{GUEST}/initrd.img") as v:
+            v.expect(BANNER, 60)
+            v.expect(rb"# ")
+            v.command("dmesg | grep -c 'ACPI: RSDP'", rb"\n1\r?\n")
+            v.send("poweroff\n")
+            check(v.wait(30) == 0, v.tail())
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.modules[__name__], "boot/paths"))
