@@ -6,6 +6,7 @@
 #include "monitor/snapshot.h"
 #include "monitor/vm_inner.h"
 #include "machine/machine.h"
+#include "virtio/balloon.h"
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -196,6 +197,29 @@ CMD(x_snapshot)
     return 0;
 }
 
+/* As in QEMU, `value` is what is to be left to the guest, in bytes. */
+CMD(balloon)
+{
+    json_t *value = json_object_get(args, "value");
+    json_int_t mem = (json_int_t)vm->config->mem, left = json_integer_value(value);
+
+    if (!vm->devices.balloon)
+        return control_fail(e, "this VM has no balloon: start it with --balloon");
+    if (!json_is_integer(value) || left <= 0)
+        return control_fail(e, "balloon wants 'value' to be a number of bytes above 0");
+    virtio_balloon_set(vm->devices.balloon, left >= mem ? 0 : (u32)((mem - left) / (json_int_t)PAGE_SIZE));
+    return 0;
+}
+
+CMD(query_balloon)
+{
+    if (!vm->devices.balloon)
+        return control_fail(e, "this VM has no balloon: start it with --balloon");
+    *ret = json_pack("{s:I}", "actual", (json_int_t)vm->config->mem -
+                     (json_int_t)virtio_balloon_actual(vm->devices.balloon) * (json_int_t)PAGE_SIZE);
+    return 0;
+}
+
 /* clang-format off */
 const struct control_command control_commands[] = {
     { "query-version",             "", query_version,    false },
@@ -212,6 +236,8 @@ const struct control_command control_commands[] = {
     { "system_reset",              "", system_reset,     true },
     { "inject-nmi",                "", inject_nmi,       true },
     { "screendump",                "filename!", screendump, true },
+    { "balloon",                   "value!", balloon,    true },
+    { "query-balloon",             "", query_balloon,    true },
     { "quit",                      "", quit,             false },
     { "x-info",                    "", x_info,           true },
     { "x-snapshot",                "file! quit", x_snapshot, true },

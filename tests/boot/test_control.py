@@ -244,6 +244,25 @@ def test_name_taken():
         check("only is running already" in line, line)
 
 
+def test_balloon():
+    with Running("air", "--balloon", "--mem", "256M"), console("air") as c:
+        c.to_shell()
+        q = negotiated("air")
+        check(q.do("query-balloon") == {"return": {"actual": 256 << 20}}, "it begins full")
+        check(q.do("balloon", value=200 << 20) == {"return": {}}, "refused")
+        for _ in range(100):
+            actual = q.do("query-balloon")["return"]["actual"]
+            if actual == 200 << 20:
+                break
+            time.sleep(0.1)
+        check(actual == 200 << 20, f"{actual >> 20} MiB")
+        for value in (0, -1, "x"):
+            check("error" in q.do("balloon", value=value), f"balloon {value}")
+        check("error" in q.do("balloon"), "no value")
+    with Running("tight"):
+        check("--balloon" in negotiated("tight").do("query-balloon")["error"]["desc"], "no balloon")
+
+
 def test_stats():
     with Running("count"), console("count") as c:
         c.to_shell()
