@@ -113,12 +113,8 @@ static const struct state_field disk_fields[] = {
 
 static int save_disks(struct guest *vm, struct state_set *set, char *err)
 {
-    /* What is not saved yet: IDE, VGA, keyboard, the mapping of shadow RAM. */
-    bool ide = false;
-    for (unsigned i = 0; i < vm->config->nr_drives; i++)
-        ide |= vm->config->drive[i].bus == DRIVE_IDE || vm->config->drive[i].bus == DRIVE_FDC;
-    if (vm->config->firmware || ide) {
-        snprintf(err, SNAPSHOT_ERR_LEN, "a VM with %s cannot be saved yet", ide ? "an IDE drive" : "firmware");
+    if (vm->config->firmware) { /* the mapping of shadow RAM is not restored */
+        snprintf(err, SNAPSHOT_ERR_LEN, "a VM that firmware has started cannot be saved yet");
         return -EOPNOTSUPP;
     }
     for (unsigned i = 0; i < vm->config->nr_drives; i++) {
