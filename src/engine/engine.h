@@ -165,7 +165,7 @@ struct engine_vcpu {
     u32 map_seen;          /* vm->map_gen at the last look */
     bool k_nonglobal;      /* the shared kernel table, or its jump caches, holds a non-global page */
     struct tlb_large k_large; /* of the shared kernel table and its jump caches */
-    u64 code_seen[1024];   /* filter: pages entered as code */
+    u64 code_seen[2][1024]; /* filters: pages entered as code, by the kernel and by user code */
     u8 user_slot;          /* SLOT_U or SLOT_U32: whose returns the user's prediction stack holds */
     struct cs_id { u32 base, limit, tag; } cs_id[256]; /* v->cs_tag's numbers */
     u32 cs_tags;

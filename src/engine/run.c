@@ -389,7 +389,7 @@ again:
     if (x != X_OK)
         return NULL;
     unsigned h = code_seen_hash(v->rip & PAGE_MASK);
-    v->eng->code_seen[h >> 6] |= BITULL(h & 63);
+    v->eng->code_seen[v->cpl == 3][h >> 6] |= BITULL(h & 63);
     unsigned slot = v->cpl == 3 ? SLOT_U : SLOT_K;
     if (slot == SLOT_U) /* its jump cache is about to be filled */
         v->space->clean = false;
@@ -400,7 +400,7 @@ again:
     if (b->page2 != ~0ull) {
         gla_t next = (v->rip & PAGE_MASK) + PAGE_SIZE;
         h = code_seen_hash(next);
-        v->eng->code_seen[h >> 6] |= BITULL(h & 63);
+        v->eng->code_seen[v->cpl == 3][h >> 6] |= BITULL(h & 63);
         if (mmu_walk(v, next, ACC_X | vcpu_acc(v), &span) == X_OK) {
             if (span.page_size > PAGE_SIZE)
                 tlb_note_large(v, slot, next, span.page_size);

@@ -480,6 +480,13 @@ static void flush_page_in(struct tlb_space *sp, unsigned slot, gla_t la)
 static void jc_drop_one(struct tlb_space *sp, unsigned slot, gla_t page, unsigned from)
 {
     struct jc_entry *e = (struct jc_entry *)(sp->base + tlb_geo[slot].jc_off);
+    const struct fill_log *log = &sp->jc_log[slot]; /* the kernel's is space 0's: another has none */
+    if (slot >= SLOT_U && log->n <= FILL_LOG_MAX) {
+        for (unsigned k = 0; k < log->n; k++)
+            if (jc_linear(&e[log->index[k]], page) - page - from < PAGE_SIZE - from)
+                e[log->index[k]].rip = JC_NONE;
+        return;
+    }
     unsigned n = (tlb_geo[slot].jc_mask >> 1) + 1, first = (unsigned)((page >> PAGE_SHIFT ^ page) >> 1) & (n - 1) & ~2047u;
     e += first;
     for (unsigned i = 0; i < MIN(n, 2048u); i++)
@@ -493,9 +500,9 @@ static void jc_drop_page(struct tlb_space *sp, unsigned slot, gla_t page)
     jc_drop_one(sp, slot, page - PAGE_SIZE, PAGE_SIZE - INSN_MAX + 1);
 }
 /* code_seen - was the page ever entered as code since its last flush? A small filter with false positives. */
-static bool code_seen(struct vcpu *v, gla_t page)
+static bool code_seen(struct vcpu *v, gla_t page, bool user)
 {
-    return v->eng->code_seen[code_seen_hash(page) >> 6] & BITULL(code_seen_hash(page) & 63);
+    return v->eng->code_seen[user][code_seen_hash(page) >> 6] & BITULL(code_seen_hash(page) & 63);
 }
 
 void tlb_flush_page(struct vcpu *v, gla_t la)
@@ -510,9 +517,11 @@ void tlb_flush_page(struct vcpu *v, gla_t la)
     flush_page_in(v->space, SLOT_K, la);
     flush_page_in(v->space, SLOT_KAC, la);
     flush_page_in(v->space, SLOT_U, la);
-    if (code_seen(v, page)) {
+    bool kernel = code_seen(v, page, false), user = code_seen(v, page, true);
+    if (kernel || user) {
         for (unsigned s = 0; s < NR_SLOTS; s++)
-            jc_drop_page(v->space, s, page);
+            if (s < SLOT_U ? kernel : user)
+                jc_drop_page(v->space, s, page);
         engine_drop_returns(v);
         if (page >> 63)
             cache_cut_far(v->vm->cache);
@@ -529,7 +538,7 @@ void tlb_flush_page(struct vcpu *v, gla_t la)
                     space_drop_range(v, sp, la, shift);
                 flush_page_in(sp, SLOT_KAC, la);
                 flush_page_in(sp, SLOT_U, la);
-                if (code_seen(v, page)) {
+                if (user) {
                     jc_drop_page(sp, SLOT_U, page);
                     jc_drop_page(sp, SLOT_U32, page);
                 }
@@ -554,7 +563,7 @@ void tlb_flush_page_pcid(struct vcpu *v, gla_t la, u16 pcid)
         if ((shift = large_shift(&v->eng->k_large, la)))
             kernel_drop_range(v, la, shift);
         flush_page_in(v->space, SLOT_K, la);
-        if (code_seen(v, la & PAGE_MASK)) {
+        if (code_seen(v, la & PAGE_MASK, false)) {
             jc_drop_page(v->space, SLOT_K, la & PAGE_MASK);
             jc_drop_page(v->space, SLOT_KAC, la & PAGE_MASK);
             engine_drop_returns(v);
@@ -566,7 +575,7 @@ void tlb_flush_page_pcid(struct vcpu *v, gla_t la, u16 pcid)
         space_drop_range(v, sp, la, shift);
     flush_page_in(sp, SLOT_KAC, la);
     flush_page_in(sp, SLOT_U, la);
-    if (code_seen(v, la & PAGE_MASK)) {
+    if (code_seen(v, la & PAGE_MASK, true)) {
         jc_drop_page(sp, SLOT_U, la & PAGE_MASK);
         jc_drop_page(sp, SLOT_U32, la & PAGE_MASK);
         engine_drop_returns(v);
