@@ -87,7 +87,9 @@ lib_defs = $(if $(HAVE_URING),-DHAVE_URING=1) $(if $(HAVE_SLIRP),-DHAVE_SLIRP=1)
 ldflags  = -pthread $(extra) $(LDFLAGS)
 # Engine code runs while the guest's vector registers are live: it must not touch them.
 # libvitro.a's other folders run outside translated code and are compiled like anything else.
-engine_cflags := -mgeneral-regs-only -fno-stack-protector -minline-all-stringops -fno-tree-loop-distribute-patterns
+engine_cflags := -mgeneral-regs-only -fno-stack-protector -minline-all-stringops -fno-tree-loop-distribute-patterns \
+	-mmemcpy-strategy=unrolled_loop:256:noalign,rep_8byte:-1:noalign \
+	-mmemset-strategy=unrolled_loop:256:noalign,rep_8byte:-1:noalign
 
 extra :=
 ifeq ($(SAN),1)
