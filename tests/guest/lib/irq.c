@@ -59,15 +59,20 @@ u64 tsc_per_ms(void)
     if (cached)
         return cached;
     u16 count = PIT_HZ / 100;
+    u64 best = ~0ull;
     outb(0x61, (u8)((inb(0x61) & ~2) | 1));
-    outb(PIT + 3, 0xb0);
-    outb(PIT + 2, (u8)count);
-    outb(PIT + 2, (u8)(count >> 8));
-    u64 start = rdtsc();
-    while (!(inb(0x61) & 0x20))
-        if (rdtsc() - start > 20000000000ull)
-            die("# the PIT's channel 2 does not count\n");
-    cached = (rdtsc() - start) / 10;
+    for (unsigned i = 0; i < 5; i++) { /* the host may take the CPU away meanwhile: the shortest is right */
+        outb(PIT + 3, 0xb0);
+        outb(PIT + 2, (u8)count);
+        outb(PIT + 2, (u8)(count >> 8));
+        u64 start = rdtsc();
+        while (!(inb(0x61) & 0x20))
+            if (rdtsc() - start > 20000000000ull)
+                die("# the PIT's channel 2 does not count\n");
+        u64 took = rdtsc() - start;
+        best = took < best ? took : best;
+    }
+    cached = best / 10;
     return cached;
 }
 
