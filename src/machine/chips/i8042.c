@@ -205,7 +205,10 @@ static const struct state_field kbd_state[] = {
 static int kbd_loaded(void *dev)
 {
     const struct i8042 *k = dev;
-    return k->keyboard.head < PS2_QUEUE && k->keyboard.len <= PS2_QUEUE ? 0 : -EINVAL;
+    if (k->keyboard.head >= PS2_QUEUE || k->keyboard.len > PS2_QUEUE)
+        return -EINVAL;
+    k->wiring.a20(k->wiring.opaque, k->a20); /* the engine has the gate's state too */
+    return 0;
 }
 
 static const struct io_ops kbd_io = { "i8042", 1, 1, io_read, io_write };
