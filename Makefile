@@ -301,6 +301,8 @@ install:
 	$(Q)install -d $(DESTDIR)$(PREFIX)/include/vitro
 	$(Q)install -m 644 $(wildcard include/vitro/*) $(DESTDIR)$(PREFIX)/include/vitro/
 	$(Q)install -m 755 tools/image-debian $(DESTDIR)$(PREFIX)/share/vitro/image-debian
+	$(Q)install -d $(DESTDIR)$(PREFIX)/share/vitro/sdk
+	$(Q)install -m 644 $(wildcard guests/sdk/*) $(DESTDIR)$(PREFIX)/share/vitro/sdk/
 	$(Q)install -m 644 $(BUILD)/vitro.1 $(DESTDIR)$(PREFIX)/share/man/man1/vitro.1
 	$(Q)install -d $(DESTDIR)$(PREFIX)/share/vitro/bench/pv
 	$(Q)install -m 755 bench/pv/run $(BUILD)/bench/pvguest $(BUILD)/guests/gain $(DESTDIR)$(PREFIX)/share/vitro/bench/pv/

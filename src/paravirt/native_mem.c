@@ -657,11 +657,12 @@ s64 native_POPULATE(struct native *n, unsigned vcpu, const u64 *a) { return edit
 
 enum give { GIVE, TAKE, HINT };
 
-/* The host takes the memory back; it reads as zeroes from then on. */
-static s64 drop_memory(void *host, u64 len)
+/* The host takes the memory back; it reads as zeroes from then on. Guest RAM is a memfd, shared. Other memory (of a
+ * restored snapshot, say) cannot be given back this way, and is only cleared. */
+static void drop_memory(void *host, u64 len)
 {
-    /* Guest RAM is a memfd, shared: MADV_REMOVE frees its pages. Private memory has MADV_DONTNEED for the same. */
-    return madvise(host, len, MADV_REMOVE) && madvise(host, len, MADV_DONTNEED) ? -VT_ENOMEM : 0;
+    if (madvise(host, len, MADV_REMOVE))
+        memset(host, 0, len);
 }
 
 struct balloon {
@@ -689,7 +690,7 @@ static s64 balloon_one(struct native *n, unsigned vcpu, void *item, void *opaque
         if (n->use[first + i] != want)
             return b->what == TAKE ? -VT_ENOENT : -VT_EEXIST;
     if (b->what != TAKE)
-        r = drop_memory(host, len);
+        drop_memory(host, len);
     else if (x->flags & VT_FILL)
         r = madvise(host, len, MADV_POPULATE_WRITE) ? -VT_ENOMEM : 0;
     if (r)
