@@ -37,7 +37,6 @@ struct paravirt {
     u32 tsc_mul;   /* ns = (ticks shifted by tsc_shift) * tsc_mul >> 32 */
     s8 tsc_shift;
     unsigned nr_cpus;
-    atomic_bool native_used; /* the guest has called contract 2 */
     struct pv_vcpu cpu[]; /* [nr_cpus] */
 };
 

@@ -224,7 +224,6 @@ enum vitro_hc native_hypercall(struct paravirt *pv, const struct vitro_hypercall
     const u64 *r = call->gpr;
     const u64 arg[5] = { r[7], r[6], r[2], r[1], r[8] }; /* RDI RSI RDX RCX R8 */
 
-    atomic_store_explicit(&pv->native_used, true, memory_order_relaxed);
     call->gpr[0] = (u64)(call->cpl || !call->code64 ? -VT_EPERM : native_call(pv->native, call->vcpu, nr, arg));
     return VITRO_HC_DONE;
 }

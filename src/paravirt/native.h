@@ -77,6 +77,11 @@ void native_vcpu_reset(struct native *n, unsigned vcpu);
 /* native_pause - while no vCPU runs: nothing of ours touches guest memory until it is taken back; native_resume. */
 void native_pause(struct native *n);
 void native_resume(struct native *n);
+/* native_save, native_load - for snapshots, paused; loading into a fresh one, with the guest's memory already there. 0, or
+ * -EINVAL, -ENOMEM with a sentence in err; it may then only be destroyed. */
+struct state_set;
+void native_save(struct native *n, struct state_set *set);
+int native_load(struct native *n, struct state_set *set, char *err, size_t err_len);
 /* native_features - VT_FEATURE_*: what will be answered. */
 u32 native_features(const struct native *n);
 

@@ -5,10 +5,12 @@
  *
  * Threads: each disk with a ring has one. disk->lock guards the ring's numbers; it is not held while a request is done.
  */
+#include "base/state.h"
 #include "paravirt/native_inner.h"
 #include "storage/disk.h"
 #include <errno.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -250,6 +252,63 @@ s64 native_BLOCK_SUBMIT(struct native *n, unsigned vcpu, const u64 *a)
         return -VT_ENOENT;
     return native_batch(n, vcpu, a[1], a[2], sizeof(struct vt_block_req), offsetof(struct vt_block_req, result), submit_one,
                         &s, NULL);
+}
+
+/* -- Snapshots: a ring is in guest memory; where, and how far we are ------------------------------------ */
+
+struct saved_disk {
+    u64 ring; /* guest-physical; 0: none */
+    u32 size, req_tail, done_head, port;
+};
+static const struct state_field disk_fields[] = {
+    STATE(struct saved_disk, ring), STATE(struct saved_disk, size), STATE(struct saved_disk, req_tail),
+    STATE(struct saved_disk, done_head), STATE(struct saved_disk, port), STATE_END
+};
+
+void native_block_save(struct native *n, struct state_set *set)
+{
+    for (unsigned i = 0; i < n->c.nr_disks; i++) {
+        const struct native_disk *d = &n->disk[i];
+        struct saved_disk s = { native_pa(n, d->ring), d->size, d->req_tail, d->done_head, d->port };
+        char name[32];
+        snprintf(name, sizeof(name), "native.disk.%u", i);
+        state_set_save(set, name, disk_fields, &s);
+    }
+}
+
+int native_block_load(struct native *n, struct state_set *set, char *err, size_t err_len)
+{
+    for (unsigned i = 0; i < n->c.nr_disks; i++) {
+        struct native_disk *d = &n->disk[i];
+        struct saved_disk s;
+        char name[32];
+        snprintf(name, sizeof(name), "native.disk.%u", i);
+        int r = state_set_load(set, name, disk_fields, &s, err, err_len);
+        if (r)
+            return r;
+        if (!s.ring)
+            continue;
+        bool good = s.size >= 2 && s.size <= VT_BLOCK_RING_MAX && !(s.size & (s.size - 1)) && s.port < VT_PORTS &&
+                    !(s.ring & ~PAGE_MASK) && ram_dma_ptr(n->c.ram, s.ring, VT_BLOCK_RING_BYTES(s.size));
+        if (!good) {
+            snprintf(err, err_len, "%s: no such ring is possible", name);
+            return -EINVAL;
+        }
+        pthread_mutex_lock(&d->lock);
+        d->ring = ram_dma_ptr(n->c.ram, s.ring, VT_BLOCK_RING_BYTES(s.size));
+        d->size = s.size;
+        d->req_tail = s.req_tail;
+        d->done_head = s.done_head;
+        d->port = s.port;
+        d->paused = true; /* as everything, until native_resume() */
+        r = disk_start(d);
+        pthread_mutex_unlock(&d->lock);
+        if (r) {
+            snprintf(err, err_len, "%s: %s", name, strerror(r));
+            return -ENOMEM;
+        }
+    }
+    return 0;
 }
 
 /* -- Life --------------------------------------------------------------------------------------------------------- */

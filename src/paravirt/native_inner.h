@@ -102,5 +102,12 @@ int native_block_init(struct native *n);
 void native_block_fini(struct native *n);
 int native_net_init(struct native *n);
 void native_net_fini(struct native *n);
+struct state_set;
+/* native_pa - of a host address in guest RAM; 0 for NULL. */
+u64 native_pa(const struct native *n, const void *ptr);
+void native_block_save(struct native *n, struct state_set *set);
+int native_block_load(struct native *n, struct state_set *set, char *err, size_t err_len);
+void native_net_save(struct native *n, struct state_set *set);
+int native_net_load(struct native *n, struct state_set *set, char *err, size_t err_len);
 void native_block_pause(struct native *n, bool on);
 void native_net_pause(struct native *n, bool on);

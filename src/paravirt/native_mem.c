@@ -48,7 +48,7 @@ s64 native_TABLES_GIVE(struct native *n, unsigned vcpu, const u64 *a)
     s64 r = 0;
 
     (void)vcpu;
-    if (!pages || (pa & ~PAGE_MASK))
+    if (!pages || !pa || (pa & ~PAGE_MASK)) /* page 0 is what "none" looks like elsewhere */
         return -VT_EINVAL;
     if (pages > VT_PAGES_MAX)
         return -VT_E2BIG;

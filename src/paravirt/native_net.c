@@ -5,10 +5,12 @@
  * Locks: tx_lock and rx_lock guard their halves of the ring. A back end may receive from within send(), so rx_lock is
  * never taken before tx_lock, and room() is called with neither.
  */
+#include "base/state.h"
 #include "net/net.h"
 #include "paravirt/native_inner.h"
 #include "paravirt/paravirt.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -196,6 +198,62 @@ s64 native_NET_BELL(struct native *n, unsigned vcpu, const u64 *a)
         c->net.be->ops->sent(c->net.be);
     make_room(c);
     return taken;
+}
+
+/* -- Snapshots ----------------------------------------------------------------------------------------------- */
+
+struct saved_nic {
+    u64 ring; /* guest-physical; 0: none */
+    u32 size, tx_tail, rx_tail, port;
+};
+static const struct state_field nic_fields[] = {
+    STATE(struct saved_nic, ring), STATE(struct saved_nic, size), STATE(struct saved_nic, tx_tail),
+    STATE(struct saved_nic, rx_tail), STATE(struct saved_nic, port), STATE_END
+};
+
+void native_net_save(struct native *n, struct state_set *set)
+{
+    for (unsigned i = 0; i < n->c.nr_nics; i++) {
+        const struct native_nic *c = &n->nic[i];
+        struct saved_nic s = { native_pa(n, c->tx_ring), c->size, c->tx_tail, c->rx_tail, c->event };
+        char name[32];
+        snprintf(name, sizeof(name), "native.nic.%u", i);
+        state_set_save(set, name, nic_fields, &s);
+    }
+}
+
+int native_net_load(struct native *n, struct state_set *set, char *err, size_t err_len)
+{
+    for (unsigned i = 0; i < n->c.nr_nics; i++) {
+        struct native_nic *c = &n->nic[i];
+        struct saved_nic s;
+        char name[32];
+        snprintf(name, sizeof(name), "native.nic.%u", i);
+        int r = state_set_load(set, name, nic_fields, &s, err, err_len);
+        if (r)
+            return r;
+        if (!s.ring)
+            continue;
+        bool good = s.size >= 2 && s.size <= VT_NET_RING_MAX && !(s.size & (s.size - 1)) && s.port < VT_PORTS &&
+                    !(s.ring & ~PAGE_MASK) && ram_dma_ptr(n->c.ram, s.ring, VT_NET_RING_BYTES(s.size));
+        if (!good) {
+            snprintf(err, err_len, "%s: no such ring is possible", name);
+            return -EINVAL;
+        }
+        c->size = s.size;
+        c->event = s.port;
+        c->tx_tail = s.tx_tail;
+        c->rx_tail = s.rx_tail;
+        c->paused = true; /* as everything, until native_resume() */
+        c->tx_ring = c->rx_ring = ram_dma_ptr(n->c.ram, s.ring, VT_NET_RING_BYTES(s.size));
+        r = c->net.be->ops->start(c->net.be, &c->port);
+        if (r) {
+            snprintf(err, err_len, "%s: %s", name, strerror(-r));
+            return r;
+        }
+        c->started = true;
+    }
+    return 0;
 }
 
 /* -- Life ------------------------------------------------------------------------------------------------------- */

@@ -1,8 +1,9 @@
 /*
  * state.c - the paravirtual interface's part of a snapshot. What the guest set up by MSRs of contract 1 is set up again
- * by the same writes. A guest that uses contract 2 cannot be saved yet: what it shares lives in many places.
+ * by the same writes. Contract 2's is native_state.c.
  */
 #include "paravirt/inner.h"
+#include "paravirt/native.h"
 #include "base/state.h"
 #include "machine/machine.h"
 #include <errno.h>
@@ -26,10 +27,9 @@ int paravirt_save(struct paravirt *pv, struct state_set *set, const char **why)
     struct saved_clock clock = { pv->tsc_base + vitro_vcpu_tsc_offset(pv->cpu[0].vcpu) };
     char name[32];
 
-    if (atomic_load(&pv->native_used)) {
-        *why = "the guest uses Vitro's own hypercalls, which snapshots do not carry";
-        return -EOPNOTSUPP;
-    }
+    (void)why;
+    if (pv->native)
+        native_save(pv->native, set);
     state_set_save(set, "paravirt", clock_fields, &clock);
     for (unsigned i = 0; i < pv->nr_cpus; i++) {
         const struct kvm_vcpu *k = &pv->cpu[i].kvm;
@@ -66,6 +66,8 @@ int paravirt_load(struct paravirt *pv, struct state_set *set, char *err, size_t 
             r = -EINVAL;
         }
     }
+    if (!r && pv->native)
+        r = native_load(pv->native, set, err, err_len);
     if (!r)
         pv->tsc_base = clock.zero - vitro_vcpu_tsc_offset(pv->cpu[0].vcpu);
     return r;

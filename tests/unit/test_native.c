@@ -5,6 +5,7 @@
  * Guest memory is small and lies between pages that may not be touched: a wrong bound dies at once.
  */
 #define _GNU_SOURCE
+#include "base/state.h"
 #include "libvitro.h"
 #include "net/net.h"
 #include "paravirt/native.h"
@@ -1116,6 +1117,101 @@ static void fuzz(u64 calls, bool hostile)
     vm_free(&other);
 }
 
+/* -- Snapshots ---------------------------------------------------------------------------------------------------------- */
+
+/* A VM with something of everything. */
+static void furnish(struct vm *p)
+{
+    struct vm vm = *p;
+    call(p, VT_TABLES_GIVE, POOL, POOL_PAGES, 0, 0);
+    call(p, VT_SPACE_CREATE, 0, 1, 0, 0);
+    one(p, VT_MAP, 1, 0x8000000000, 0x6000, 3, VT_W);
+    one(p, VT_MAP, 0, 0x9000000000, 0x7000, 1, VT_W);
+    struct vt_extent *x = (struct vt_extent *)(vm.low + BUF);
+    *x = (struct vt_extent){ .pa = HIGH_PA, .pages = 5 };
+    call(p, VT_BALLOON_GIVE, BUF, 1, 0, 0);
+    call(p, VT_TIME_PAGE, 0x6000, 0, 0, 0);
+    call(p, VT_EVENT_PAGE, EVENTS, 0, 0, 0);
+    call(p, VT_EVENT_VECTOR, 1, 77, 0, 0);
+    call(p, VT_EVENT_BIND, 9, 1, 0, 0);
+    call(p, VT_TIMER_SET, 4, 50000, 20000, 12);
+    call(p, VT_CONSOLE_RING, 0xc000, 30, 0, 0);
+    struct vt_block_ring *ring = (struct vt_block_ring *)(vm.low + RING);
+    ring->size = 4;
+    call(p, VT_BLOCK_RING, 0, RING, 9, 0);
+    struct vt_net_ring *net = (struct vt_net_ring *)(vm.low + RING + 0x1000);
+    net->size = 8;
+    call(p, VT_NET_RING, 0, RING + 0x1000, 5, 0);
+}
+
+static void test_state(u64 hostile)
+{
+    struct vm vm, to;
+    struct state_set set = { 0 };
+    char err[200];
+    vm_make(&vm, true);
+    vm_make(&to, true);
+    furnish(&vm);
+    native_pause(vm.n);
+    native_save(vm.n, &set);
+    CHECK(!set.failed);
+    memcpy(to.low, vm.low, LOW);
+    memcpy(to.high, vm.high, HIGH);
+    EQUAL(native_load(to.n, &set, err, sizeof(err)), 0);
+    native_pause(to.n);
+    native_resume(to.n);
+    check_books(&to);
+    EQUAL(call(&to, VT_SPACE_ROOT, 1, 0, 0, 0), C(VT_SPACE_ROOT, 1));
+    EQUAL(call(&to, VT_BALLOON_SIZE, 0, 0, 0, 0), 5);
+    EQUAL(to.n->nr_pool, vm.n->nr_pool);
+    EQUAL(one(&to, VT_MAP, 1, 0xa000000000, 0x6000, 1, VT_W), one(&vm, VT_MAP, 1, 0xa000000000, 0x6000, 1, VT_W));
+    CHECK(!memcmp(to.low + POOL, vm.low + POOL, POOL_PAGES << 12)); /* the same pages in the same order */
+    struct vt_events *e = (struct vt_events *)(to.low + EVENTS);
+    to.now = 50000;
+    clock_run(&to.clock);
+    EQUAL(e->pending[0] & BIT(12), BIT(12));
+    EQUAL(to.n->timer[4].deadline_ns, 70000);
+    EQUAL(call(&to, VT_EVENT_SEND, 9, 0, 0, 0), 0);
+    EQUAL(native_upcall(to.n, 1), 77);
+    EQUAL(native_console_feed(to.n, (const u8 *)"abc", 3), 3);
+    struct vt_block_ring *ring = (struct vt_block_ring *)(to.low + RING);
+    ((struct vt_block_req *)(ring + 1))[0] = (struct vt_block_req){ .pa = DATA, .len = 512 };
+    __atomic_store_n(&ring->req_head, 1, __ATOMIC_RELEASE);
+    EQUAL(call(&to, VT_BLOCK_BELL, 0, 0, 0, 0), 0);
+    wait_done(ring, 1);
+    EQUAL(ring->done_head, 1);
+    CHECK(to.port != NULL);
+    state_set_free(&set);
+    vm_free(&to);
+
+    /* A file that someone has changed */
+    unsigned nr_taken = 0;
+    for (u64 i = 0; i < hostile; i++) {
+        set = (struct state_set){ 0 };
+        native_save(vm.n, &set);
+        struct state_section *s = &set.section[rnd() % set.nr];
+        for (unsigned k = 0; k < 1 + i % 3 && s->len; k++)
+            ((u8 *)s->data)[rnd() % s->len] ^= (u8)(1u << rnd() % 8);
+        vm_make(&to, true);
+        err[0] = 0;
+        int r = native_load(to.n, &set, err, sizeof(err));
+        nr_taken += !r;
+        if (r && !err[0])
+            CHECK_MSG(0, "refused with %d, and no reason", r);
+        if (!r)
+            check_books(&to);
+        native_resume(to.n);
+        to.now = 1ull << 40;
+        for (unsigned k = 0; k < 3; k++)
+            clock_run(&to.clock);
+        vm_free(&to);
+        state_set_free(&set);
+    }
+    printf("state: %u of %llu changed files were possible\n", nr_taken, (unsigned long long)hostile);
+    native_resume(vm.n);
+    vm_free(&vm);
+}
+
 /* -- The short way: native_fast.c does what native_mem.c does, or leaves it alone --------------------------------------- */
 
 static void fast_paging(const struct vitro_vcpu *v, struct vitro_paging *p)
@@ -1234,6 +1330,7 @@ int main(int argc, char **argv)
     test_net();
     test_console();
     test_two();
+    test_state(MIN(calls / 200, 3000ull));
     fuzz_fast(MIN(calls / 4, 200000ull));
     fuzz(calls / 2, false);
     fuzz(calls - calls / 2, true);
