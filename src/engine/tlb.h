@@ -61,7 +61,7 @@ struct jc_entry {
     u64 rip;
     u64 host;
 };
-#define JC_NONE 1ull << 62 | 0xfff /* not canonical: never a RIP */
+#define JC_NONE (1ull << 62 | 0xfff) /* not canonical: never a RIP */
 
 #ifdef TORTURE
 #define TLB_K_BITS 3
