@@ -258,6 +258,7 @@ static int init_devices(struct machine *m)
         .irq = gsi_line(m, GSI_RTC), .clock = &m->clock, .low_ram = low, .high_ram = high,
         .wall_ns = m->config.wall_ns ? m->config.wall_ns : wall_clock_ns() - clock_now(&m->clock),
         .nr_cpus = m->config.nr_cpus, .boot_order = m->config.boot_order,
+        .floppies = (u8)(fdc_cmos_type(m->config.floppy[0]) << 4 | fdc_cmos_type(m->config.floppy[1])),
     };
     const struct pm_wiring pm = {
         .sci = gsi_line(m, GSI_SCI), .clock = &m->clock, .power_off = on_power_off, .opaque = m,
@@ -389,6 +390,13 @@ static void fill_bus(struct machine *m)
         bus_add_ports(&m->bus, PORT_DISPI, 4, 0, &vga_dispi, &m->vga);
         bus_add_mmio(&m->bus, LAYOUT_VGA_HOLE, LAYOUT_OPTION_ROM - LAYOUT_VGA_HOLE, 0, &vga_window, &m->vga);
     }
+    bus_add_ports(&m->bus, PORT_DMA1, 16, 0, &i8237_io, &m->dma);
+    bus_add_ports(&m->bus, PORT_DMA_PAGES, 15, 0x41, &i8237_io, &m->dma);
+    bus_add_ports(&m->bus, PORT_DMA2, 32, 0x10, &i8237_io, &m->dma);
+    if (m->has_fdc) {
+        bus_add_ports(&m->bus, PORT_FDC, 6, 0, &fdc_io, &m->fdc);
+        bus_add_ports(&m->bus, PORT_FDC + 7, 1, 7, &fdc_io, &m->fdc);
+    }
     for (unsigned i = 0; i < 2 && m->has_ide; i++) {
         struct ide_channel *c = &m->ide.channel[i];
         bus_add_ports(&m->bus, i ? PORT_IDE2 : PORT_IDE1, 8, 0, &ide_command_io, c);
@@ -441,6 +449,13 @@ int board_init(struct machine *m)
     err = init_devices(m);
     if (err)
         goto no_devices;
+    const struct fdc_wiring fdc = {
+        .irq = gsi_line(m, GSI_FDC), .dma = &m->dma, .disk = { m->config.floppy[0], m->config.floppy[1] },
+    };
+    i8237_init(&m->dma, m->config.ram);
+    m->has_fdc = m->config.floppy[0] || m->config.floppy[1];
+    if (m->has_fdc)
+        fdc_init(&m->fdc, &fdc);
     fill_bus(m);
     piix_reset(&m->piix);
     if (!m->config.firmware)
@@ -478,6 +493,9 @@ void board_reset(struct machine *m)
         ide_reset(&m->ide);
     if (m->config.vga)
         vga_reset(&m->vga);
+    i8237_reset(&m->dma);
+    if (m->has_fdc)
+        fdc_reset(&m->fdc);
     fw_cfg_reset(&m->fw_cfg);
     piix_reset(&m->piix);
     if (!m->config.firmware)
@@ -488,6 +506,9 @@ void board_fini(struct machine *m)
 {
     for (unsigned i = NR_DEV; i--;)
         devices[i].class->fini((char *)m + devices[i].at);
+    if (m->has_fdc)
+        fdc_fini(&m->fdc);
+    i8237_fini(&m->dma);
     if (m->config.vga)
         vga_fini(&m->vga);
     if (m->has_ide)

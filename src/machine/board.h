@@ -3,8 +3,10 @@
 #pragma once
 #include "machine/bus.h"
 #include "machine/chips/acpi_pm.h"
+#include "machine/chips/fdc.h"
 #include "machine/chips/fw_cfg.h"
 #include "machine/chips/i8042.h"
+#include "machine/chips/i8237.h"
 #include "machine/chips/i8254.h"
 #include "machine/chips/i8259.h"
 #include "machine/chips/ide.h"
@@ -42,6 +44,9 @@ struct machine {
     struct fw_cfg fw_cfg;
     struct ide ide;           /* only with has_ide */
     bool has_ide;
+    struct i8237 dma;
+    struct fdc fdc;           /* only with has_fdc */
+    bool has_fdc;
     struct vga vga;           /* only with config.vga */
     struct uart uart;
     struct i8254 pit;

@@ -38,6 +38,7 @@
 #define LAYOUT_PCI_MMIO64_SIZE 0x800000000ull
 
 /* Ports */
+#define PORT_DMA1 0x00
 #define PORT_PIC_MASTER 0x20
 #define PORT_PIT 0x40
 #define PORT_KBD_DATA 0x60
@@ -45,8 +46,10 @@
 #define PORT_KBD_STATUS 0x64
 #define PORT_RTC 0x70
 #define PORT_POST 0x80
+#define PORT_DMA_PAGES 0x81  /* to 0x8f */
 #define PORT_SYSTEM_A 0x92
 #define PORT_PIC_SLAVE 0xa0
+#define PORT_DMA2 0xc0
 #define PORT_DEBUGCON 0xe9
 #define PORT_IDE2 0x170
 #define PORT_DISPI 0x1ce
@@ -54,6 +57,7 @@
 #define PORT_IDE2_CONTROL 0x376
 #define PORT_IDE1_CONTROL 0x3f6
 #define PORT_VGA 0x3b0       /* to 0x3df */
+#define PORT_FDC 0x3f0       /* but not 0x3f6, which is IDE's */
 #define PORT_COM1 0x3f8
 #define PORT_ELCR 0x4d0
 #define PORT_FIRMWARE_LOG 0x402 /* what firmware says to developers */
@@ -77,6 +81,7 @@
 #define GSI_KBD 1
 #define GSI_COM1 4
 #define GSI_VIRTIO_MMIO 5    /* all of them */
+#define GSI_FDC 6
 #define GSI_RTC 8
 #define GSI_SCI 9
 #define GSI_IDE1 14

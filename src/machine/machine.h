@@ -57,6 +57,8 @@ struct machine_config {
         struct disk *disk; /* stays the caller's; NULL: a CD drive without a CD */
     } ide[4];
 
+    struct disk *floppy[2]; /* stay the caller's; NULL: no drive */
+
     void (*a20)(void *opaque, bool on); /* the gate of address line 20; may be NULL */
     bool vga;           /* a VGA card */
     bool keyboard;      /* on the i8042 */

@@ -33,6 +33,7 @@ static int each_part(struct machine *m, part_fn *fn, void *opaque)
         { "board", board_state, m, NULL, NULL, NULL, NULL },
         { "i8259", i8259_state, &m->pic, i8259_loaded, NULL, NULL, NULL },
         { "ioapic", ioapic_state, &m->ioapic, NULL, NULL, NULL, NULL },
+        { "i8237", i8237_state, &m->dma, NULL, NULL, NULL, NULL },
         { "fw_cfg", fw_cfg_state, &m->fw_cfg, NULL, NULL, NULL, NULL },
     };
     struct device_part part;

@@ -118,6 +118,10 @@ static int save_disks(struct guest *vm, struct state_set *set, char *err)
         return -EOPNOTSUPP;
     }
     for (unsigned i = 0; i < vm->config->nr_drives; i++) {
+        if (vm->config->drive[i].bus == DRIVE_FDC) {
+            snprintf(err, SNAPSHOT_ERR_LEN, "a VM with a floppy drive cannot be saved yet");
+            return -EOPNOTSUPP;
+        }
         const char *path = vm->config->drive[i].path;
         struct disk_id id;
         char name[32];

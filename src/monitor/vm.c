@@ -217,6 +217,13 @@ static int plug_drives(struct guest *vm, struct machine_config *mc)
     for (unsigned i = 0; i < vm->config->nr_drives; i++) {
         const struct drive *d = &vm->config->drive[i];
         unsigned n = 0, at = 0;
+        if (d->bus == DRIVE_FDC) {
+            if (mc->floppy[0] && mc->floppy[1]) {
+                say("%s: there are two floppy drives, and they are taken", d->path);
+                return -ENOSPC;
+            }
+            mc->floppy[mc->floppy[0] ? 1 : 0] = vm->disk[i];
+        }
         if (d->bus != DRIVE_IDE)
             continue;
         while (n < 4 && mc->ide[at = order[d->kind == DRIVE_CDROM][n]].present)

@@ -60,6 +60,31 @@ def test_ipxe():
         v.expect(rb"Available commands", 10)
 
 
+def test_floppy():
+    """GRUB on a floppy disk, loaded by the 82077AA and ISA DMA; both sides and the last cylinder are read."""
+    grub = "/usr/lib/grub/i386-pc"
+    with tempfile.TemporaryDirectory() as d:
+        core, image = os.path.join(d, "core.img"), os.path.join(d, "fd.img")
+        subprocess.run(["grub-mkimage", "-O", "i386-pc", "-d", grub, "-p", "(fd0)/grub", "-o", core, "biosdisk",
+                        "fat", "normal", "echo", "ls", "cat", "hexdump", "halt"], check=True)
+        data = bytearray(1440 * 1024)
+        data[:512] = open(f"{grub}/boot.img", "rb").read()[:512]
+        body = open(core, "rb").read()
+        data[512:512 + len(body)] = body
+        data[-512:-496] = b"the last sector!"
+        with open(image, "wb") as f:
+            f.write(data)
+        with Vitro("run", "--floppy", image, "--boot", "order=a") as v:
+            v.expect(rb"Booting from Floppy", 20)
+            v.expect(rb"grub> ", 60)
+            v.send(b"hexdump ")
+            v.expect(rb"hexdump", 10)  # the BIOS keeps 15 keys
+            v.send(b"(fd0)2879+1\r")
+            v.expect(rb"the last sector!", 20)
+            v.send(b"halt\r")
+            check(v.wait(30) == 0, v.tail())
+
+
 def png_colors(path):
     """Width, height and the number of colours of a PNG with 8-bit RGB, without help."""
     data = open(path, "rb").read()

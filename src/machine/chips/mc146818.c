@@ -297,7 +297,10 @@ static void fill_cmos(struct mc146818 *r)
         u8 code = at ? (u8)(at - devices + 1) : 0;
         r->cmos[i < 2 ? CMOS_BOOT12 : CMOS_BOOT3] |= i == 1 || i == 2 ? (u8)(code << 4) : code;
     }
-    r->cmos[0x14] = 0x02; /* equipment: a coprocessor */
+    r->cmos[0x10] = w->floppies;
+    if (w->floppies)
+        r->cmos[0x14] |= (u8)(0x01 | (w->floppies & 15 ? 0x40 : 0)); /* equipment: floppy drives */
+    r->cmos[0x14] |= 0x02; /* equipment: a coprocessor */
 }
 
 /* RESET clears the interrupt enables and flags; time and RAM are on the battery. */

@@ -23,6 +23,7 @@ struct rtc_wiring {
     u64 wall_ns;  /* UTC, ns since 1970, at machine time 0 */
     u64 low_ram, high_ram; /* bytes below and above 4 GiB */
     unsigned nr_cpus;
+    u8 floppies;             /* CMOS types of drive A (high nibble) and B */
     const char *boot_order; /* letters of acdn; NULL: nothing said */
 };
 
