@@ -1,14 +1,13 @@
 /*
  * net.c - a web server with nothing beneath it: Ethernet, ARP, IPv4, ICMP and just enough TCP, over two rings shared with
  * Vitro. Start it with --net user,if=vitro,hostfwd=tcp:127.0.0.1:8080-:80 and ask for http://127.0.0.1:8080/
- * /quit ends it.
+ * /quit ends it. --append ip=A.B.C.D gives it another address than 10.0.2.15.
  *
  * Left out of TCP (RFC 9293): retransmission, windows, options, more than one segment in an answer, connections of our own.
  * Whoever asks will ask again if something is lost.
  */
 #include "sdk/sdk.h"
 
-#define OUR_IP 0x0a00020fu /* 10.0.2.15, which is what --net user expects */
 #define HTTP_PORT 80
 #define RING 32
 #define ROOM 2048 /* for one packet */
@@ -39,6 +38,23 @@ static uint16_t checksum(const uint8_t *p, unsigned len, uint32_t sum)
     while (sum >> 16)
         sum = (sum & 0xffff) + (sum >> 16);
     return (uint16_t)~sum;
+}
+
+static uint32_t our_ip = 0x0a00020f; /* 10.0.2.15, which is what --net user expects */
+
+static void choose_address(const char *s)
+{
+    for (; *s; s++) {
+        if (memcmp(s, "ip=", 3))
+            continue;
+        for (our_ip = 0, s += 3; (*s >= '0' && *s <= '9') || *s == '.'; s++) {
+            if (*s == '.')
+                our_ip <<= 8;
+            else
+                our_ip = (our_ip & ~0xffu) | ((our_ip & 0xff) * 10 + (uint32_t)(*s - '0'));
+        }
+        return;
+    }
 }
 
 /* -- The rings -------------------------------------------------------------------------------------------------------------- */
@@ -80,8 +96,7 @@ static void net_setup(void)
         die("no rings\n");
     for (uint32_t i = 0; i < RING; i++)
         rx_add(i);
-    print("Card %02x:%02x:%02x:%02x:%02x:%02x, MTU %u, address 10.0.2.15.\n", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5],
-          info.mtu);
+    print("Card %02x:%02x:%02x:%02x:%02x:%02x, MTU %u.\n", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], info.mtu);
 }
 
 /* The next packet's place; Vitro copies it when the bell rings, so that it is free again at once. */
@@ -113,13 +128,13 @@ static void arp(const uint8_t *in, unsigned len)
 {
     uint8_t *p = tx_place();
 
-    if (len < 42 || get16(in + 20) != 1 || get32(in + 38) != OUR_IP) /* a request, for us */
+    if (len < 42 || get16(in + 20) != 1 || get32(in + 38) != our_ip) /* a request, for us */
         return;
     ethernet(p, in + 6, 0x806);
     memcpy(p + 14, in + 14, 6);   /* Ethernet, IPv4 */
     put16(p + 20, 2);             /* reply */
     memcpy(p + 22, mac, 6);
-    put32(p + 28, OUR_IP);
+    put32(p + 28, our_ip);
     memcpy(p + 32, in + 22, 10);  /* who asked */
     tx_send(42);
 }
@@ -137,7 +152,7 @@ static void ip_answer(uint8_t *p, const uint8_t *in, unsigned protocol, unsigned
     put16(p + 18, ++id);
     p[22] = 64; /* hops */
     p[23] = (uint8_t)protocol;
-    put32(p + 26, OUR_IP);
+    put32(p + 26, our_ip);
     memcpy(p + 30, in + 26, 4);
     put16(p + 24, checksum(p + 14, 20, 0));
     tx_send(34 + payload);
@@ -186,7 +201,7 @@ static void tcp_answer(const uint8_t *in, const uint8_t *segment, uint32_t seq, 
     out[13] = (uint8_t)flags;
     put16(out + 14, 4096); /* window */
     memcpy(out + 20, data, len);
-    uint32_t pseudo = (OUR_IP >> 16) + (OUR_IP & 0xffff) + get16(in + 26) + get16(in + 28) + 6 + 20 + len;
+    uint32_t pseudo = (our_ip >> 16) + (our_ip & 0xffff) + get16(in + 26) + get16(in + 28) + 6 + 20 + len;
     put16(out + 16, checksum(out, 20 + len, pseudo));
     ip_answer(p, in, 6, 20 + len);
 }
@@ -287,7 +302,7 @@ static void packet(const uint8_t *in, unsigned len)
     }
     unsigned header = (in[14] & 15) * 4u, total = get16(in + 16);
     if (get16(in + 12) != 0x800 || in[14] >> 4 != 4 || header < 20 || total < header || total > len - 14 ||
-        get32(in + 30) != OUR_IP || get16(in + 20) & 0x3fff /* a fragment */)
+        get32(in + 30) != our_ip || get16(in + 20) & 0x3fff /* a fragment */)
         return;
     if (in[23] == 1)
         icmp(in, in + 14 + header, total - header);
@@ -297,8 +312,9 @@ static void packet(const uint8_t *in, unsigned len)
 
 int main(void)
 {
+    choose_address(command_line());
     net_setup();
-    print("Serving http://10.0.2.15/\n");
+    print("Serving http://%u.%u.%u.%u/\n", our_ip >> 24, our_ip >> 16 & 255, our_ip >> 8 & 255, our_ip & 255);
     while (!quit) {
         unsigned seen = events;
         while (rx_seen != __atomic_load_n(&ring->rx_tail, __ATOMIC_ACQUIRE)) {
