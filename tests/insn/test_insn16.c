@@ -3,7 +3,9 @@
  * memory operands (67h: 32-bit ones), one instruction at a time, against the host CPU. Both run it in 16-bit
  * segments of an LDT with bases and limits, so segmentation, the wrap of addresses, of SP and of IP are compared as well.
  *
- *   test_insn16 [--count N] [--seed N] [--id NAME] [--debug MODE] [--row N --case N] [--verbose]
+ * Then sequences of such instructions, so that blocks, flags that pass through them and links are compared too.
+ *
+ *   test_insn16 [--count N] [--seed N] [--id NAME] [--debug MODE] [--row N --case N] [--sequences N [--from N]] [--verbose]
  */
 #include <getopt.h>
 #include <stdio.h>
@@ -196,6 +198,55 @@ static bool make(const struct gen_row *row, u64 seed)
     return true;
 }
 
+/* A sequence of instructions; offsets are small at first, so that it gets somewhere. */
+static bool make_sequence(u64 seed)
+{
+    struct rng r = { seed };
+    struct bare_state *s = &tc.in;
+    rnd(&r);
+    gen_state(&r, s);
+    gen_narrow(s);
+    for (unsigned i = 0; i < 8; i++)
+        if (i != RSP && !one_in(&r, 4))
+            s->gpr[i] = (s->gpr[i] & 0xffff0000) | below(&r, 0x1000);
+    s->gpr[RSP] = BARE_ESP16 | (0x1000 + below(&r, 32) * 2);
+    s->rip = 64 + below(&r, BARE_CODE_SIZE - 512);
+    tc.nr_ignore = 0;
+    tc.loose_vec = tc.loose_gpr = tc.loose_fault = false;
+    tc.loose_cr2 = 0;
+    tc.dead_flags = true;
+    tc.misaligned = true;
+    tc.undefined_flags = 0;
+    tc.len = 0;
+    unsigned jcc = 0;
+    for (unsigned n = 2 + below(&r, 14), k = 0; k < n;) {
+        const struct gen_row *row = &gen_rows[below(&r, gen_nr_rows)];
+        struct insn in;
+        u8 b[24];
+        if (left_out(row) || (row->how != HOW_COPY && row->how != HOW_STACK && row->how != HOW_STRING && row->id != I_JCC) ||
+            row->id == I_POPA || row->id == I_MASKMOVQ || row->id == I_MASKMOVDQU || row->id == I_CMPS || !encode(&r, row, b, &in))
+            continue;
+        /* One wild write to SP or one undefined flag and nothing more can be compared. */
+        if (((in.gpr_write & 1u << RSP) && in.how != HOW_STACK) || gen_undefined_flags(&in) || in.mem_size == 10)
+            continue;
+        if (in.how == HOW_STRING && (in.prefixes & (PFX_F2 | PFX_F3)) && !one_in(&r, 4))
+            continue;
+        if (in.has_mem && one_in(&r, 2))
+            continue;
+        if (in.id == I_JCC && in.imm_size != 1)
+            continue;
+        memcpy(tc.code + tc.len, b, in.len);
+        tc.len += in.len;
+        k++;
+        if (jcc) /* over this instruction */
+            tc.code[jcc] = in.len;
+        jcc = in.id == I_JCC ? tc.len - 1 : 0;
+        if (jcc)
+            tc.code[jcc] = 0;
+    }
+    return tc.len < 300;
+}
+
 /*
  * Two faults at once: which comes first is the CPU's business where the manuals disagree. A call that fits neither the
  * stack nor the code segment: Intel's manual has #GP first, AMD's CPUs #SS. FSTP m80 is done in two pieces.
@@ -204,7 +255,10 @@ static bool make(const struct gen_row *row, u64 seed)
 static bool another_order(void)
 {
     struct insn in;
-    if (insn_decode(DMODE_16, tc.code, 24, &in) != DECODE_OK)
+    u64 at = tc.host.rip - tc.in.rip;
+    if (at >= tc.len)
+        return false;
+    if (insn_decode(DMODE_16, tc.code + at, 24, &in) != DECODE_OK)
         return false;
     if (in.id == I_CALL || in.id == I_CALL_IND)
         return (tc.host.vector == VEC_SS || tc.host.vector == VEC_PF) && tc.guest.vector == VEC_GP;
@@ -221,9 +275,10 @@ int main(int argc, char **argv)
         { "count", required_argument, NULL, 'c' }, { "seed", required_argument, NULL, 's' },
         { "debug", required_argument, NULL, 'd' }, { "id", required_argument, NULL, 'i' },
         { "row", required_argument, NULL, 'r' },   { "case", required_argument, NULL, 'v' },
+        { "sequences", required_argument, NULL, 'S' }, { "from", required_argument, NULL, 'f' },
         { "verbose", no_argument, NULL, 'V' },     { NULL, 0, NULL, 0 },
     };
-    unsigned long long count = 300, seed = 1, one_case = ~0ull;
+    unsigned long long count = 150, seed = 1, one_case = ~0ull, sequences = 20000, from = 0;
     unsigned debug = 0, one_row = ~0u, shown = 0, covered = 0, bad_rows = 0;
     unsigned long long faults = 0;
     const char *id = NULL;
@@ -241,6 +296,8 @@ int main(int argc, char **argv)
         case 'i': id = optarg; break;
         case 'r': one_row = (unsigned)strtoul(optarg, NULL, 0); break;
         case 'v': one_case = strtoull(optarg, NULL, 0); break;
+        case 'S': sequences = strtoull(optarg, NULL, 0); break;
+        case 'f': from = strtoull(optarg, NULL, 0); break;
         case 'V': verbose = true; break;
         default: return 2;
         }
@@ -302,6 +359,30 @@ int main(int argc, char **argv)
         if (bad)
             printf("row %u %s: %llu of %llu failed\n", i, row->id_name, bad, bad + good);
     }
+    unsigned long long sequences_failed = 0;
+    for (unsigned long long n = from; n < from + sequences && one_row == ~0u && !id; n++) {
+        if (!make_sequence(seed * 0xd1342543de82ef95ull + n))
+            continue;
+        if ((n & 31) == 7)
+            bare_guest_flush();
+        if (bare_run(&tc) || another_order()) {
+            passed++;
+            continue;
+        }
+        failed++;
+        if (sequences_failed++ > 5)
+            continue;
+        printf("FAIL sequence %llu (--sequences 1 --from %llu --count 0):", n, n);
+        bare_again(&tc);
+        make_sequence(seed * 0xd1342543de82ef95ull + n);
+        for (unsigned k = 0; k < tc.len; k++)
+            printf(" %02x", tc.code[k]);
+        printf(" at %#llx\n", (unsigned long long)tc.in.rip);
+        bare_again(&tc);
+        bare_print_input(&tc, "    ");
+        bare_print_diff(&tc, "    ");
+    }
+    printf("16-bit: %llu sequences, %llu with failures\n", sequences, sequences_failed);
     printf("16-bit: %u rows covered, %u with failures; %llu cases ended in a fault\n", covered, bad_rows, faults);
     printf("insn16: %llu passed, %llu failed\n", passed, failed);
     bare_fini();
