@@ -37,5 +37,6 @@ void engine_see_remap(struct vcpu *v)
     if (gen == v->eng->map_seen)
         return;
     v->eng->map_seen = gen;
+    v->eng->smp.split_of[0] = v->eng->smp.split_of[1] = NULL;
     tlb_flush_all(v, true);
 }
