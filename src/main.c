@@ -4,6 +4,7 @@
 #include "monitor/detach.h"
 #include "monitor/tty.h"
 #include "monitor/vm.h"
+#include "monitor/wall.h"
 
 int main(int argc, char **argv)
 {
@@ -21,6 +22,8 @@ int main(int argc, char **argv)
         return status;
 
     tty_catch_signals();
+    if (config.sandbox)
+        wall_start();
     struct control *control = control_create(&config, &status);
     if (!control && status)
         return status;

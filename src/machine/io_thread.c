@@ -1,6 +1,7 @@
 /* io_thread.c - poll(2) and not epoll(7), because stdin may be a plain file. See io_thread.h. */
 #define _GNU_SOURCE /* pthread_setname_np */
 #include "machine/io_thread.h"
+#include "base/sandbox.h"
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -60,6 +61,7 @@ static void io_turn(struct io_thread *io)
 static void *io_main(void *arg)
 {
     struct io_thread *io = arg;
+    sandbox_enter(SANDBOX_IO);
     while (!atomic_load(&io->stop))
         io_turn(io);
     return NULL;

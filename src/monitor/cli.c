@@ -20,6 +20,7 @@ enum opt_type {
     OPT_WORDS, /* unsigned, bits by name, comma separated */
     OPT_PV,    /* u32, paravirt_parse() */
     OPT_FLAG,  /* bool */
+    OPT_SWITCH, /* bool; its argument is on or off */
     OPT_DRIVE, /* one more in config.drive; min: enum drive_kind */
     OPT_SHARE, /* one more in config.share */
     OPT_NIC,   /* one more in config.nic */
@@ -134,6 +135,8 @@ static const struct option options[] = {
       "print as it happens: exc, sys, block, xlat, guest or all, comma separated" },
     { "trace-file", "FILE",   OPT_STR | OPT_THIS_RUN,   AT(trace_file), NULL, 0, 0,
       "where --trace goes (default: stderr)" },
+    { "sandbox",    "on|off", OPT_SWITCH | OPT_THIS_RUN, AT(sandbox),   NULL, 0, 0,
+      "each thread may make only the system calls it needs (default: on)" },
     { "gdb",        "PORT",   OPT_PORT | OPT_THIS_RUN,  AT(gdb_port),   NULL, 1, 65535,
       "wait for gdb on this local TCP port (default: 1234) before the first instruction" },
     { "debug",      "WHAT",   OPT_WORDS | OPT_THIS_RUN, AT(debug),      debug_words, 0, 0,
@@ -364,6 +367,11 @@ static int parse_value(struct config *c, const struct option *o, const char *s)
                          o->name, s);
         *(const char **)to = s;
         return -1;
+    case OPT_SWITCH:
+        if (strcmp(s, "on") && strcmp(s, "off"))
+            return usage(c, "--%s is on or off, not '%s'", o->name, s);
+        *(bool *)to = !strcmp(s, "on");
+        return -1;
     case OPT_FLAG:
         break;
     }
@@ -471,6 +479,7 @@ static void set_defaults(struct config *c)
     memset(c, 0, sizeof(*c));
     c->mem = 512 * MIB;
     c->cpus = 1;
+    c->sandbox = true;
     c->pv = paravirt_default();
 }
 

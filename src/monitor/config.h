@@ -46,6 +46,7 @@ struct config {
     unsigned gdb_port;     /* 0: no stub */
     u32 pv;                /* PV_BIT() (paravirt.h) */
     bool screen; /* the VGA in the terminal, not the serial line */
+    bool sandbox;
     bool no_reboot, stats, snapshot, counters;
     unsigned nr_drives;
     struct drive drive[DRIVES_MAX]; /* in the order of the command line */

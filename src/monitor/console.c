@@ -1,4 +1,5 @@
 #include "monitor/console.h"
+#include "base/sandbox.h"
 #include "monitor/tty.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -173,6 +174,7 @@ static void *console_thread(void *arg)
 {
     struct console *con = arg;
 
+    sandbox_enter(SANDBOX_CONSOLE);
     for (;;) {
         pthread_mutex_lock(&con->lock);
         bool waiting = con->head != con->tail, stop = con->stop;

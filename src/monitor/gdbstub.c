@@ -6,6 +6,7 @@
 #include "monitor/gdbstub.h"
 #include "monitor/gdb_regs.h"
 #include "monitor/gdb_world.h"
+#include "base/sandbox.h"
 #include "monitor/vm_inner.h"
 #include <arpa/inet.h>
 #include <errno.h>
@@ -614,6 +615,7 @@ static void *listen_thread(void *arg)
 {
     struct gdbstub *stub = arg;
 
+    sandbox_enter(SANDBOX_GDB);
     for (;;) {
         pthread_mutex_lock(&stub->lock);
         while (!stub->running && !stub->quit)

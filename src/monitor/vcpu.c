@@ -1,5 +1,6 @@
 /* vcpu.c - a vCPU's thread: run, sleep while halted, report how it ended. */
 #include "monitor/vm_inner.h"
+#include "base/sandbox.h"
 #include "machine/machine.h"
 #include "monitor/gdbstub.h"
 #include "paravirt/paravirt.h"
@@ -148,13 +149,24 @@ static bool take_signals(struct vm_vcpu *cpu)
     return false;
 }
 
+/* Registers of devices are reached from here, and some of what they ask for is done at once. */
+static unsigned thread_kinds(const struct config *c)
+{
+    unsigned kinds = SANDBOX_VCPU | (c->nr_drives ? SANDBOX_DISK : 0) | (c->gdb_port ? SANDBOX_GDB : 0);
+
+    for (unsigned i = 0; i < c->nr_nics; i++)
+        kinds |= c->nic[i].kind == NIC_TAP ? SANDBOX_TAP : SANDBOX_USERNET;
+    return kinds;
+}
+
 static void *vcpu_thread(void *arg)
 {
     struct vm_vcpu *cpu = arg;
     struct guest *vm = cpu->vm;
     struct vitro_regs regs;
 
-    paravirt_vcpu_start(vm->pv, cpu->index);
+    paravirt_vcpu_start(vm->pv, cpu->index); /* opens files */
+    sandbox_enter(thread_kinds(vm->config));
     if (cpu->waiting)
         wait_for_sipi(cpu);
     else if (vm->gdb)

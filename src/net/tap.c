@@ -3,6 +3,7 @@
  * Threads: one of its own reads; send() writes on vCPU threads, the kernel keeps frames apart.
  */
 #include "net/net.h"
+#include "base/sandbox.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/if_tun.h>
@@ -41,6 +42,7 @@ static void *tap_main(void *arg)
     ssize_t held = 0; /* bytes in buf the guest had no room for */
     u64 count;
 
+    sandbox_enter(SANDBOX_TAP);
     while (!atomic_load(&t->stop)) {
         struct pollfd pfd[2] = { { .fd = t->wake_fd, .events = POLLIN }, { .fd = t->fd, .events = POLLIN } };
         poll(pfd, held ? 1 : 2, -1);

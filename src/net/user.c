@@ -6,6 +6,7 @@
  * which the guest had no room. Lock order: the card's transmit lock, u->lock, the card's receive lock.
  */
 #include "net/net.h"
+#include "base/sandbox.h"
 #include <errno.h>
 #include <stdio.h>
 #if !HAVE_SLIRP
@@ -217,6 +218,7 @@ static void *user_main(void *arg)
     struct user *u = arg;
     u64 count;
 
+    sandbox_enter(SANDBOX_USERNET);
     while (!atomic_load(&u->stop)) {
         u32 timeout_ms = 60000;
         pthread_mutex_lock(&u->lock);

@@ -7,6 +7,7 @@
  */
 #include "base/state.h"
 #include "paravirt/native_inner.h"
+#include "base/sandbox.h"
 #include "storage/disk.h"
 #include <errno.h>
 #include <signal.h>
@@ -95,6 +96,7 @@ static void *disk_thread(void *arg)
     struct native_disk *d = arg;
     struct vt_block_req r;
 
+    sandbox_enter(SANDBOX_DISK);
     pthread_mutex_lock(&d->lock);
     while (!d->stop) {
         bool any = false;

@@ -4,6 +4,7 @@
  * to complete the request.)
  */
 #include "storage/aio.h"
+#include "base/sandbox.h"
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
@@ -87,6 +88,7 @@ static int perform(struct disk_aio *aio, const struct disk_req *req)
 static void *worker_main(void *arg)
 {
     struct disk_aio *aio = arg;
+    sandbox_enter(SANDBOX_DISK);
     pthread_mutex_lock(&aio->lock);
     while (!aio->stop) {
         struct disk_req *req = take(&aio->jobs);
@@ -154,6 +156,7 @@ static void *ring_main(void *arg)
     bool armed = false;
     u64 count;
 
+    sandbox_enter(SANDBOX_DISK);
     for (;;) {
         ring_submit(aio, &running);
         if (!armed)
