@@ -20,6 +20,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -36,6 +37,7 @@ enum check {
     TTY_ONLY,    /* argument 1 is an ioctl of terminals' settings */
     TUN_OFFLOAD, /* argument 1 is TUNSETOFFLOAD */
     SET_NAME,    /* argument 0 is PR_SET_NAME */
+    UNIX_ONLY,   /* argument 0 is AF_UNIX */
 };
 
 #define PROC SANDBOX_PROCESS
@@ -46,7 +48,9 @@ enum check {
 #define TAP SANDBOX_TAP
 #define NET SANDBOX_USERNET
 #define GDB SANDBOX_GDB
-#define ALL (PROC | VCPU | IO | CON | DISK | TAP | NET | GDB)
+#define UNIX SANDBOX_UNIX
+#define SHARE SANDBOX_SHARE
+#define ALL (PROC | VCPU | IO | CON | DISK | TAP | NET | GDB | UNIX | SHARE)
 
 static const struct rule {
     u16 nr, kinds;
@@ -99,32 +103,33 @@ static const struct rule {
     { SYS_prctl, ALL & ~PROC, SET_NAME },
     { SYS_ioctl, ALL & ~PROC, TTY_ONLY }, /* a thread that dies restores the terminal */
     /* Images. */
-    { SYS_pread64, DISK | IO | VCPU | PROC, ANY }, /* vCPUs: their own scheduling statistics */
-    { SYS_pwrite64, DISK | IO | PROC, ANY },
-    { SYS_preadv, DISK | IO | PROC, ANY },
-    { SYS_pwritev, DISK | IO | PROC, ANY },
+    { SYS_pread64, DISK | SHARE | IO | VCPU | PROC, ANY }, /* vCPUs: their own scheduling statistics */
+    { SYS_pwrite64, DISK | SHARE | IO | PROC, ANY },
+    { SYS_preadv, DISK | SHARE | IO | PROC, ANY },
+    { SYS_pwritev, DISK | SHARE | IO | PROC, ANY },
     { SYS_preadv2, DISK | IO | PROC, ANY },
     { SYS_pwritev2, DISK | IO | PROC, ANY },
-    { SYS_fsync, DISK | IO | PROC, ANY },
-    { SYS_fdatasync, DISK | IO | PROC, ANY },
-    { SYS_fallocate, DISK | IO | PROC, ANY },
-    { SYS_ftruncate, DISK | IO | PROC, ANY },
+    { SYS_fsync, DISK | SHARE | IO | PROC, ANY },
+    { SYS_fdatasync, DISK | SHARE | IO | PROC, ANY },
+    { SYS_fallocate, DISK | SHARE | IO | PROC, ANY },
+    { SYS_ftruncate, DISK | SHARE | IO | PROC, ANY },
     { SYS_io_uring_enter, DISK | IO | PROC, ANY },
     /* Frames. */
     { SYS_ioctl, TAP, TUN_OFFLOAD },
     /* Connections that are open (output goes to consoles attached by the control socket). */
-    { SYS_sendto, NET | GDB | VCPU | IO | PROC, ANY },
-    { SYS_recvfrom, NET | GDB | VCPU | PROC, ANY },
-    { SYS_sendmsg, NET | GDB | VCPU | IO | PROC, ANY },
-    { SYS_recvmsg, NET | GDB | VCPU | PROC, ANY },
-    { SYS_shutdown, NET | GDB | VCPU | PROC, ANY },
-    { SYS_setsockopt, NET | GDB | PROC, ANY },
-    { SYS_getsockopt, NET | GDB | PROC, ANY },
-    { SYS_accept4, NET | GDB | PROC, ANY },
-    { SYS_accept, NET | GDB | PROC, ANY },
-    { SYS_fcntl, NET | GDB | PROC, ANY },
+    { SYS_sendto, NET | GDB | UNIX | VCPU | IO | PROC, ANY },
+    { SYS_recvfrom, NET | GDB | UNIX | VCPU | PROC, ANY },
+    { SYS_sendmsg, NET | GDB | UNIX | VCPU | IO | PROC, ANY },
+    { SYS_recvmsg, NET | GDB | UNIX | VCPU | PROC, ANY },
+    { SYS_shutdown, NET | GDB | UNIX | VCPU | PROC, ANY },
+    { SYS_setsockopt, NET | GDB | UNIX | PROC, ANY },
+    { SYS_getsockopt, NET | GDB | UNIX | PROC, ANY },
+    { SYS_accept4, NET | GDB | UNIX | PROC, ANY },
+    { SYS_accept, NET | GDB | UNIX | PROC, ANY },
+    { SYS_fcntl, NET | GDB | UNIX | PROC, ANY },
+    { SYS_socket, UNIX, UNIX_ONLY },
     { SYS_socket, NET | PROC, ANY },
-    { SYS_connect, NET | PROC, ANY },
+    { SYS_connect, NET | UNIX | PROC, ANY },
     { SYS_bind, NET | PROC, ANY },
     { SYS_listen, NET | PROC, ANY },
     { SYS_getsockname, NET | PROC, ANY },
@@ -134,6 +139,22 @@ static const struct rule {
     { SYS_newfstatat, ALL, ANY },
     { SYS_select, NET | PROC, ANY },
     { SYS_uname, NET | PROC, ANY },
+    /* A shared directory (p9_fs.c): by descriptors of what is in it. */
+    { SYS_openat, SHARE, ANY },
+    { SYS_getdents64, SHARE | PROC, ANY },
+    { SYS_fstatfs, SHARE | PROC, ANY },
+    { SYS_readlinkat, SHARE | PROC, ANY },
+    { SYS_unlinkat, SHARE | PROC, ANY },
+    { SYS_renameat, SHARE | PROC, ANY },
+    { SYS_linkat, SHARE | PROC, ANY },
+    { SYS_symlinkat, SHARE | PROC, ANY },
+    { SYS_mkdirat, SHARE | PROC, ANY },
+    { SYS_mknodat, SHARE | PROC, ANY },
+    { SYS_fchownat, SHARE | PROC, ANY },
+    { SYS_utimensat, SHARE | PROC, ANY },
+    { SYS_chmod, SHARE | PROC, ANY },
+    { SYS_truncate, SHARE | PROC, ANY },
+    { SYS_fcntl, SHARE, ANY },
     /* The floor: what putting a VM together, taking it apart and controlling it takes besides. */
     { SYS_mmap, PROC, ANY },
     { SYS_mprotect, PROC, ANY },
@@ -145,24 +166,16 @@ static const struct rule {
     { SYS_lstat, PROC, ANY },
     { SYS_statx, PROC, ANY },
     { SYS_statfs, PROC, ANY },
-    { SYS_fstatfs, PROC, ANY },
     { SYS_access, PROC, ANY },
     { SYS_faccessat, PROC, ANY },
     { SYS_faccessat2, PROC, ANY },
     { SYS_readlink, PROC, ANY },
-    { SYS_readlinkat, PROC, ANY },
     { SYS_getcwd, PROC, ANY },
-    { SYS_getdents64, PROC, ANY },
     { SYS_unlink, PROC, ANY },
-    { SYS_unlinkat, PROC, ANY },
     { SYS_rename, PROC, ANY },
-    { SYS_renameat, PROC, ANY },
     { SYS_renameat2, PROC, ANY },
     { SYS_link, PROC, ANY },
-    { SYS_linkat, PROC, ANY },
     { SYS_mkdir, PROC, ANY },
-    { SYS_mkdirat, PROC, ANY },
-    { SYS_chmod, PROC, ANY },
     { SYS_fchmod, PROC, ANY },
     { SYS_fchmodat, PROC, ANY },
     { SYS_umask, PROC, ANY },
@@ -227,7 +240,8 @@ static const struct quiet {
 static const char *thread_name(unsigned kinds)
 {
     return kinds & VCPU ? "vCPU" : kinds & NET ? "network" : kinds & TAP ? "tap" : kinds & DISK ? "disk" : kinds & CON ?
-           "console" : kinds & GDB ? "gdb" : kinds & IO ? "I/O" : "main or control";
+           "console" : kinds & GDB ? "gdb" : kinds & IO ? "I/O" : kinds & UNIX ? "socket" : kinds & SHARE ? "share" :
+           "main or control";
 }
 
 /* -- The filter --------------------------------------------------------------------------------------------------- */
@@ -301,6 +315,9 @@ static void allow(struct program *p, enum check check)
         break;
     case TUN_OFFLOAD:
         allow_if(p, 1, ~0u, 0x400454d0);
+        break;
+    case UNIX_ONLY:
+        allow_if(p, 0, ~0u, AF_UNIX);
         break;
     case SET_NAME:
         allow_if(p, 0, ~0u, PR_SET_NAME);
@@ -382,7 +399,8 @@ void sandbox_enter(unsigned kinds)
     /* Capabilities are a thread's own; giving them up cannot fail. */
     struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
     struct __user_cap_data_struct none[2] = { 0 };
-    syscall(SYS_capset, &header, none);
+    if (!(kinds & SHARE)) /* a directory shared by root has files of everyone */
+        syscall(SYS_capset, &header, none);
     sigset_t sys;
     sigemptyset(&sys);
     sigaddset(&sys, SIGSYS);

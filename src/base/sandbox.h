@@ -19,6 +19,8 @@ enum sandbox_kind {
     SANDBOX_TAP = BIT(5),     /* frames to and from a tap device that is open */
     SANDBOX_USERNET = BIT(6), /* user-mode networking: the guest's connections are sockets of ours */
     SANDBOX_GDB = BIT(7),     /* gdb's connections */
+    SANDBOX_UNIX = BIT(8),    /* sockets in the host's file system that stand for the guest's (vsock, virtio consoles) */
+    SANDBOX_SHARE = BIT(9),   /* files of a directory that the guest was given; keeps its capabilities */
 };
 
 /* Called in the thread whose system call was refused, in a signal handler: says so and ends the process. */

@@ -3,6 +3,7 @@
  * control sequences of ECMA-48 that every terminal knows; it also types.
  */
 #include "monitor/screen.h"
+#include "base/sandbox.h"
 #include "machine/chips/vga.h"
 #include "machine/machine.h"
 #include "monitor/console.h"
@@ -177,6 +178,7 @@ static void *screen_thread(void *arg)
     struct screen *s = arg;
     struct pollfd p = { .fd = s->stop_fd, .events = POLLIN };
 
+    sandbox_enter(SANDBOX_CONSOLE);
     while (poll(&p, 1, FRAME_MS) <= 0) {
         type(s);
         draw(s);

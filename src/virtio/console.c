@@ -4,6 +4,7 @@
  * to it. Lock order: a queue's lock, then con->lock.
  */
 #include "virtio/console.h"
+#include "base/sandbox.h"
 #include "net/unixsock.h"
 #include <errno.h>
 #include <poll.h>
@@ -129,6 +130,7 @@ static void *console_main(void *arg)
     bool room = true; /* the guest may have a buffer */
     u64 count;
 
+    sandbox_enter(SANDBOX_UNIX);
     while (!atomic_load(&con->quit)) {
         pthread_mutex_lock(&con->lock);
         int client = con->client;

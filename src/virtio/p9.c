@@ -3,6 +3,7 @@
  * wakes it. Guest memory is touched between pop and push only, and stop() waits for that.
  */
 #include "virtio/p9.h"
+#include "base/sandbox.h"
 #include <errno.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -54,6 +55,7 @@ static void work(struct virtio_p9 *p9)
 static void *p9_main(void *arg)
 {
     struct virtio_p9 *p9 = arg;
+    sandbox_enter(SANDBOX_SHARE);
     pthread_mutex_lock(&p9->lock);
     while (!p9->quit) {
         if (!p9->notified && !p9->reset) {

@@ -3,6 +3,7 @@
  * wakes it. So connections need no lock, and the queues' locks only keep it from a queue that is being reset.
  */
 #include "virtio/vsock.h"
+#include "base/sandbox.h"
 #include "net/unixsock.h"
 #include <errno.h>
 #include <poll.h>
@@ -341,6 +342,7 @@ static void *vsock_main(void *arg)
     struct virtio_vsock *v = arg;
     u64 count;
 
+    sandbox_enter(SANDBOX_UNIX);
     while (!atomic_load(&v->quit)) {
         struct pollfd pfd[2 + CONNS_MAX];
         pthread_mutex_lock(&v->dev.queue[Q_RX].lock);

@@ -31,7 +31,9 @@
 #define TAP SANDBOX_TAP
 #define NET SANDBOX_USERNET
 #define GDB SANDBOX_GDB
-#define NARROW (VCPU | IO | CON | DISK | TAP | NET | GDB)
+#define UNIX SANDBOX_UNIX
+#define SHARE SANDBOX_SHARE
+#define NARROW (VCPU | IO | CON | DISK | TAP | NET | GDB | UNIX | SHARE)
 
 /* -- One call each: 0 or an errno ----------------------------------------------------------------------------------- */
 
@@ -101,6 +103,8 @@ static int call_ring(void)
     return 0;
 }
 static int call_unlink(void) { return result(unlink("/nonexistent")) == ENOENT ? 0 : errno; }
+static int call_unlinkat(void) { return result(unlinkat(AT_FDCWD, "/nonexistent", 0)) == ENOENT ? 0 : errno; }
+static int call_unix(void) { return result(socket(AF_UNIX, SOCK_STREAM, 0)); }
 static int call_x32(void) { return result(syscall(0x40000000 | SYS_getpid)); }
 static int call_int80(void) /* the other table of system calls: 20 is getpid there */
 {
@@ -207,11 +211,13 @@ static const struct {
     { "perf_event_open", call_perf, PROC, REFUSED },
     { "unlink", call_unlink, PROC, REFUSED },
     { "socketpair", call_socketpair, PROC, REFUSED },
-    { "open", call_open, PROC | NET, EACCES },
-    { "open to write", call_open_write, PROC, EACCES },
+    { "open", call_open, PROC | NET | SHARE, EACCES },
+    { "open to write", call_open_write, PROC | SHARE, EACCES },
+    { "unlinkat", call_unlinkat, PROC | SHARE, REFUSED },
+    { "a Unix socket", call_unix, PROC | NET | UNIX, REFUSED },
     { "socket", call_socket, PROC | NET, REFUSED },
     { "a thread", call_thread, PROC | VCPU, KILLED }, /* glibc blocks all signals around it, SIGSYS too */
-    { "pwrite", call_pwrite, PROC | DISK | IO, REFUSED },
+    { "pwrite", call_pwrite, PROC | DISK | IO | SHARE, REFUSED },
     { "write", call_write, PROC | NARROW, 0 },
 };
 
@@ -222,7 +228,7 @@ int main(void)
     CHECK(sandbox_start(on_refused) == 0);
     return check_done("sandbox");
 #endif
-    static const unsigned kinds[] = { PROC, VCPU, IO, CON, DISK, TAP, NET, GDB };
+    static const unsigned kinds[] = { PROC, VCPU, IO, CON, DISK, TAP, NET, GDB, UNIX, SHARE };
     for (unsigned i = 0; i < ARRAY_SIZE(calls); i++)
         for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++) {
             int want = calls[i].ok & kinds[k] ? 0 : calls[i].otherwise;
