@@ -511,7 +511,7 @@ bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned 
 static void jc_purge_range(struct vcpu *v, const u8 *lo, const u8 *hi)
 {
     for (unsigned i = 0; i < NR_SPACES; i++)
-        for (unsigned s = i ? SLOT_U : SLOT_K; s < NR_SLOTS; s++) {
+        for (unsigned s = i ? SLOT_U : SLOT_K; s < NR_SLOTS && v->eng->space[i].made; s++) {
             struct jc_entry *e = (struct jc_entry *)(v->eng->space[i].base + tlb_geo[s].jc_off);
             unsigned n = (tlb_geo[s].jc_mask >> 1) + 1;
             for (unsigned k = 0; k < n; k++)

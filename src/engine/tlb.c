@@ -60,6 +60,8 @@ static void table_flush(struct tlb_space *sp, unsigned slot)
 static void jc_clear(struct tlb_space *sp, unsigned slot)
 {
     struct jc_entry *e = (struct jc_entry *)(sp->base + tlb_geo[slot].jc_off);
+    if (!sp->made)
+        return;
     struct fill_log *log = &sp->jc_log[slot];
     unsigned n = (tlb_geo[slot].jc_mask >> 1) + 1, logged = log->n;
     log->n = 0;
@@ -98,6 +100,24 @@ void jc_flush_all(struct vcpu *v)
     }
 }
 
+static void space_make(struct tlb_space *sp, bool kernel)
+{
+    sp->made = true;
+    for (unsigned s = 0; s < NR_SLOTS; s++)
+        sp->tlb_log[s].n = sp->jc_log[s].n = FILL_LOG_MAX + 1; /* all of each table */
+    ((struct loop_entries *)(sp->base + OFF_ULOOP))->used = 1;
+    table_flush(sp, SLOT_KAC);
+    table_flush(sp, SLOT_U);
+    jc_clear(sp, SLOT_U);
+    jc_clear(sp, SLOT_U32);
+    if (!kernel)
+        return;
+    ((struct loop_entries *)(sp->base + OFF_KLOOP))->used = 1;
+    table_flush(sp, SLOT_K);
+    jc_clear(sp, SLOT_K);
+    jc_clear(sp, SLOT_KAC);
+}
+
 struct vcpu *tlb_create(void)
 {
     int fd = memfd_create("vitro-vcpu", MFD_CLOEXEC);
@@ -126,17 +146,10 @@ struct vcpu *tlb_create(void)
     for (unsigned i = 0; i < NR_SPACES; i++) {
         ev->space[i].base = area + (size_t)i * SPACE_SIZE;
         ev->space[i].clean = true;
-        for (unsigned s = 0; s < NR_SLOTS; s++)
-            ev->space[i].tlb_log[s].n = ev->space[i].jc_log[s].n = FILL_LOG_MAX + 1;
-        ((struct loop_entries *)(ev->space[i].base + OFF_ULOOP))->used = 1;
-        table_flush(&ev->space[i], SLOT_KAC);
-        table_flush(&ev->space[i], SLOT_U);
     }
-    ((struct loop_entries *)(area + OFF_KLOOP))->used = 1;
-    table_flush(&ev->space[0], SLOT_K);
+    space_make(&ev->space[0], true);
     v->space = &ev->space[0];
     v->space->used = true;
-    jc_flush_all(v);
     return v;
 fail_map:
     munmap(area, (size_t)NR_SPACES * SPACE_SIZE);
@@ -629,6 +642,8 @@ void tlb_switch(struct vcpu *v, bool noflush)
             if (c->last_use < sp->last_use || sp == v->space)
                 sp = c;
         }
+        if (!sp->made)
+            space_make(sp, false);
         space_flush(sp);
         sp->pcid = pcid;
         sp->used = true;

@@ -124,6 +124,7 @@ struct tlb_space {
     u8 *base;     /* where [shared][private] is mapped; also a struct vcpu alias */
     u16 pcid;
     bool used;
+    bool made;    /* its tables hold what they must while unused: done when it is needed first */
     bool clean;   /* nothing was filled since the last flush */
     u64 last_use;
     struct tlb_large large;
