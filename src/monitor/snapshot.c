@@ -113,10 +113,6 @@ static const struct state_field disk_fields[] = {
 
 static int save_disks(struct guest *vm, struct state_set *set, char *err)
 {
-    if (vm->config->firmware) { /* the mapping of shadow RAM is not restored */
-        snprintf(err, SNAPSHOT_ERR_LEN, "a VM that firmware has started cannot be saved yet");
-        return -EOPNOTSUPP;
-    }
     for (unsigned i = 0; i < vm->config->nr_drives; i++) {
         if (vm->config->drive[i].bus == DRIVE_FDC) {
             snprintf(err, SNAPSHOT_ERR_LEN, "a VM with a floppy drive cannot be saved yet");
