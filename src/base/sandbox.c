@@ -201,7 +201,6 @@ static const struct rule {
     { SYS_msync, PROC, ANY },
     { SYS_io_uring_setup, PROC, ANY },
     { SYS_io_uring_register, PROC, ANY },
-    { SYS_perf_event_open, PROC, ANY }, /* the TSC's rate (tsc.c) */
     { SYS_clock_getres, PROC, ANY },
     { SYS_sched_setaffinity, PROC, ANY },
     { SYS_sched_getparam, PROC, ANY },

@@ -208,7 +208,7 @@ static const struct {
     { "mmap code", call_mmap_code, PROC, REFUSED },
     { "mprotect to code", call_mprotect_code, PROC, REFUSED },
     { "io_uring_setup", call_ring, PROC, REFUSED },
-    { "perf_event_open", call_perf, PROC, REFUSED },
+    { "perf_event_open", call_perf, 0, REFUSED },
     { "unlink", call_unlink, PROC, REFUSED },
     { "socketpair", call_socketpair, PROC, REFUSED },
     { "open", call_open, PROC | NET | SHARE, EACCES },
