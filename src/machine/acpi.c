@@ -265,6 +265,7 @@ static void motherboard(struct aml *a)
     aml_res_fixed_mem(a, LAYOUT_ECAM, LAYOUT_ECAM_SIZE);
     aml_res_io(a, PORT_PM1_EVT, PORT_PM_END - PORT_PM1_EVT);
     aml_res_io(a, PORT_ELCR, 2);
+    aml_res_io(a, PORT_PM_OVMF, PORT_PM_TMR + 4 - PORT_PM1_EVT);
     aml_end(a);
     aml_end(a);
 }

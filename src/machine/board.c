@@ -56,6 +56,8 @@ static const struct {
     { PORT_PM1_EVT, PORT_PM_TMR - PORT_PM1_EVT, 0, &acpi_pm, NULL, CHIP(pm) },
     { PORT_PM_TMR, 4, 0, NULL, &acpi_pm_timer, CHIP(pm) },
     { PORT_GPE0, 4, PORT_GPE0 - PORT_PM1_EVT, &acpi_pm, NULL, CHIP(pm) },
+    { PORT_PM_OVMF, PORT_PM_TMR - PORT_PM1_EVT, 0, &acpi_pm, NULL, CHIP(pm) },
+    { PORT_PM_OVMF + PORT_PM_TMR - PORT_PM1_EVT, 4, 0, NULL, &acpi_pm_timer, CHIP(pm) },
     { PORT_PCI_ADDR, 4, 0, NULL, &pci_address_io, CHIP(pci) }, /* and 0xcf9 */
     { PORT_PCI_DATA, 4, 0, NULL, &pci_data_io, CHIP(pci) },
 #undef CHIP

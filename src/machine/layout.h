@@ -74,6 +74,7 @@
 #define PORT_PCI_ADDR 0xcf8
 #define PORT_RESET 0xcf9
 #define PORT_PCI_DATA 0xcfc
+#define PORT_PM_OVMF 0xb000  /* the PM block again, to the timer: where OVMF takes a PIIX4 to have moved it */
 #define PORT_PCI_BARS 0xc000 /* I/O BARs from here up, 0xc000..0xffff */
 
 /* Global system interrupts. ISA interrupts are 0..15; 0 reaches the I/O APIC on pin 2. */

@@ -163,6 +163,15 @@ def test_boot_menu():
             v.expect(rb"GNU GRUB +version", 20)
 
 
+def test_uefi():
+    """Debian's OVMF to its shell, and off again."""
+    with Vitro("run", "--firmware", "/usr/share/ovmf/OVMF.fd") as v:
+        v.expect(rb"UEFI v2", 90)
+        v.expect(rb"Shell> ", 60)
+        v.send(b"reset -s\r")
+        check(v.wait(60) == 0, v.tail())
+
+
 def test_no_boot_sector():
     """A disk of zeros: SeaBIOS's own message; it stays, as a PC does."""
     with tempfile.NamedTemporaryFile() as f:

@@ -59,7 +59,9 @@ static void control_write(struct acpi_pm *pm, u16 value)
     pm->control = value & CNT_SLP_TYP;
     if (!(value & CNT_SLP_EN))
         return;
-    if ((value & CNT_SLP_TYP) >> 10 == ACPI_SLP_TYP_S5)
+    /* Firmware does not read our \_S5: on the 82371AB, type 0 is soft off (290562 §7.2.3). */
+    unsigned type = (value & CNT_SLP_TYP) >> 10;
+    if (type == ACPI_SLP_TYP_S5 || type == 0)
         pm->wiring.power_off(pm->wiring.opaque);
     else
         pm->status |= PM1_WAK;

@@ -2,7 +2,7 @@
  * piix.c - bridges. Source: Intel 82441FX data sheet (290549) §3.2.11 PAM; 82371SB (290550) §2.2.6
  * PIRQRC; 82371AB (290562) §7.1 PMBA, PMREGMISC, DEVACTB. PCI's wiring of slots to PIRQs is ours.
  * Not modelled: moving the power management block (it answers at PORT_PM1_EVT whatever PMBA says,
- * which is where SeaBIOS puts it), SMM: DEVACTB.APMC_EN reads as set, so that firmware does not look
+ * which is where SeaBIOS puts it, and at PORT_PM_OVMF), SMM: DEVACTB.APMC_EN reads as set, so that firmware does not look
  * for it.
  * Threads: the callbacks of pci.h, under the PCI host's lock.
  */
