@@ -250,17 +250,27 @@ static u64 host_cmps(const u8 *s, const u8 *d, u64 n, unsigned size, bool down, 
 SYS(movs)
 {
     struct run r = run_begin(v, in);
+    u64 ns = 0, nd = 0; /* how far s and d reach; the two sides' pages end at different places */
+    u8 *s = NULL, *d = NULL;
     while (r.left) {
-        u64 si = offset_get(&r, RSI), di = offset_get(&r, RDI), n, m;
-        u8 *s, *d;
-        if ((n = window(&r, r.src_seg, si, ACC_R, &s)) && (m = window(&r, SEG_ES, di, ACC_W, &d))) {
-            n = MIN(n, m);
+        u64 si = offset_get(&r, RSI), di = offset_get(&r, RDI), n;
+        if (!ns)
+            ns = window(&r, r.src_seg, si, ACC_R, &s);
+        if (ns && !nd)
+            nd = window(&r, SEG_ES, di, ACC_W, &d);
+        if (ns && nd) {
+            n = MIN(ns, nd);
             host_movs(d, s, n, r.size, r.down);
+            ns -= n;
+            nd -= n;
+            s = r.down ? s - n * r.size : s + n * r.size;
+            d = r.down ? d - n * r.size : d + n * r.size;
         } else {
             u64 val;
             if (element_read(&r, r.src_seg, si, &val) != X_OK || element_write(&r, di, val) != X_OK)
                 return X_FAULT;
             n = 1;
+            ns = nd = 0; /* the element may have dropped code, or waited for another vCPU */
         }
         advance(&r, true, true, n);
         if (interrupted(&r))
