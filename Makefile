@@ -280,8 +280,11 @@ check-asan: setup
 # The board's threads under unit tests (test_native scribbles over guest memory on purpose) and under a guest of four vCPUs.
 check-tsan: setup
 	@$(MAKE) tsan
-	@for t in machine paravirt disk ide firmware; do build-tsan/tests/unit/test_$$t || exit 1; done
-	@tests/guest/run --build build-tsan smp
+	@{ for t in machine paravirt disk ide firmware; do build-tsan/tests/unit/test_$$t; done; \
+	tests/guest/run --build build-tsan smp; } 2>&1 | awk '{ print } \
+		/ passed, .* failed/ { for (i = 2; i <= NF; i++) { if ($$i == "passed,") p += $$(i - 1); if ($$i == "failed") f += $$(i - 1) } } \
+		/WARNING: ThreadSanitizer/ { f++ } \
+		END { print p + 0 " passed, " f + 0 " failed"; exit f > 0 }'
 
 check-torture: setup
 	@$(MAKE) torture
