@@ -117,13 +117,13 @@ def timewarp(*args, append="", pauses=0):
                        check=True)
         with open(exe, "rb") as f:
             files = {"timewarp": f.read(), "test": f"cat {CLOCK}current_clocksource; /timewarp {3 + 2 * bool(pauses)}".encode()}
-        with Vitro("run", *(("--name", d.rpartition("-")[2]) if pauses else ()), "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd", image_with(files, ("initrd.img",)),
+        with Vitro("run", *(("--name", "t" + d.rpartition("-")[2]) if pauses else ()), "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd", image_with(files, ("initrd.img",)),
                    "--append", f"quiet {append} vitro.script", *args, stdin=None) as v:
             v.expect(rb"(tsc|kvm-clock)\s", 120)
             for _ in range(pauses):
                 time.sleep(0.4)
                 for command in ("pause", "resume"):
-                    subprocess.run([VITRO, command, d.rpartition("-")[2]], check=True, stdout=subprocess.DEVNULL)
+                    subprocess.run([VITRO, command, "t" + d.rpartition("-")[2]], check=True, stdout=subprocess.DEVNULL)
                     time.sleep(0.3)
             v.expect(rb"timewarp: .*\n", 120)
             check(v.wait() == 0, v.tail())

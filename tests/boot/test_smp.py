@@ -152,7 +152,9 @@ def stressed(cpus):
         dmesg | grep -e BUG: -e WARNING: -e Oops -e stall -e 'soft lockup' && exit 1
         true
         """, "--cpus", str(cpus), files=programs("compute.c"), mem="2G", seconds=240)
-    check("successful run completed" in seen and "fail" not in seen, seen[-1500:])
+    # A signal may come between when it ends: stress-ng's pipe calls that a failure, but not of the run.
+    rest = re.sub(r".*termination write failed, errno=4 .*", "", seen)
+    check("successful run completed" in seen and "fail" not in rest, seen[-1500:])
 
 
 def test_stress_2():
