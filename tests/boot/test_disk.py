@@ -187,6 +187,21 @@ def test_throw_away():
             check(image.md5() == before, "the image was written")
 
 
+def test_code_from_disk():
+    """Programs are run from pages that DMA has just filled, and that held other programs' translated code before."""
+    for cpus in ("1", "2"):
+        with Image(64) as image:
+            out = run_script("""set -e
+mke2fs -F /dev/vda >/dev/null 2>&1; mkdir /mnt; mount -t ext2 /dev/vda /mnt
+for i in $(seq 8); do mkdir /mnt/$i; head -c $((i * 4096 - 4096)) /dev/urandom > /mnt/$i/pad; cp /bin/busybox /mnt/$i/; done
+for round in 1 2 3; do for i in $(seq 8); do
+    echo 3 > /proc/sys/vm/drop_caches
+    [ "$(echo abc | /mnt/$i/busybox md5sum | /mnt/$(((i + round) % 8 + 1))/busybox cut -c1-8)" = 0bee89b0 ] || exit 1
+done; done
+umount /mnt; echo all ran""", "--disk", image.path + ",if=virtio,queues=2", "--cpus", cpus)
+            check("all ran" in out, out[-300:])
+
+
 def test_many_disks():
     with Image(8, fill=True) as a, Image(9, fill=True) as b, Image(10, fill=True) as c:
         out = run_script("md5sum /dev/vda /dev/vdb /dev/vdc",
