@@ -6,6 +6,7 @@
  * are all 0. One row of `lines` is one line of the table.
  */
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/aio_abi.h>
@@ -21,6 +22,7 @@
 #include <sys/io.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
@@ -361,6 +363,44 @@ static void write_4k_16(unsigned long n) { disk(n, 16, 4096, IOCB_CMD_PWRITE); }
 static void read_1m(unsigned long n) { disk(n, 4, 1 << 20, IOCB_CMD_PREAD); }
 static void write_1m(unsigned long n) { disk(n, 4, 1 << 20, IOCB_CMD_PWRITE); }
 
+/* -- Network: ARGUMENT is address:port of something that sends UDP datagrams back --------------------------- */
+
+static int udp_open(void)
+{
+    char address[32];
+    const char *colon = strchr(argument, ':');
+    if (!colon || colon - argument >= (long)sizeof(address))
+        die("'%s' is not an address and a port", argument);
+    memcpy(address, argument, (size_t)(colon - argument));
+    address[colon - argument] = '\0';
+    struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(colon + 1)) };
+    struct timeval patience = { 1, 0 };
+    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    if (inet_pton(AF_INET, address, &to.sin_addr) != 1 || connect(fd, (struct sockaddr *)&to, sizeof(to)))
+        die("%s: %s", argument, strerror(errno));
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+    return fd;
+}
+static void udp_round_trip(unsigned long n)
+{
+    char data[64] = "ping";
+    int fd = udp_open(), lost = 0;
+    while (n--)
+        if (send(fd, data, sizeof(data), 0) != sizeof(data) || recv(fd, data, sizeof(data), 0) != sizeof(data))
+            if (++lost > 3)
+                die("%s: no answer", argument);
+    close(fd);
+}
+static void udp_send(unsigned long n)
+{
+    char data[64] = "";
+    int fd = udp_open();
+    while (n--)
+        if (send(fd, data, sizeof(data), 0) < 0 && errno != ECONNREFUSED && errno != ENOBUFS)
+            die("%s: %s", argument, strerror(errno));
+    close(fd);
+}
+
 /* -- The table -------------------------------------------------------------------------------------------- */
 
 /* clang-format off */
@@ -380,6 +420,8 @@ static const struct line {
     { "shootdown",    shootdown,      10000 },
     { "wake",         wake_sleeping,  10000 },
     { "spinlock",     spinlocks,      100000 },
+    { "udp",          udp_round_trip, 5000 },
+    { "udp-out",      udp_send,       50000 },
     { "read4k",       read_4k,        5000 },
     { "read4k-16",    read_4k_16,     20000 },
     { "write4k-16",   write_4k_16,    20000 },
