@@ -395,6 +395,11 @@ static void fill_bus(struct machine *m)
     bus_add_ports(&m->bus, PORT_DMA1, 16, 0, &i8237_io, &m->dma);
     bus_add_ports(&m->bus, PORT_DMA_PAGES, 15, 0x41, &i8237_io, &m->dma);
     bus_add_ports(&m->bus, PORT_DMA2, 32, 0x10, &i8237_io, &m->dma);
+    if (m->config.testdev) {
+        bus_add_ports(&m->bus, PORT_TESTDEV, 4, 0, &testdev_ports, &m->testdev);
+        bus_add_ports(&m->bus, PORT_TESTDEV_IRQ, TESTDEV_IRQS, 0, &testdev_irqs, &m->testdev);
+        bus_add_mmio(&m->bus, LAYOUT_TESTDEV, TESTDEV_MEMORY, 0, &testdev_mmio, &m->testdev);
+    }
     if (m->has_fdc) {
         bus_add_ports(&m->bus, PORT_FDC, 6, 0, &fdc_io, &m->fdc);
         bus_add_ports(&m->bus, PORT_FDC + 7, 1, 7, &fdc_io, &m->fdc);
@@ -458,6 +463,10 @@ int board_init(struct machine *m)
     m->has_fdc = m->config.floppy[0] || m->config.floppy[1];
     if (m->has_fdc)
         fdc_init(&m->fdc, &fdc);
+    testdev_init(&m->testdev);
+    for (unsigned i = 0; i < TESTDEV_IRQS; i++)
+        if (i != 2) /* the 8259s' cascade */
+            m->testdev.irq[i] = gsi_line(m, i);
     fill_bus(m);
     piix_reset(&m->piix);
     if (!m->config.firmware)
@@ -508,6 +517,7 @@ void board_fini(struct machine *m)
 {
     for (unsigned i = NR_DEV; i--;)
         devices[i].class->fini((char *)m + devices[i].at);
+    testdev_fini(&m->testdev);
     if (m->has_fdc)
         fdc_fini(&m->fdc);
     i8237_fini(&m->dma);

@@ -15,6 +15,7 @@
 #include "machine/chips/mc146818.h"
 #include "machine/chips/piix.h"
 #include "machine/chips/sysctl.h"
+#include "machine/chips/testdev.h"
 #include "machine/chips/uart16550.h"
 #include "machine/chips/vga.h"
 #include "machine/clock.h"
@@ -47,6 +48,7 @@ struct machine {
     struct i8237 dma;
     struct fdc fdc;           /* only with has_fdc */
     bool has_fdc;
+    struct testdev testdev;   /* only with config.testdev */
     struct vga vga;           /* only with config.vga */
     struct uart uart;
     struct i8254 pit;

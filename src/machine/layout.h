@@ -31,6 +31,7 @@
 #define LAYOUT_VIRTIO_MMIO 0xfed40000ull /* VIRTIO_MMIO_MAX pages */
 #define VIRTIO_MMIO_MAX 8
 #define LAYOUT_LAPIC 0xfee00000ull
+#define LAYOUT_TESTDEV 0xff000000ull  /* with --testdev: 64 KiB */
 #define LAYOUT_FIRMWARE 0xff000000ull /* 16 MiB: as much as fits above the local APICs */
 #define LAYOUT_BIOS 0xe0000u          /* where its last 128 KiB appear below 1 MiB */
 #define LAYOUT_4G 0x100000000ull
@@ -50,6 +51,7 @@
 #define PORT_SYSTEM_A 0x92
 #define PORT_PIC_SLAVE 0xa0
 #define PORT_DMA2 0xc0
+#define PORT_TESTDEV 0xe0    /* 4 */
 #define PORT_DEBUGCON 0xe9
 #define PORT_IDE2 0x170
 #define PORT_DISPI 0x1ce
@@ -74,6 +76,7 @@
 #define PORT_PCI_ADDR 0xcf8
 #define PORT_RESET 0xcf9
 #define PORT_PCI_DATA 0xcfc
+#define PORT_TESTDEV_IRQ 0x2000 /* 24: one for each GSI */
 #define PORT_PM_OVMF 0xb000  /* the PM block again, to the timer: where OVMF takes a PIIX4 to have moved it */
 #define PORT_PCI_BARS 0xc000 /* I/O BARs from here up, 0xc000..0xffff */
 

@@ -57,6 +57,7 @@ struct machine_config {
         struct disk *disk; /* stays the caller's; NULL: a CD drive without a CD */
     } ide[4];
 
+    bool testdev;       /* the test kernels' device (chips/testdev.h) */
     struct disk *floppy[2]; /* stay the caller's; NULL: no drive */
 
     void (*a20)(void *opaque, bool on); /* the gate of address line 20; may be NULL */

@@ -87,6 +87,8 @@ static const struct option options[] = {
       "firmware to start with (default when a drive is to be booted: SeaBIOS)" },
     { "firmware-log", "FILE", OPT_STR,   AT(firmware_log), NULL, 0, 0,
       "where what the firmware says to developers (port 0x402) goes" },
+    { "testdev",    NULL,     OPT_FLAG,  AT(testdev),    NULL, 0, 0,
+      "a device for test kernels, as QEMU's pc-testdev: ports 0xe0 and 0x2000, memory at 0xff000000" },
     { "screen",     NULL,     OPT_FLAG,  AT(screen),     NULL, 0, 0,
       "show the VGA's text screen in the terminal instead of the serial line, and type on its keyboard" },
     { "screenshot", "FILE",   OPT_STR | OPT_THIS_RUN, AT(screenshot), NULL, 0, 0,

@@ -45,6 +45,7 @@ struct config {
     unsigned trace, debug; /* VITRO_TRACE_*, VITRO_DEBUG_* */
     unsigned gdb_port;     /* 0: no stub */
     u32 pv;                /* PV_BIT() (paravirt.h) */
+    bool testdev; /* the test kernels' device */
     bool screen; /* the VGA in the terminal, not the serial line */
     bool sandbox;
     bool no_reboot, stats, snapshot, counters;

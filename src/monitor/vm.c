@@ -255,6 +255,7 @@ static int make_machine(struct guest *vm)
         .console_rx = on_input,
         .debugcon_tx = on_output,
         .a20 = on_a20,
+        .testdev = vm->config->testdev,
         .firmware = vm->config->firmware,
         .vga = vm->config->firmware,
         .keyboard = vm->config->firmware,
