@@ -96,6 +96,7 @@ static void net_setup(void)
         die("no rings\n");
     for (uint32_t i = 0; i < RING; i++)
         rx_add(i);
+    vt_call1(VT_NET_BELL, 0); /* a packet may have come before there was room, and waits */
     print("Card %02x:%02x:%02x:%02x:%02x:%02x, MTU %u.\n", mac[0], mac[1], mac[2], mac[3], mac[4], mac[5], info.mtu);
 }
 
@@ -317,14 +318,15 @@ int main(void)
     print("Serving http://%u.%u.%u.%u/\n", our_ip >> 24, our_ip >> 16 & 255, our_ip >> 8 & 255, our_ip & 255);
     while (!quit) {
         unsigned seen = events;
+        uint32_t first = rx_seen;
         while (rx_seen != __atomic_load_n(&ring->rx_tail, __ATOMIC_ACQUIRE)) {
             const struct vt_net_desc *d = &rx[rx_seen % RING];
             if (d->result > 0)
                 packet(rx_buf + rx_seen % RING * ROOM, (unsigned)d->result);
             rx_add(RING + rx_seen++);
-            if (ring->rx_head - rx_seen == 1)
-                vt_call1(VT_NET_BELL, 0); /* it was empty */
         }
+        if (rx_seen != first)
+            vt_call1(VT_NET_BELL, 0); /* there is room again: once for all */
         if (!quit)
             wait_until(events != seen || rx_seen != ring->rx_tail);
     }

@@ -249,8 +249,8 @@ _Static_assert(sizeof(struct vt_block_ring) == 64, "as drawn");
  *        +-----------------------------------------------+  64 + 32 * size
  *
  * Packets are Ethernet frames without their checksum, at most mtu + 18 bytes. Room that is too small for the packet that
- * comes loses it. The port is told when rx_tail moves. Ring the bell after filling tx[], and after adding to rx[] when it
- * was empty.
+ * comes loses it. The port is told when rx_tail moves. Ring the bell after filling tx[] and after adding to
+ * rx[], once for all: a packet that found no room waits for it.
  */
 struct vt_net_info {
     uint8_t mac[6];
