@@ -217,10 +217,11 @@ setup:
 guest: $(GUEST)/vmlinuz $(GUEST)/initrd.img
 guests: guest $(GUEST)/vmlinuz-generic $(GUEST)/vmlinuz-rt $(GUEST)/initrd-i386.img
 
-$(GUEST)/vmlinuz:
+# Again when fetch-guest changes: it also leaves the modules that the initramfs takes.
+$(GUEST)/vmlinuz: tools/fetch-guest
 	$(call say,FETCH,$@)
 	$(Q)tools/fetch-guest cloud $(GUEST)
-$(GUEST)/vmlinuz-generic: | $(GUEST)/vmlinuz
+$(GUEST)/vmlinuz-generic: tools/fetch-guest | $(GUEST)/vmlinuz
 	$(call say,FETCH,$@)
 	$(Q)tools/fetch-guest generic $(GUEST)
 $(GUEST)/vmlinuz-rt: | $(GUEST)/vmlinuz-generic
@@ -232,7 +233,7 @@ $(GUEST)/vmlinuz-i386: | $(GUEST)/vmlinuz-rt
 $(GUEST)/initrd-i386.img: tools/mk-initrd | $(GUEST)/vmlinuz-i386
 	$(call say,INITRD,$@)
 	$(Q)tools/mk-initrd $@ --busybox $(GUEST)/busybox-i386 --modules $(GUEST)/modules/$$(cat $(GUEST)/version-i386)
-$(GUEST)/initrd.img: tools/mk-initrd
+$(GUEST)/initrd.img: tools/mk-initrd $(GUEST)/vmlinuz
 	$(call say,INITRD,$@)
 	$(Q)tools/mk-initrd $@
 

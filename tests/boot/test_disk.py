@@ -210,6 +210,21 @@ def test_many_disks():
             check(f"{image.md5()}  /dev/{name}" in out, name)
 
 
+def test_firmware_boots():
+    """SeaBIOS reads a boot sector that writes 0x10 to the debug-exit port."""
+    if not os.path.exists("/usr/share/seabios/bios-256k.bin"):
+        raise Skip("no SeaBIOS")
+    with Image(1) as image:
+        with open(image.path, "r+b") as f:
+            f.write(bytes.fromhex("ba0105b010eef4"))  # mov $0x501,%dx; mov $0x10,%al; out %al,%dx; hlt
+            f.seek(510)
+            f.write(b"\x55\xaa")
+        for bus in ("virtio", "ahci"):
+            with Vitro("run", "--disk", f"{image.path},if={bus}", stdin=None) as v:
+                status = v.wait(60)
+                check(status == 33, f"{bus}: status {status}; {v.tail()}")
+
+
 def test_reset_in_use():
     """The driver goes away and comes back while requests are under way."""
     with Image(32, fill=True) as image:
