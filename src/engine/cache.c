@@ -27,6 +27,7 @@
 #endif
 #define HUGE_PAGE (2u << 20)
 #define STUB_AREA HUGE_PAGE /* little of it is used, but segments start at a huge page's boundary */
+#define HUGE_AFTER (256u << 10) /* bytes used of a huge page before it is made one: small guests need none, and it takes 2 ms */
 #ifndef MADV_COLLAPSE
 #define MADV_COLLAPSE 25 /* Linux 6.1 */
 #endif
@@ -588,7 +589,7 @@ u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t hot_len, size_t c
     }
     u8 *p = s->cur;
     s->cur += hot_len;
-    while (s->cur > s->huge)
+    while (s->cur > s->huge + HUGE_AFTER)
         want_huge(c, s);
     s->cold -= cold_len;
     *cold = s->cold;
