@@ -90,12 +90,15 @@ def test_ahci():
     with tempfile.TemporaryDirectory() as work, Image(48, fill=True) as a, Image(32) as b:
         subprocess.run(["tools/mk-initrd", f"{work}/initrd.img", "--modules", modules], check=True)
         guest = ["--kernel", os.path.join(GUEST, "vmlinuz-generic"), "--initrd", f"{work}/initrd.img"]
-        out = run_script("set -e; for i in $(seq 50); do [ -e /dev/sdb ] && break; sleep 0.1; done; md5sum /dev/sda\n"
-                         "dd if=/dev/sda of=/dev/sdb bs=1M count=30 conv=fsync 2>/dev/null; md5sum /dev/sda\n"
-                         "cat /sys/block/sda/device/model /sys/block/sda/device/queue_depth; grep ahci /proc/interrupts\n"
-                         "blkdiscard -o 4M -l 8M /dev/sdb; dmesg | grep -c 'exception\\|failed command' || true",
+        # Linux names disks in the order it finds them, which is not always the ports': told apart by size.
+        out = run_script("set -e; for i in $(seq 100); do [ -e /dev/sda ] && [ -e /dev/sdb ] && break; sleep 0.1; done\n"
+                         "disk() { basename $(dirname $(grep -lx $1 /sys/block/sd*/size)); }\n"
+                         "a=$(disk 98304) b=$(disk 65536); md5sum /dev/$a\n"
+                         "dd if=/dev/$a of=/dev/$b bs=1M count=30 conv=fsync 2>/dev/null; md5sum /dev/$a\n"
+                         "cat /sys/block/$a/device/model /sys/block/$a/device/queue_depth; grep ahci /proc/interrupts\n"
+                         "blkdiscard -o 4M -l 8M /dev/$b; dmesg | grep -c 'exception\\|failed command' || true",
                          "--disk", a.path + ",if=ahci", "--disk", b.path + ",if=ahci,serial=SATA1", *guest)
-        check(out.count(a.md5()) == 2, "the guest read something else")
+        check(out.count(a.md5()) == 2, f"the guest read something else than {a.md5()}: {out}")
         check("VITRO SATA DISK" in out and "PCI-MSI" in out, out[-500:])
         check(out.rstrip().splitlines()[-3].strip() == "0" or "\n0\n" in out, "the driver saw errors: " + out[-400:])
         with open(a.path, "rb") as f, open(b.path, "rb") as g:
