@@ -199,6 +199,9 @@ struct engine_vcpu {
     bool brk_skip;         /* resume past the breakpoint under RIP */
     u64 brk_skip_rip;
     /* stats */
+    /* Unshared translations found lately, by site. No lock: only this vCPU has them, and what a generation still vouches for
+     * cannot be reclaimed before this vCPU's next safepoint. */
+    struct unshared { const struct group_site *site; struct block *block; u8 *code; u32 site_gen, gen; } unshared[64];
     unsigned noshare_insns; /* how many the unshared translation being made is to cover */
     u64 nr_noshare, nr_evicted;
     u64 nr_dispatch, nr_lookup, nr_link, nr_poll, nr_ret_miss, nr_commit, nr_watched, nr_fault_signal;

@@ -415,11 +415,18 @@ void *engine_unshared(struct vcpu *v, const struct group_site *site)
 {
     struct code_cache *c = v->vm->cache;
     v->eng->nr_noshare++;
+    struct unshared *u = &v->eng->unshared[((u64)site >> 2 ^ (u64)site >> 8) % ARRAY_SIZE(v->eng->unshared)];
+    if (u->site == site && cache_generation(c, (const u8 *)site) == u->site_gen && cache_generation(c, u->code) == u->gen &&
+        !__atomic_load_n(&u->block->dead, __ATOMIC_RELAXED))
+        return u->code;
+    u->site = NULL;
     engine_lock(v->vm);
     u32 gen = cache_generation(c, (const u8 *)site);
     struct block *b = site->alt;
     void *code = b && cache_generation(c, (const u8 *)site + site->alt_off) == site->alt_gen && !b->dead
                  ? b->code + b->entry[ENTRY_FLAG] : NULL;
+    if (code)
+        *u = (struct unshared){ site, b, code, gen, site->alt_gen };
     engine_unlock(v->vm);
     if (code)
         return code;
