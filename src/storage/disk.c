@@ -131,6 +131,19 @@ int disk_zero(struct disk *disk, u64 sector, u64 count, bool unmap)
     return disk->readonly ? -EROFS : count ? disk->ops->zero(disk, sector, count, unmap) : 0;
 }
 
+int disk_write_zeros(struct disk *disk, u64 sector, u64 count)
+{
+    static const u8 zeros[64 * 1024];
+    int r = 0;
+    while (count && !r) {
+        u32 n = (u32)MIN(count, sizeof(zeros) / DISK_SECTOR);
+        r = disk->ops->write(disk, sector, zeros, n);
+        sector += n;
+        count -= n;
+    }
+    return r;
+}
+
 /* A part of a request that ends within a sector: by way of a buffer of its own. */
 static int rw_bounced(struct disk *disk, bool write, u64 sector, u32 count, const struct iovec *iov, unsigned nr)
 {

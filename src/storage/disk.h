@@ -70,6 +70,8 @@ int disk_zero(struct disk *disk, u64 sector, u64 count, bool unmap);
 /* disk_rwv - read or write count sectors from or to scattered memory, whose sum must be as long (-EINVAL). */
 int disk_rwv(struct disk *disk, bool write, u64 sector, u32 count, const struct iovec *iov, unsigned nr);
 
+/* disk_write_zeros - for back ends: zeros written by ops->write, where there is no quicker way. 0 or -errno. */
+int disk_write_zeros(struct disk *disk, u64 sector, u64 count);
 /* disk_extent - ops->extent, for what may be read or written that way. */
 bool disk_extent(struct disk *disk, u64 sector, u32 count, bool write, struct disk_extent *out);
 

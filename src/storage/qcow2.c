@@ -254,19 +254,6 @@ static int q_discard(struct disk *disk, u64 sector, u64 count)
     return qcow2(disk)->version < 3 ? 0 : zero_range(qcow2(disk), sector, count, &head, &tail);
 }
 
-static int write_zeros(struct disk *disk, u64 sector, u64 count)
-{
-    static const u8 zeros[64 * 1024];
-    int r = 0;
-    while (count && !r) {
-        u32 n = (u32)MIN(count, sizeof(zeros) / DISK_SECTOR);
-        r = q_write(disk, sector, zeros, n);
-        sector += n;
-        count -= n;
-    }
-    return r;
-}
-
 static int q_zero(struct disk *disk, u64 sector, u64 count, bool unmap)
 {
     u64 head = count, tail = 0;
@@ -275,8 +262,8 @@ static int q_zero(struct disk *disk, u64 sector, u64 count, bool unmap)
     if (qcow2(disk)->version >= 3)
         r = zero_range(qcow2(disk), sector, count, &head, &tail);
     if (!r)
-        r = write_zeros(disk, sector, head);
-    return r ? r : write_zeros(disk, sector + count - tail, tail);
+        r = disk_write_zeros(disk, sector, head);
+    return r ? r : disk_write_zeros(disk, sector + count - tail, tail);
 }
 
 /* -- Where bytes are ---------------------------------------------------------------------------- */

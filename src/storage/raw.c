@@ -84,20 +84,6 @@ static int raw_discard(struct disk *disk, u64 sector, u64 count)
     return !count || !r || errno == EOPNOTSUPP || errno == ENOSYS ? 0 : -errno;
 }
 
-static int raw_write_zeros(struct disk *disk, u64 sector, u64 count)
-{
-    static const u8 zeros[64 * 1024];
-    int r = 0;
-
-    while (count && !r) {
-        u32 n = (u32)MIN(count, sizeof(zeros) / DISK_SECTOR);
-        r = raw_write(disk, sector, zeros, n);
-        sector += n;
-        count -= n;
-    }
-    return r;
-}
-
 static int raw_zero(struct disk *disk, u64 sector, u64 count, bool unmap)
 {
     off_t at = (off_t)(sector * DISK_SECTOR), len = (off_t)(count * DISK_SECTOR);
@@ -109,7 +95,7 @@ static int raw_zero(struct disk *disk, u64 sector, u64 count, bool unmap)
         return 0;
     if (!fallocate(raw(disk)->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, at, len))
         return 0;
-    return raw_write_zeros(disk, sector, count);
+    return disk_write_zeros(disk, sector, count);
 }
 
 static bool raw_extent(struct disk *disk, u64 sector, u32 count, bool write, struct disk_extent *out)
