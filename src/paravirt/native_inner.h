@@ -103,6 +103,8 @@ void native_block_fini(struct native *n);
 int native_net_init(struct native *n);
 void native_net_fini(struct native *n);
 struct state_set;
+/* native_ring_size - may a ring of block or network requests have so many entries? A power of two from 2 on. */
+static inline bool native_ring_size(u32 size, u32 max) { return size >= 2 && size <= max && !(size & (size - 1)); }
 /* native_pa - of a host address in guest RAM; 0 for NULL. */
 u64 native_pa(const struct native *n, const void *ptr);
 void native_block_save(struct native *n, struct state_set *set);

@@ -121,7 +121,7 @@ s64 native_NET_RING(struct native *n, unsigned vcpu, const u64 *a)
     if (a[1]) {
         if (ram_read(n->c.ram, a[1], &copy, sizeof(copy)))
             return -VT_EFAULT;
-        if (copy.size < 2 || copy.size > VT_NET_RING_MAX || copy.size & (copy.size - 1))
+        if (!native_ring_size(copy.size, VT_NET_RING_MAX))
             return -VT_EINVAL;
         ring = ram_dma_ptr(n->c.ram, a[1], VT_NET_RING_BYTES(copy.size));
         if (!ring)
@@ -234,7 +234,7 @@ int native_net_load(struct native *n, struct state_set *set, char *err, size_t e
             return r;
         if (!s.ring)
             continue;
-        bool good = s.size >= 2 && s.size <= VT_NET_RING_MAX && !(s.size & (s.size - 1)) && s.port < VT_PORTS &&
+        bool good = native_ring_size(s.size, VT_NET_RING_MAX) && s.port < VT_PORTS &&
                     !(s.ring & ~PAGE_MASK) && ram_dma_ptr(n->c.ram, s.ring, VT_NET_RING_BYTES(s.size));
         if (!good) {
             snprintf(err, err_len, "%s: no such ring is possible", name);
