@@ -32,6 +32,8 @@ struct vm {
     unsigned next_loop;       /* numbers copies of TLB entries (tr_mem.c) */
     gpa_t claim[2];           /* pages being translated from, under both */
     unsigned nr_claims;
+    struct smp_store { struct vcpu *by; gpa_t gpa; u32 len; } store[64]; /* smp_note_stores, under both */
+    unsigned nr_stores;
     /* What devices wrote over translated code; vCPUs drop those translations at their next event poll. */
     struct {
         pthread_mutex_t lock;

@@ -240,16 +240,24 @@ void smp_prepare(struct vcpu *v)
     }
 }
 
-struct vcpu *smp_conflict(struct vcpu *v, const struct block *b)
+void smp_note_stores(struct vcpu *v)
 {
     struct vm *vm = v->vm;
-    for (unsigned i = 0; i < vm->nr_vcpus; i++) {
+    vm->nr_stores = 0;
+    for (unsigned i = 0; vm->smp && i < vm->nr_vcpus; i++) {
         struct vcpu *o = vm->vcpu[i];
-        if (!o || i == v->index || !is_online(o))
-            continue;
-        u32 len = __atomic_load_n(&o->eng->smp.store_len, __ATOMIC_RELAXED);
-        if (len && (len == STORE_ANYWHERE || block_overlaps(b, o->eng->smp.store_gpa, len)))
-            return o;
+        u32 len = o && i != v->index ? __atomic_load_n(&o->eng->smp.store_len, __ATOMIC_ACQUIRE) : 0;
+        if (len)
+            vm->store[vm->nr_stores++] = (struct smp_store){ o, o->eng->smp.store_gpa, len };
+    }
+}
+
+struct vcpu *smp_conflict(struct vm *vm, const struct block *b)
+{
+    for (unsigned i = 0; i < vm->nr_stores; i++) {
+        const struct smp_store *s = &vm->store[i];
+        if (s->len == STORE_ANYWHERE || block_overlaps(b, s->gpa, s->len))
+            return s->by;
     }
     return NULL;
 }

@@ -14,6 +14,7 @@
 struct block;
 struct tlb_entry;
 struct vcpu;
+struct vm;
 
 #define WTAG_WAYS 4
 struct smp_vcpu {
@@ -50,8 +51,12 @@ void smp_claim(struct vcpu *v, gpa_t page);
 void smp_prepare(struct vcpu *v);
 /* smp_xl_unlock - the translation is made, or not. vm->lock held, and stays so. */
 void smp_xl_unlock(struct vcpu *v);
-/* smp_conflict - a vCPU that may be about to store over bytes the block was made from, or NULL. vm->lock held. */
-struct vcpu *smp_conflict(struct vcpu *v, const struct block *b);
+/* smp_note_stores - what other vCPUs may be about to store over translated pages; before guest bytes are read for a
+ * translation. vm->lock held, and not given up before smp_conflict: no such store can begin. */
+void smp_note_stores(struct vcpu *v);
+/* smp_conflict - a vCPU that, when smp_note_stores looked, was about to store over bytes the block was made from, or NULL.
+ * That it has stored since is no excuse: the bytes may have been read before. */
+struct vcpu *smp_conflict(struct vm *vm, const struct block *b);
 /* smp_ask - put a question to an online vCPU; vm->lock held. */
 void smp_ask(struct vcpu *b);
 /* smp_flush_others - every other vCPU drops its TLB, global translations too, before it runs on; returns when none runs with

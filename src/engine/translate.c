@@ -563,6 +563,7 @@ again:
     }
     if (!claimed(x, x->page_pa))
         return X_RETRY;
+    smp_note_stores(v); /* before a byte is read: a store that happens from here on may be in what is read, or not */
     struct fetched f;
     xr = fetch(x, &f);
     if (xr != X_OK)
@@ -600,7 +601,7 @@ again:
         proto.look[i][1] = x->look[i][0] > x->look[i][1] ? 0 : x->look[i][1];
     }
     epilogue(x, &proto);
-    if (x->vm->smp && (x->in_the_way = smp_conflict(v, &proto)))
+    if ((x->in_the_way = smp_conflict(x->vm, &proto)))
         return X_RETRY;
     if (!place(x, &proto)) {
         if (cache_wants_room(x->cache))
