@@ -353,6 +353,125 @@ stub_sysret:
     jmp stub_probe_u
 9:  ret
 
+/*
+ * rep movs and rep stos with DF clear, by the host's own, in stretches that lie in one page of RAM on each side.
+ * lea s1, table; mov s2d, mask | log2(element); call stub_*. ZF clear: the rest is for C (a page that is not in the table, an
+ * element across pages, an event, DF). RSI, RDI and RCX are exact after each stretch. Flags are dead or in fl.
+ */
+#define DF 0x400
+.macro REP_BEGIN
+    mov %rax, R(0)
+    mov %rdx, R(2)
+    mov %rbx, R(3)
+    mov %r8, R(8)
+    testl $DF, EFLAGS
+    jnz 9f
+    test %rcx, %rcx
+    jz 9f
+.endm
+.macro REP_PAGE la, tag, page /* la becomes the offset in its page, which is at `page` */
+    rorx $7, \la, \page
+    and %r11, \page
+    and $~31, \page
+    sub \tag(%r10, \page), \la
+    cmp $4095, \la
+    ja 9f
+    mov TLB_HOST(%r10, \page), \page
+.endm
+.macro REP_STRETCH          /* ebx, an offset, becomes the number of elements from there */
+    neg %ebx
+    add $4096, %ebx
+    shrx %r11d, %ebx, %ebx
+    cmp %rcx, %rbx
+    cmova %rcx, %rbx
+    test %ebx, %ebx
+    jz 9f
+.endm
+.macro REP_HOST insn        /* elements as the guest's: where source and destination overlap it matters */
+    test $3, %r11b
+    jz 1f
+    test $1, %r11b
+    jz 2f
+    test $2, %r11b
+    jz 3f
+    rep \insn\()q
+    jmp 4f
+1:  rep \insn\()b
+    jmp 4f
+2:  rep \insn\()l
+    jmp 4f
+3:  rep \insn\()w
+4:
+.endm
+.macro REP_END again
+    test %rcx, %rcx
+    jz 9f
+    cmpl $0, EVENT
+    je \again
+9:  mov R(0), %rax
+    mov R(2), %rdx
+    mov R(3), %rbx
+    mov R(8), %r8
+    test %rcx, %rcx
+    ret
+.endm
+.macro MOVS name, wrap
+\name:
+    \wrap %ecx, %ecx
+    \wrap %esi, %esi
+    \wrap %edi, %edi
+    REP_BEGIN
+5:  mov %rsi, %rax
+    mov %rdi, %rbx
+    REP_PAGE %rax, TLB_TAG_R, %r8
+    REP_PAGE %rbx, TLB_TAG_W, %rdx
+    add %rax, %r8
+    add %rbx, %rdx
+    cmp %eax, %ebx
+    cmovb %eax, %ebx
+    REP_STRETCH
+    sub %r8, %rsi
+    sub %rdx, %rdi
+    xchg %r8, %rsi
+    xchg %rdx, %rdi         /* r8, rdx: from the host's address to the guest's */
+    mov %rcx, %rax
+    sub %rbx, %rax
+    mov %ebx, %ecx
+    REP_HOST movs
+    mov %rax, %rcx
+    add %r8, %rsi
+    add %rdx, %rdi
+    \wrap %esi, %esi
+    \wrap %edi, %edi
+    REP_END 5b
+.endm
+.macro STOS name, wrap
+\name:
+    \wrap %ecx, %ecx
+    \wrap %edi, %edi
+    REP_BEGIN
+5:  mov %rdi, %rbx
+    REP_PAGE %rbx, TLB_TAG_W, %rdx
+    add %rbx, %rdx
+    REP_STRETCH
+    sub %rdx, %rdi
+    xchg %rdx, %rdi
+    mov %rcx, %r8
+    sub %rbx, %r8
+    mov %ebx, %ecx
+    REP_HOST stos
+    mov %r8, %rcx
+    add %rdx, %rdi
+    \wrap %edi, %edi
+    REP_END 5b
+.endm
+.macro NOTHING a, b
+.endm
+    MOVS stub_movs, NOTHING
+    MOVS stub_movs_32, mov
+    STOS stub_stos, NOTHING
+    STOS stub_stos_32, mov
+
 /* lea s1, site; jmp stub_poll */
 stub_poll:
     SAVE_ALL
@@ -417,5 +536,5 @@ stub_table:                 /* enum stub */
     .quad stub_slow, stub_commit_host, stub_commit_saved, stub_sys, stub_poll, stub_link_host, stub_link_saved
     .quad stub_lookup, stub_dispatch, stub_probe_k, stub_probe_kac, stub_probe_u, stub_probe_u32
     .quad stub_loop_kr, stub_loop_kw, stub_loop_ur, stub_loop_uw
-    .quad stub_ret_empty, stub_syscall, stub_sysret
+    .quad stub_ret_empty, stub_syscall, stub_sysret, stub_movs, stub_movs_32, stub_stos, stub_stos_32
     .section .note.GNU-stack, "", @progbits

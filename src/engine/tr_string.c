@@ -1,6 +1,7 @@
 /*
  * tr_string.c - movs, stos and lods without a repeat prefix, in line: boot loaders and small C libraries copy memory
- * one element at a time with them. Source: SDM vol. 2 (each). With a prefix, and scas, cmps, ins, outs: help_string.c.
+ * one element at a time with them. Source: SDM vol. 2 (each). rep movs and rep stos on flat segments: a stub does what it can
+ * reach through the TLB (stubs.S), and help_string.c the rest, as it does all of the others.
  */
 #include "engine/translate.h"
 
@@ -104,12 +105,36 @@ static void lods(struct xl *x, const struct insn *in, unsigned size)
     tr_guard_end(x, &g, op, true);
 }
 
+static bool flat(const struct xl *x, unsigned seg)
+{
+    return seg != SEG_FS && seg != SEG_GS && (x->m64 || (tr_flat32(x) && seg != SEG_CS));
+}
+
+static bool rep(struct xl *x, const struct insn *in, unsigned size)
+{
+    struct buf *b = &x->hot;
+    bool movs = in->id == I_MOVS, wide = in->addrsize == 8;
+    if ((!movs && in->id != I_STOS) || x->single || (x->mode & MODE_AC) || in->addrsize != (x->m64 ? 8 : 4) ||
+        !flat(x, SEG_ES) || (movs && in->seg_override && !flat(x, in->seg)))
+        return false;
+    if (x->live[x->cur])
+        xl_need_saved(x);
+    const struct tlb_geometry *geo = &tlb_geo[x->slot];
+    e_lea(b, true, H_S1, H_VCPU, (s32)geo->tlb_off - VCPU_BIAS);
+    e8(b, 0x41); e8(b, 0xb8 | (H_S2 & 7)); e32(b, geo->tlb_mask | (u32)__builtin_ctz(size)); /* mov s2d, imm32 */
+    xl_call_stub(x, SEC_HOT, movs ? wide ? STUB_MOVS : STUB_MOVS_32 : wide ? STUB_STOS : STUB_STOS_32);
+    xl_bind(x, xl_jcc(x, SEC_HOT, 5), SEC_COLD, cold_at(x));
+    xl_clobber(x);
+    tr_check_cold(x, in, insn_handler(in->id), 0, 0, hot_at(x));
+    return true;
+}
+
 bool tr_string(struct xl *x, const struct insn *in)
 {
     unsigned size = in->opcode & 1 ? in->opsize : 1;
 
     if (in->prefixes & (PFX_F2 | PFX_F3))
-        return false;
+        return rep(x, in, size);
     switch (in->id) {
     case I_MOVS: movs(x, in, size); return true;
     case I_STOS: stos(x, in, size); return true;
