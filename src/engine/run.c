@@ -46,6 +46,7 @@ FAR_AT(seg, V_SEG);
 FAR_AT(cpl, V_CPL);
 FAR_AT(lstar, V_LSTAR);
 FAR_AT(sfmask, V_SFMASK);
+_Static_assert(VECTOR_SPILL == VCPU_AREA - 64 && sizeof(struct vcpu) <= VECTOR_SPILL, "stub_offsets.h");
 _Static_assert(sizeof(struct seg) == 24 && SEG_SS == SEG_CS + 1, "stubs.S copies CS and SS together");
 _Static_assert(offsetof(struct vcpu, syscall_ss) == V_SYSCALL_CS + 24 && offsetof(struct vcpu, sysret_ss) == V_SYSRET_CS + 24, "");
 _Static_assert(OFF_KTLB == TLB_OFF_K && OFF_UTLB == TLB_OFF_U && OFF_KLOOP == LOOP_OFF_K && OFF_ULOOP == LOOP_OFF_U, "stubs.S");

@@ -47,3 +47,5 @@
 #define V_CPL 736
 #define V_LSTAR 944
 #define V_SFMASK 960
+/* 64 bytes behind struct vcpu */
+#define VECTOR_SPILL 0x3fc0

@@ -415,7 +415,76 @@ stub_sysret:
     test %rcx, %rcx
     ret
 .endm
-.macro MOVS name, wrap
+/*
+ * The same by moves of a vector register, without the time rep needs to start. zmm16: no vzeroupper is missed by SSE code.
+ * 64 bytes or more, and moves only where nothing overlaps; else on to 6.
+ */
+.macro REP_BYTES            /* ebx becomes bytes */
+    shlx %r11d, %ebx, %ebx
+    cmp $64, %ebx
+    jb 6f
+.endm
+.macro MOVS_VECTOR
+    REP_BYTES
+    mov %rdi, %rcx
+    sub %rsi, %rcx
+    cmp %rbx, %rcx
+    jb 6f
+    neg %rcx
+    cmp %rbx, %rcx
+    jb 6f
+    vmovdqa64 %zmm16, VV(VECTOR_SPILL)
+    lea -64(%rsi, %rbx), %rcx
+    sub %rsi, %rdi
+7:  vmovdqu64 (%rsi), %ymm16
+    vmovdqu64 %ymm16, (%rsi, %rdi)
+    vmovdqu64 32(%rsi), %ymm16
+    vmovdqu64 %ymm16, 32(%rsi, %rdi)
+    add $64, %rsi
+    cmp %rcx, %rsi
+    jb 7b
+    mov %rcx, %rsi
+    vmovdqu64 (%rsi), %ymm16
+    vmovdqu64 %ymm16, (%rsi, %rdi)
+    vmovdqu64 32(%rsi), %ymm16
+    vmovdqu64 %ymm16, 32(%rsi, %rdi)
+    vmovdqa64 VV(VECTOR_SPILL), %zmm16
+    add $64, %rsi
+    add %rsi, %rdi
+    jmp 8f
+6:  shrx %r11d, %ebx, %ecx
+.endm
+.macro STOS_VECTOR
+    REP_BYTES
+    vmovdqa64 %zmm16, VV(VECTOR_SPILL)
+    vpbroadcastq %rax, %ymm16
+    test $3, %r11b
+    jz 1f
+    test $1, %r11b
+    jz 2f
+    test $2, %r11b
+    jnz 7f
+    vpbroadcastw %eax, %ymm16
+    jmp 7f
+1:  vpbroadcastb %eax, %ymm16
+    jmp 7f
+2:  vpbroadcastd %eax, %ymm16
+7:  lea -64(%rdi, %rbx), %rcx
+7:  vmovdqu64 %ymm16, (%rdi)
+    vmovdqu64 %ymm16, 32(%rdi)
+    add $64, %rdi
+    cmp %rcx, %rdi
+    jb 7b
+    vmovdqu64 %ymm16, (%rcx)
+    vmovdqu64 %ymm16, 32(%rcx)
+    lea 64(%rcx), %rdi
+    vmovdqa64 VV(VECTOR_SPILL), %zmm16
+    jmp 8f
+6:  shrx %r11d, %ebx, %ecx
+.endm
+.macro NOTHING a, b
+.endm
+.macro MOVS name, wrap, vector
 \name:
     \wrap %ecx, %ecx
     \wrap %esi, %esi
@@ -437,15 +506,16 @@ stub_sysret:
     mov %rcx, %rax
     sub %rbx, %rax
     mov %ebx, %ecx
+    \vector
     REP_HOST movs
-    mov %rax, %rcx
+8:  mov %rax, %rcx
     add %r8, %rsi
     add %rdx, %rdi
     \wrap %esi, %esi
     \wrap %edi, %edi
     REP_END 5b
 .endm
-.macro STOS name, wrap
+.macro STOS name, wrap, vector
 \name:
     \wrap %ecx, %ecx
     \wrap %edi, %edi
@@ -459,18 +529,21 @@ stub_sysret:
     mov %rcx, %r8
     sub %rbx, %r8
     mov %ebx, %ecx
+    \vector
     REP_HOST stos
-    mov %r8, %rcx
+8:  mov %r8, %rcx
     add %rdx, %rdi
     \wrap %edi, %edi
     REP_END 5b
 .endm
-.macro NOTHING a, b
-.endm
-    MOVS stub_movs, NOTHING
-    MOVS stub_movs_32, mov
-    STOS stub_stos, NOTHING
-    STOS stub_stos_32, mov
+    MOVS stub_movs, NOTHING, NOTHING
+    MOVS stub_movs_32, mov, NOTHING
+    STOS stub_stos, NOTHING, NOTHING
+    STOS stub_stos_32, mov, NOTHING
+    MOVS stub_movs_vector, NOTHING, MOVS_VECTOR
+    MOVS stub_movs_32_vector, mov, MOVS_VECTOR
+    STOS stub_stos_vector, NOTHING, STOS_VECTOR
+    STOS stub_stos_32_vector, mov, STOS_VECTOR
 
 /* lea s1, site; jmp stub_poll */
 stub_poll:
@@ -537,4 +610,5 @@ stub_table:                 /* enum stub */
     .quad stub_lookup, stub_dispatch, stub_probe_k, stub_probe_kac, stub_probe_u, stub_probe_u32
     .quad stub_loop_kr, stub_loop_kw, stub_loop_ur, stub_loop_uw
     .quad stub_ret_empty, stub_syscall, stub_sysret, stub_movs, stub_movs_32, stub_stos, stub_stos_32
+    .quad stub_movs_vector, stub_movs_32_vector, stub_stos_vector, stub_stos_32_vector
     .section .note.GNU-stack, "", @progbits

@@ -110,6 +110,16 @@ static bool flat(const struct xl *x, unsigned seg)
     return seg != SEG_FS && seg != SEG_GS && (x->m64 || (tr_flat32(x) && seg != SEG_CS));
 }
 
+/* From the stubs that use the host's rep to those that use vector registers. TORTURE: so that both are tested on one host. */
+static unsigned vectors(void)
+{
+#ifdef TORTURE
+    return 0;
+#else
+    return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") ? STUB_MOVS_VECTOR - STUB_MOVS : 0;
+#endif
+}
+
 static bool rep(struct xl *x, const struct insn *in, unsigned size)
 {
     struct buf *b = &x->hot;
@@ -122,7 +132,7 @@ static bool rep(struct xl *x, const struct insn *in, unsigned size)
     const struct tlb_geometry *geo = &tlb_geo[x->slot];
     e_lea(b, true, H_S1, H_VCPU, (s32)geo->tlb_off - VCPU_BIAS);
     e8(b, 0x41); e8(b, 0xb8 | (H_S2 & 7)); e32(b, geo->tlb_mask | (u32)__builtin_ctz(size)); /* mov s2d, imm32 */
-    xl_call_stub(x, SEC_HOT, movs ? wide ? STUB_MOVS : STUB_MOVS_32 : wide ? STUB_STOS : STUB_STOS_32);
+    xl_call_stub(x, SEC_HOT, (movs ? wide ? STUB_MOVS : STUB_MOVS_32 : wide ? STUB_STOS : STUB_STOS_32) + vectors());
     xl_bind(x, xl_jcc(x, SEC_HOT, 5), SEC_COLD, cold_at(x));
     xl_clobber(x);
     tr_check_cold(x, in, insn_handler(in->id), 0, 0, hot_at(x));

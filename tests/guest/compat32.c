@@ -86,6 +86,8 @@ F(c_sse, "movd %eax, %xmm0; paddd %xmm0, %xmm0; movd %xmm0, %eax")
 F(c_x87, "push %eax; fildl (%esp); fildl (%esp); faddp; fistpl (%esp); pop %eax")
 F(c_bits, "bt $33, %eax; setc %bl; movzbl %bl, %ebx; btsl $3, (%esi)")
 F(c_string, "cld; rep movsb; mov %ecx, %eax")
+F(c_string_carry, "cld; stc; rep movsl; setc %al; movzbl %al, %eax")
+F(c_string_store, "cld; rep stosw")
 
 static void opcodes(void)
 {
@@ -237,6 +239,11 @@ static void opcodes(void)
     run(c_string, (struct in){0, 0, 10, 0, (u32)(u64)ustack, (u32)(u64)ustack + 100});
     report("rep movsb", OUT(cx) == 0 && !memcmp(ustack + 100, "0123456789", 10) &&
                             OUT(si) == (u32)(u64)ustack + 10);
+    for (unsigned i = 0; i < 1000; i++)
+        ((u32 *)ustack)[i] = i * 0x9e3779b9;
+    run(c_string_carry, (struct in){0, 0, 250, 0, (u32)(u64)ustack + 3, (u32)(u64)ustack + 4001});
+    report("rep movsl: 1000 bytes, flags pass through", OUT(ax) == 1 && OUT(cx) == 0 && OUT(si) == (u32)(u64)ustack + 1003 &&
+           OUT(di) == (u32)(u64)ustack + 5001 && !memcmp(ustack + 4001, ustack + 3, 1000));
 }
 
 /* -- Addresses
@@ -276,6 +283,22 @@ static void addresses(void)
     report_eq("and reading there", OUT(ax), 0xabcd);
     run(a_esp, (struct in){0, 0x40000100});
     report("push elsewhere", OUT(ax) == 0x77 && OUT(cx) == 0x400000fc);
+
+    /* rep across the top: from the last page to the first. */
+    u64 large = pages_alloc(512, 2 << 20), top = large + (2 << 20) - PAGE;
+    map_level((void *)0xffe00000ull, large, PTE_P | PTE_W | PTE_U, 2);
+    u8 keep[64];
+    memcpy(keep, (void *)0, 64);
+    for (unsigned i = 0; i < 2; i++) {
+        v = run(c_string_store, (struct in){0x1234 + i, 0, 60, 0, 0, 0xffffffb0});
+        report("rep stosw wraps at 4 GiB", v == VEC_RETURN && OUT(di) == 40 && OUT(cx) == 0 && *(volatile u16 *)(top + 0xffe) == 0x1234 + i &&
+               *(volatile u16 *)38 == 0x1234 + i && *(volatile u16 *)0 == 0x1234 + i);
+    }
+    v = run(c_string, (struct in){0, 0, 100, 0, 0xffffffce, 0x40000200});
+    report("rep movsb as well", v == VEC_RETURN && OUT(si) == 50 && OUT(di) == 0x40000264 && !memcmp((void *)0x40000200, (void *)(top + PAGE - 50), 50) &&
+           !memcmp((void *)0x40000232, (void *)0, 50));
+    memcpy((void *)0, keep, 64);
+    map_level((void *)0xffe00000ull, 0xffe00000, PTE_P | PTE_W, 2);
 
     ldt[1] = seg_desc(0x40000000, 0xfff, 0xf3, 4);     /* byte limit 4095 */
     ldt[2] = seg_desc(0xfffff000, 0xfffff, 0xf3, 0xc); /* base near the top: wraps */

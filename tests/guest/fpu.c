@@ -671,6 +671,25 @@ static void survives(void)
     }
 }
 
+/* The engine copies through a vector register of its own choice. */
+static void strings(void)
+{
+    static u8 from[2 * PAGE], to[2 * PAGE];
+    bool ok = true;
+    for (unsigned n = 0; n < 8000; n = n * 3 + 1) {
+        set_vectors(n);
+        void *s = from + n % 61, *d = to + n % 13;
+        u64 c = n;
+        asm volatile("rep movsb" : "+S"(s), "+D"(d), "+c"(c) : : "memory");
+        ok &= check_vectors(n);
+        d = to + n % 13;
+        c = n;
+        asm volatile("rep stosb" : "+D"(d), "+c"(c) : "a"(n) : "memory");
+        ok &= check_vectors(n);
+    }
+    report("rep movs and rep stos keep the vector registers", ok);
+}
+
 int main(void)
 {
     asm volatile("fninit");
@@ -687,5 +706,6 @@ int main(void)
     xsave();
     crossing();
     survives();
+    strings();
     return 0;
 }

@@ -264,6 +264,79 @@ static void searching(void)
     report("an ignored segment prefix", r.zf && r.cx == 0);
 }
 
+/*
+ * rep movs and rep stos against a loop over elements: each size, lengths around what moves at once, sources and destinations
+ * that overlap or do not, runs across the ends of pages that may have left the TLB, and flags that must pass through.
+ */
+#define REP_CARRY(name, insn)                                                                      \
+    static bool name(struct str *r)                                                                \
+    {                                                                                              \
+        bool cf;                                                                                   \
+        asm volatile("stc; " insn : "+S"(r->si), "+D"(r->di), "+c"(r->cx), "=@ccc"(cf) : "a"(r->ax) : "memory"); \
+        return cf;                                                                                 \
+    }
+REP_CARRY(cf_movsb, "rep movsb")
+REP_CARRY(cf_movsw, "rep movsw")
+REP_CARRY(cf_movsl, "rep movsl")
+REP_CARRY(cf_movsq, "rep movsq")
+REP_CARRY(cf_stosb, "rep stosb")
+REP_CARRY(cf_stosw, "rep stosw")
+REP_CARRY(cf_stosl, "rep stosl")
+REP_CARRY(cf_stosq, "rep stosq")
+
+static void model_movs(u8 *m, u64 di, u64 si, u64 n, u64 size)
+{
+    for (u64 i = 0; i < n; i++) {
+        u64 x = 0;
+        memcpy(&x, m + si + i * size, size);
+        memcpy(m + di + i * size, &x, size);
+    }
+}
+
+static void model(void)
+{
+    enum { SPACE = 4 * PAGE };
+    static const struct {
+        const char *name;
+        bool (*movs)(struct str *), (*stos)(struct str *);
+        u64 size;
+    } w[] = {{"b", cf_movsb, cf_stosb, 1}, {"w", cf_movsw, cf_stosw, 2},
+             {"d", cf_movsl, cf_stosl, 4}, {"q", cf_movsq, cf_stosq, 8}};
+    static const u64 lens[] = {0, 8, 56, 63, 64, 65, 72, 127, 128, 136, 520, 4096, 5000};
+    static const s64 dists[] = {-5000, -128, -100, -64, -63, -9, -1, 1, 3, 8, 31, 63, 64, 65, 100, 128, 5000};
+    u8 *mem = (u8 *)pages_alloc(SPACE / PAGE, PAGE), *m = (u8 *)pages_alloc(SPACE / PAGE, PAGE);
+    for (unsigned i = 0; i < SPACE; i++)
+        mem[i] = m[i] = (u8)(i * 29 + (i >> 7));
+    unsigned turn = 0;
+    for (unsigned k = 0; k < ARRAY_LEN(w); k++) {
+        u64 size = w[k].size;
+        bool movs = true, stos = true;
+        for (unsigned l = 0; l < ARRAY_LEN(lens); l++) {
+            u64 n = lens[l] / size, bytes = n * size;
+            for (unsigned d = 0; d < ARRAY_LEN(dists); d++) {
+                u64 si = 2 * PAGE - 100 - turn % 67 - (dists[d] > 1000 ? 5000 : 0), di = si + (u64)dists[d];
+                if (turn++ % 3 == 0)
+                    invlpg(mem + (turn & 1 ? di : si) + bytes / 2);
+                struct str r = st((u64)mem + si, (u64)mem + di, n, 0);
+                bool cf = w[k].movs(&r);
+                model_movs(m, di, si, n, size);
+                movs &= cf && is("movs", &r, (u64)mem + si + bytes, (u64)mem + di + bytes, 0) && !memcmp(mem, m, SPACE);
+            }
+            for (unsigned at = 0; at < 16; at += 5) {
+                u64 di = PAGE - 64 - at, val = 0x8877665544332211 + turn++;
+                invlpg(mem + (turn & 1 ? 0 : PAGE));
+                struct str r = st(1, (u64)mem + di, n, val);
+                bool cf = w[k].stos(&r);
+                for (u64 i = 0; i < n; i++)
+                    memcpy(m + di + i * size, &val, size);
+                stos &= cf && is("stos", &r, 1, (u64)mem + di + bytes, 0) && !memcmp(mem, m, SPACE);
+            }
+        }
+        reportf(movs, "rep movs%s as by elements", w[k].name);
+        reportf(stos, "rep stos%s as by elements", w[k].name);
+    }
+}
+
 /* -- Faults in the middle
  * ------------------------------------------------------------------------------ */
 
@@ -562,6 +635,7 @@ int main(void)
     b = (u8 *)pages_alloc(N / PAGE + 1, PAGE);
     b += 16;
     plain();
+    model();
     searching();
     faults();
     single();
