@@ -21,20 +21,24 @@ static const int signals[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP };
 static struct sigaction previous[ARRAY_SIZE(signals)]; /* process-wide, as signal actions are */
 static pthread_once_t installed = PTHREAD_ONCE_INIT;
 
+/* As if we were not there. What was to run once (SA_RESETHAND), or is the default, takes our place: it is the end. */
 static void chain(int sig, siginfo_t *info, void *ctx)
 {
-    for (unsigned i = 0; i < ARRAY_SIZE(signals); i++) {
-        if (signals[i] != sig)
-            continue;
-        struct sigaction *p = &previous[i];
-        if ((p->sa_flags & SA_SIGINFO) && p->sa_sigaction) {
-            p->sa_sigaction(sig, info, ctx);
-        } else if (!(p->sa_flags & SA_SIGINFO) && p->sa_handler != SIG_DFL && p->sa_handler != SIG_IGN) {
-            p->sa_handler(sig);
-        } else { /* the default action, at the instruction itself */
-            signal(sig, SIG_DFL);
-        }
+    bool sent = info->si_code <= 0; /* by someone: the instruction will not do it again */
+    unsigned i = 0;
+    while (signals[i] != sig)
+        i++;
+    const struct sigaction *p = &previous[i];
+    if (sent && p->sa_handler == SIG_IGN)
         return;
+    if (p->sa_flags & (int)SA_RESETHAND || p->sa_handler == SIG_DFL || p->sa_handler == SIG_IGN) {
+        sigaction(sig, p, NULL);
+        if (sent)
+            raise(sig);
+    } else if (p->sa_flags & SA_SIGINFO) {
+        p->sa_sigaction(sig, info, ctx);
+    } else {
+        p->sa_handler(sig);
     }
 }
 
@@ -76,7 +80,7 @@ static void handler(int sig, siginfo_t *info, void *ctx)
     greg_t *g = uc->uc_mcontext.gregs;
     struct vcpu *v = running;
     u8 *pc = (u8 *)g[REG_RIP];
-    if (!v || !cache_contains(v->vm->cache, pc)) {
+    if (!v || info->si_code <= 0 || !cache_contains(v->vm->cache, pc)) {
         chain(sig, info, ctx);
         return;
     }

@@ -15,6 +15,10 @@ import termios
 import time
 import traceback
 
+# A shell's background job inherits these ignored, and so would what is tested.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
 BUILD = os.environ.get("BUILD", "build")
 VITRO = os.path.join(BUILD, "vitro")
 GUEST = os.path.join("build", "guest")

@@ -81,7 +81,8 @@ def test_job_control():
 
 
 def test_signals_restore():
-    for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGABRT, signal.SIGSEGV):
+    for sig in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGABRT, signal.SIGSEGV,
+                signal.SIGFPE, signal.SIGILL, signal.SIGBUS):
         with Vitro("run", tty=True) as v:
             v.expect(rb"Linux version")
             os.kill(v.process.pid, sig)
