@@ -11,7 +11,7 @@
 #include <string.h>
 #include <time.h>
 
-#define PAUSE_MS 3000 /* how long vCPUs may take: they may be in a device's handler */
+#define PAUSE_MS 10000 /* how long vCPUs may take: they may be in a device's handler, on a busy host */
 
 void vm_pause_init(struct guest *vm)
 {

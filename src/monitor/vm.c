@@ -21,7 +21,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define STOP_MS 3000 /* how long a vCPU may take to notice that the run is over */
+#define STOP_MS 10000 /* how long a vCPU may take to notice that the run is over, on a busy host */
 
 /* -- The end of the run ------------------------------------------------------------------------ */
 

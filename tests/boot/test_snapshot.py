@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """A VM in a file: it goes on exactly where it was, soon, and a file that is not what it was is refused."""
+import hashlib
 import os
 import random
 import re
@@ -24,7 +25,7 @@ def path(name):
 
 
 def vitro(*args, status=0):
-    p = subprocess.run([VITRO, *args], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120)
+    p = subprocess.run([VITRO, *args], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600)
     check(p.returncode == status, f"{args}: status {p.returncode}, not {status}: {p.stdout}{p.stderr}")
     return p.stdout if not status else p.stderr
 
@@ -45,103 +46,121 @@ def steps(text):
     return [(int(n), s, int(t)) for n, s, t in STEP.findall(text)]
 
 
-def run_until(v, step):
-    v.expect(rb"step %d sum [0-9a-f]+ tsc \d+\r?\n" % step)
-    v.process.terminate()
-    v.wait()
-    check(b"went back" not in v.seen, "the TSC went back")
-    return steps(v.seen)
+def reach(v, step):
+    """Wait until it has said that step or a later one: a console that comes late sees the last 16 KiB only."""
+    while int(v.expect(STEP).group(1)) < step:
+        pass
 
 
-def truth():
-    """step -> checksum, from a run that nobody disturbs."""
-    with Vitro("run", "--kernel", RUNNING, stdin=None) as v:
-        return {n: s for n, s, _ in run_until(v, 600)}
+class Truth:
+    """step -> checksum, from a run that nobody disturbs, as far as was needed yet; and how fast the TSC counts."""
+    sums = {}
+    tsc_hz = 0
+
+    @classmethod
+    def upto(cls, step):
+        if step not in cls.sums:
+            with Vitro("run", "--kernel", RUNNING, stdin=None) as v:
+                reach(v, 1)
+                began, first = time.monotonic(), steps(v.seen)[-1]
+                reach(v, step + 100)
+                last = steps(v.seen)[-1]
+                cls.tsc_hz = (last[2] - first[2]) / (time.monotonic() - began)
+                cls.sums = {n: s for n, s, _ in steps(v.seen)}
+        return cls.sums
+
+
+def check_steps(got, text):
+    """Those steps, one after the other, with the checksums of an undisturbed run."""
+    check(got, "it said no step")
+    check([n for n, _, _ in got] == list(range(got[0][0], got[0][0] + len(got))), f"steps are missing: {got}")
+    sums = Truth.upto(got[-1][0])
+    check(all(sums[n] == s for n, s, _ in got), "another checksum than undisturbed")
+    check(b"went back" not in text, "the TSC went back")
+    tscs = [t for _, _, t in got]
+    check(tscs == sorted(tscs), "the TSC went back")
 
 
 def saved(name="base"):
-    """A snapshot of the counting guest, and the last step that it said before."""
+    """A snapshot of the counting guest, and the last step that it said before, with its TSC."""
     file = path(name)
     if not os.path.exists(file):
         with Running(name, "--kernel", RUNNING), Vitro("console", name) as c:
-            c.expect(rb"step 100 ")
+            reach(c, 100)
             vitro("snapshot", name, file, "--quit")
             c.wait()
             seen = steps(c.seen)
+            check_steps(seen, c.seen)
             open(file + ".last", "w").write(f"{seen[-1][0]} {seen[-1][2]}")
     return file, *map(int, open(file + ".last").read().split())
 
 
 def test_goes_on_exactly():
-    sums = truth()
     file, last, tsc = saved()
-    time.sleep(4)
+    away = 4
+    time.sleep(away)
     for _ in range(2):  # the file can be used again
         with Vitro("run", "--restore", file, stdin=None) as v:
-            got = run_until(v, last + 100)
-        check([n for n, _, _ in got] == list(range(last + 1, last + 1 + len(got))), f"after {last}: {got[:3]}")
-        check(all(sums[n] == s for n, s, _ in got if n in sums), "another checksum than undisturbed")
-        tscs = [t for _, _, t in got]
-        check(tscs == sorted(tscs) and tscs[0] > tsc, "the TSC")
-        check(tscs[0] - tsc < 5e9, "the TSC counted while nothing ran")
+            reach(v, last + 100)
+            got, text = steps(v.seen), v.seen
+        check(got[0][0] == last + 1, f"after {last}: {got[:3]}")
+        check_steps(got, text)
+        check(tsc < got[0][2] < tsc + Truth.tsc_hz * away, "the TSC went back, or counted while nothing ran")
 
 
 def test_source_goes_on_too():
-    sums = truth()
     with Running("live", "--kernel", RUNNING), Vitro("console", "live") as c:
-        c.expect(rb"step 50 ")
+        reach(c, 50)
         for i in range(3):
             vitro("snapshot", "live", path(f"live{i}"))
-        at = steps(c.seen)[-1][0]
-        c.expect(rb"step %d sum [0-9a-f]+ tsc \d+\r?\n" % (at + 50))
-        check(b"went back" not in c.seen, "the TSC went back")
-        check(all(sums[n] == s for n, s, _ in steps(c.seen) if n in sums), "another checksum than undisturbed")
+            c.pump(0)  # who lets too much pile up is disconnected
+        reach(c, steps(c.seen)[-1][0] + 50)
+        got, text = steps(c.seen), c.seen
         vitro("pause", "live")
         vitro("snapshot", "live", path("paused"))
         check("paused" in vitro("ps"), "a snapshot let it go on")
+    check_steps(got, text)
 
 
 def test_a_chain():
-    sums = truth()
     file, last, _ = saved()
     for i in range(4):
         name = f"chain{i}"
         with Running(name, "--restore", file), Vitro("console", name) as c:
-            c.expect(rb"step %d sum [0-9a-f]+ tsc \d+\r?\n" % (last + 5))
+            reach(c, last + 5)
             file = path(name)
             vitro("snapshot", name, file, "--quit")
             c.wait()
             got = steps(c.seen)
-        check(got[0][0] == last + 1 and all(sums[n] == s for n, s, _ in got if n in sums), f"{i}: {got[:2]}")
+        check_steps(got, c.seen)
+        check(got[0][0] == last + 1 or len(c.seen) >= 16384, f"{i}: {got[:2]} after {last}")
         last = got[-1][0]
 
 
 def linux(name, cpus=1, mem="512M"):
-    v = Running(name, "--append", "quiet", "--cpus", str(cpus), "--mem", mem)
-    return v
+    return Running(name, "--append", "quiet", "--cpus", str(cpus), "--mem", mem)
 
 
 def test_linux_goes_on():
-    file = path("linux")
+    file, away = path("linux"), 4
     with linux("linux"), Vitro("console", "linux") as c:
         c.to_shell()
         c.send("dd if=/dev/urandom of=/tmp/a bs=1M count=64 2>/dev/null; md5sum /tmp/a; i=0; "
-               "while :; do i=$((i+1)); echo tick $i at $(cut -d. -f1 /proc/uptime); sleep 0.1; done\n")
+               "while :; do i=$((i+1)); echo tick $i at $(cut -d' ' -f1 /proc/uptime); sleep 0.1; done\n")
         md5 = c.expect(rb"\n([0-9a-f]{32})  /tmp/a").group(1)
         c.expect(rb"\ntick 10 at (\d+)")
         vitro("snapshot", "linux", file, "--quit")
         c.wait()
-        last = int(re.findall(rb"tick (\d+) at", c.seen)[-1])
-        up = int(re.findall(rb"tick \d+ at (\d+)", c.seen)[-1])
-    time.sleep(2)
-    started = time.monotonic()
+        before = c.seen
+    time.sleep(away)
     with Vitro("run", "--restore", file) as v:
-        m = v.expect(rb"tick (\d+) at (\d+)", 20)
-        took = time.monotonic() - started
-        check(int(m.group(1)) == last + 1, f"tick {m.group(1)} after {last}")
-        check(int(m.group(2)) - up <= 1, "time went on meanwhile")
-        check(took < RESTORE_S + 0.3, f"{took:.2f} s to the next tick")
-        v.expect(rb"tick %d at" % (last + 20), 20)
+        for _ in range(20):
+            v.expect(rb"tick \d+ at [\d.]+\r?\n")
+        # One text: the snapshot may lie within a line.
+        ticks = [(int(n), float(t)) for n, t in re.findall(rb"tick (\d+) at ([\d.]+)\r?\n", before + v.seen)]
+        check([n for n, _ in ticks] == list(range(1, len(ticks) + 1)), f"not every tick, once: {ticks}")
+        gap = max(b - a for (_, a), (_, b) in zip(ticks, ticks[1:]))
+        check(gap < away, f"time went on meanwhile: {ticks}")
         v.send(b"\x03")
         v.command("echo; md5sum /tmp/a", rb"\n" + md5)
         # The battery kept the clock going; what the kernel counts stood still.
@@ -151,18 +170,21 @@ def test_linux_goes_on():
 
 
 def test_linux_with_several_cpus():
-    file = path("smp")
+    """Four processes on two CPUs work on; nothing of what they do is lost or changed."""
+    file, line = path("smp"), rb"\n([0-9a-f]{32})  -\r?\n"
     with linux("smp", cpus=2), Vitro("console", "smp") as c:
         c.to_shell()
-        c.send("for c in 1 2 3; do (n=0; while [ $n -lt 40 ]; do n=$((n+1)); head -c 300000 /dev/zero | md5sum; done | sort -u; echo end $c) & done; wait; nproc\n")
-        time.sleep(0.7)
+        c.send("for c in 1 2 3 4; do while ! [ -e /tmp/stop ]; do head -c 300000 /dev/zero | md5sum; done & done\n")
+        c.expect(line)
         vitro("snapshot", "smp", file, "--quit")
     with Vitro("run", "--restore", file) as v:
-        v.expect(rb"\n2\r?\n", 60)
-        sums = set(re.findall(rb"([0-9a-f]{32})  -", v.seen))
-        check(sums == {b"3377870dfeaaa7adf79a374d2702a3fd"} or len(sums) == 1, sums)
-        v.command("echo cpus $(nproc); poweroff", rb"Power down")
-        check(b"cpus 2" in v.seen and v.wait() == 0, "not two CPUs, or not well ended")
+        for _ in range(20):
+            v.expect(line)
+        v.command("touch /tmp/stop; wait; echo cpus $(nproc).; poweroff", rb"cpus 2\.", 60)
+        v.expect(rb"Power down")
+        check(set(re.findall(rb"(?<=\n)([0-9a-f]{32})  -", v.seen)) ==
+              {hashlib.md5(bytes(300000)).hexdigest().encode()}, v.tail())
+        check(v.wait() == 0, "status")
 
 
 def test_reset_after_restore_boots():
@@ -171,8 +193,7 @@ def test_reset_after_restore_boots():
         c.to_shell()
         vitro("snapshot", "boot", file, "--quit")
     with Vitro("run", "--restore", file) as v:
-        time.sleep(0.5)
-        v.send("echo b > /proc/sysrq-trigger\nreboot\n")
+        v.send("reboot\n")
         v.to_shell()
         v.command("poweroff", rb"Power down")
 
@@ -185,14 +206,16 @@ def test_full_memory_is_soon_back():
         c.expect(rb"\nfull-2", 120)
         vitro("snapshot", "full", file, "--quit")
     check(os.stat(file).st_blocks * 512 > 380 << 20, "not full")
-    best = 99
-    for _ in range(3):
+    took = []
+    for _ in range(10):  # others may be at work on this host: once is enough
         with Vitro("run", "--restore", file) as v:
             started = time.monotonic()
             v.send("echo back-$((1+1))\n")
-            v.expect(rb"back-2", 20)
-            best = min(best, time.monotonic() - started)
-    check(best < RESTORE_S, f"{best:.2f} s")
+            v.expect(rb"back-2")
+            took.append(time.monotonic() - started)
+        if took[-1] < RESTORE_S:
+            return
+    check(False, f"{min(took):.2f} s")
 
 
 def test_disk():
@@ -202,14 +225,15 @@ def test_disk():
     file = path("with-disk")
     with Running("disk", "--append", "quiet", "--disk", disk + ",if=virtio"), Vitro("console", "disk") as c:
         c.to_shell()
-        c.send("[ -b /dev/vda ] && for i in $(seq 100); do dd if=/dev/urandom of=/dev/vda bs=64k count=8 conv=fsync 2>/dev/null && echo wrote-$((1+1)); done\n")
+        c.send("while [ -b /dev/vda -a ! -e /tmp/stop ]; do dd if=/dev/urandom of=/dev/vda bs=64k count=8 conv=fsync "
+               "2>/dev/null && echo wrote-$((1+1)); done &\n")
         c.expect(rb"\nwrote-2")
-        c.send("dmesg | grep -c 'I/O error'; poweroff\n")
         vitro("snapshot", "disk", file, "--quit")
     with Vitro("run", "--restore", file) as v:
-        v.expect(rb"wrote-2\r?\n.*wrote-2", 20)
-        v.expect(rb"\n0\r?\n", 60)
-        v.expect(rb"Power down")
+        for _ in range(3):
+            v.expect(rb"\nwrote-2\r?\n")
+        v.command("touch /tmp/stop; wait; echo errors $(dmesg | grep -c 'I/O error').", rb"errors 0\.", 60)
+        v.command("poweroff", rb"Power down")
     line = error_line("run", "--restore", file)
     check("disk.img has changed" in line, line)
     with Running("thrown", "--kernel", RUNNING, "--disk", disk + ",if=virtio", "--snapshot"):
@@ -217,18 +241,22 @@ def test_disk():
 
 
 def test_ide():
-    disk, file = path("ide.img"), path("with-ide")
+    disk, file, data = path("ide.img"), path("with-ide"), random.Random(3).randbytes(4 << 20)
     with open(disk, "wb") as f:
-        f.write(random.Random(3).randbytes(4 << 20))
+        f.write(data)
+    md5 = hashlib.md5(data).hexdigest().encode()
     with Running("ide", "--append", "quiet", "--disk", disk + ",if=ide"), Vitro("console", "ide") as c:
         c.to_shell()
-        c.send("D=$(ls /dev/sda /dev/hda 2>/dev/null | head -1); for i in 1 2 3 4 5 6; do echo 3 > /proc/sys/vm/drop_caches; md5sum < $D; done; poweroff\n")
-        md5 = c.expect(rb"\n([0-9a-f]{32})  -", 60).group(1)
+        c.send("D=$(ls /dev/sda /dev/hda 2>/dev/null | head -1)\n"
+               "while ! [ -e /tmp/stop ]; do echo 3 > /proc/sys/vm/drop_caches; md5sum < $D; done &\n")
+        c.expect(rb"\n" + md5 + rb"  -")
         vitro("snapshot", "ide", file, "--quit")
     with Vitro("run", "--restore", file) as v:
-        v.expect(rb"Power down", 60)
-        sums = re.findall(rb"([0-9a-f]{32})  -", v.seen)
-        check(sums and set(sums) == {md5}, f"{sums} after {md5}")
+        for _ in range(4):
+            v.expect(rb"\n[0-9a-f]{32}  -\r?\n")
+        v.command("touch /tmp/stop; wait; poweroff", rb"Power down", 60)
+        sums = re.findall(rb"(?<=\n)([0-9a-f]{32})  -", v.seen)
+        check(set(sums) == {md5}, f"{sums}, not {md5}")
 
 
 def test_cards_and_other_devices():
@@ -275,7 +303,7 @@ def small():
     file = path("small")
     if not os.path.exists(file):
         with Running("small", "--kernel", RUNNING, "--mem", "64M"), Vitro("console", "small") as c:
-            c.expect(rb"step 3 ")
+            reach(c, 3)
             vitro("snapshot", "small", file, "--quit")
     return file
 
@@ -337,8 +365,7 @@ def test_cannot_write():
     with Running("where", "--kernel", RUNNING), Vitro("console", "where") as c:
         check("cannot write" in vitro("snapshot", "where", "/no/such/folder/x", status=1), "no word")
         check("name a file" in vitro("snapshot", "where", status=2), "no file")
-        at = steps(c.seen)[-1][0] if steps(c.seen) else 1
-        c.expect(rb"step %d " % (at + 20))
+        reach(c, steps(c.seen)[-1][0] + 20 if steps(c.seen) else 20)
     check(not [f for f in os.listdir(WORK.name) if ".part-" in f], "half files are left")
 
 
