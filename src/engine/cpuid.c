@@ -500,7 +500,7 @@ struct cpu_model *cpu_model_create_from(const char *name, unsigned nr_cpus, u64 
     host(&b, 0xd, 0, h);
     b.xcr0 = h[EAX] & XFEATURE_GUEST;
     host(&b, 0xd, 1, h);
-    m->host_xsaveopt = h[EAX] & 1;
+    m->host_xinuse = h[EAX] >> 2 & 1;
     if ((b.xcr0 & XFEATURE_AVX512) != XFEATURE_AVX512)
         b.xcr0 &= ~(u64)XFEATURE_AVX512;
     b.xcr0 |= XFEATURE_X87;

@@ -29,7 +29,7 @@ struct cpu_model {
     enum cpu_vendor vendor;
     unsigned nr_cpus;
     bool arch_caps;    /* MSR 0x10a and SPEC_CTRL.IBRS exist (Intel) */
-    bool host_xsaveopt;
+    bool host_xinuse;  /* XGETBV(1) */
     u64 tsc_khz;
     u64 tsc_base;      /* host TSC at creation: guest TSCs count from there */
     u64 cr4_mask, xcr0_mask, efer_mask;

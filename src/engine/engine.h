@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <signal.h>
 
+#include "engine/fpu.h"
 #include "engine/smp.h"
 #include "engine/tlb.h"
 #include "engine/vcpu.h"
@@ -180,6 +181,7 @@ struct engine_vcpu {
     struct { gla_t page; u8 *host; gpa_t gpa; u8 slot; bool valid; } watched;
     struct smp_vcpu smp;   /* what other vCPUs may know and ask (smp.h) */
     u8 bounce[192] __attribute__((aligned(64)));
+    struct fpu_aside fpu_aside;
     u8 before[128];        /* what the operation found there */
     u8 *masked_pages;      /* bounce pages for masked accesses that fault: [none][read, write][none][none] */
     u8 *masked_at;         /* where in them, */

@@ -7,35 +7,113 @@
 #include "engine/fpu.h"
 
 #include "engine/cpuid.h"
+#include "engine/engine.h"
 
 /* -- Whole state ------------------------------------------------------------------------------------ */
 
-/* Calls nest: a device reached from a helper that has put the state away already only counts. */
+static const u32 mxcsr_init = MXCSR_INIT;
+/* XSTATE_BV is 0: XRSTOR of it initializes. */
+static const u8 initial[XSAVE_LEGACY + XSAVE_HEADER] __attribute__((aligned(64)));
+
+void fpu_save(struct vcpu *v)
+{
+    bug_on(!v->fpu_loaded);
+    v->fpu_loaded = 0;
+    fpu_xsave(v->fpu, XFEATURE_GUEST, true);
+    __asm__ volatile("fninit\n\tldmxcsr %0" : : "m"(mxcsr_init));
+}
+
+void fpu_load(struct vcpu *v)
+{
+    bug_on(v->fpu_loaded || v->fpu_depth);
+    v->fpu_loaded = 1;
+    fpu_xrstor(v->fpu, XFEATURE_GUEST, true);
+}
+
+/* -- Around a call of ordinary C ----------------------------------------------------------------------- */
+
+/* clang-format off */
+#define LOW16(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
+#define HIGH16(X) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24) X(25) X(26) X(27) X(28) X(29) X(30) X(31)
+#define MASKS(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7)
+/* clang-format on */
+#define PUT(insn, cls, n, size) insn " %%" cls #n ", " #size "*" #n "(%0)\n\t"
+#define TAKE(insn, cls, n, size) insn " " #size "*" #n "(%0), %%" cls #n "\n\t"
+#define PUT_X(n) PUT("movaps", "xmm", n, 64)
+#define PUT_Y(n) PUT("vmovaps", "ymm", n, 64)
+#define PUT_Z(n) PUT("vmovaps", "zmm", n, 64)
+#define PUT_K(n) PUT("kmovq", "k", n, 8)
+#define TAKE_X(n) TAKE("movaps", "xmm", n, 64)
+#define TAKE_Y(n) TAKE("vmovaps", "ymm", n, 64)
+#define TAKE_Z(n) TAKE("vmovaps", "zmm", n, 64)
+#define TAKE_K(n) TAKE("kmovq", "k", n, 8)
+#define TO(to, list) __asm__ volatile(list : : "r"(to) : "memory")
+
+/*
+ * XSAVE and XRSTOR of everything take some 180 ns (AMD, 2024); moving the registers that are in use takes 60. Components in
+ * their initial state are not moved; those that C has put into use are initialized again.
+ * Calls nest: a device reached from a helper that has put the state away already only counts.
+ */
 void fpu_leave(struct vcpu *v)
 {
-    static const u32 mxcsr = MXCSR_INIT;
+    struct fpu_aside *a = &v->eng->fpu_aside;
     if (!v->fpu_loaded) {
         v->fpu_depth++;
         return;
     }
+    if (unlikely(!v->model->host_xinuse)) {
+        fpu_save(v);
+        return;
+    }
     v->fpu_loaded = 0;
-    /* XSAVEOPT writes only what changed since the XRSTOR below, of the same place. */
-    if (likely(v->model->host_xsaveopt))
-        __asm__ volatile("xsaveopt64 (%0)" : : "r"(v->fpu), "a"(XFEATURE_GUEST), "d"(0) : "memory");
+    u32 used = a->used = (u32)fpu_xinuse() & XFEATURE_GUEST;
+    __asm__ volatile("stmxcsr %0" : "=m"(a->mxcsr));
+    if (used & XFEATURE_ZMM_HI256)
+        TO(a->vec, LOW16(PUT_Z));
+    else if (used & XFEATURE_AVX)
+        TO(a->vec, LOW16(PUT_Y));
     else
-        fpu_xsave(v->fpu, XFEATURE_GUEST, true);
-    __asm__ volatile("fninit\n\tldmxcsr %0" : : "m"(mxcsr));
+        TO(a->vec, LOW16(PUT_X));
+    if (used & XFEATURE_HI16_ZMM)
+        TO(a->vec, HIGH16(PUT_Z));
+    if (used & XFEATURE_OPMASK)
+        TO(a->mask, MASKS(PUT_K));
+    if (used & XFEATURE_X87) {
+        fpu_xsave(a->x87, XFEATURE_X87, true);
+        __asm__ volatile("fninit");
+    }
+    __asm__ volatile("ldmxcsr %0" : : "m"(mxcsr_init));
 }
 
 void fpu_enter(struct vcpu *v)
 {
+    struct fpu_aside *a = &v->eng->fpu_aside;
     if (v->fpu_depth) {
         v->fpu_depth--;
         return;
     }
+    if (unlikely(!v->model->host_xinuse)) {
+        fpu_load(v);
+        return;
+    }
     bug_on(v->fpu_loaded);
     v->fpu_loaded = 1;
-    fpu_xrstor(v->fpu, XFEATURE_GUEST, true);
+    u32 used = a->used, dirty = (u32)fpu_xinuse() & XFEATURE_GUEST & ~(used | XFEATURE_SSE);
+    if (unlikely(dirty))
+        fpu_xrstor(initial, dirty, true);
+    if (used & XFEATURE_ZMM_HI256)
+        TO(a->vec, LOW16(TAKE_Z));
+    else if (used & XFEATURE_AVX)
+        TO(a->vec, LOW16(TAKE_Y));
+    else
+        TO(a->vec, LOW16(TAKE_X));
+    if (used & XFEATURE_HI16_ZMM)
+        TO(a->vec, HIGH16(TAKE_Z));
+    if (used & XFEATURE_OPMASK)
+        TO(a->mask, MASKS(TAKE_K));
+    if (used & XFEATURE_X87)
+        fpu_xrstor(a->x87, XFEATURE_X87, true);
+    __asm__ volatile("ldmxcsr %0" : : "m"(a->mxcsr));
 }
 
 void fpu_init_image(u8 *area)
@@ -51,10 +129,6 @@ void fpu_init_image(u8 *area)
 
 /* -- Registers by number ---------------------------------------------------------------------------- */
 
-/* clang-format off */
-#define LOW16(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12) X(13) X(14) X(15)
-#define HIGH16(X) X(16) X(17) X(18) X(19) X(20) X(21) X(22) X(23) X(24) X(25) X(26) X(27) X(28) X(29) X(30) X(31)
-/* clang-format on */
 #define GET(insn, cls, n) \
     case n: \
         __asm__ volatile(insn " %%" cls #n ", (%0)" : : "r"(out) : "memory"); \

@@ -22,6 +22,14 @@
 #define XSAVE_AREA_MAX 4096u
 #define MXCSR_INIT 0x1f80u
 
+/* Where fpu_leave puts the guest's registers. */
+struct fpu_aside {
+    u8 vec[32][64] __attribute__((aligned(64)));
+    u8 x87[XSAVE_LEGACY + XSAVE_HEADER] __attribute__((aligned(64)));
+    u64 mask[8];
+    u32 mxcsr, used; /* XFEATURE_*: what of it is meant */
+};
+
 /* fpu_init_image - reset state in an XSAVE area of XSAVE_AREA_MAX bytes, 64-byte aligned. */
 void fpu_init_image(u8 *area);
 

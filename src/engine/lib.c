@@ -186,17 +186,14 @@ void vitro_vcpu_start(struct vitro_vcpu *c, unsigned vector)
 static int fpu_init(struct vcpu *v)
 {
     v->fpu = aligned_alloc(64, XSAVE_AREA_MAX);
-    v->host_fpu = aligned_alloc(64, XSAVE_AREA_MAX);
-    if (!v->fpu || !v->host_fpu)
+    if (!v->fpu)
         return -ENOMEM;
     fpu_init_image(v->fpu);
-    fpu_init_image(v->host_fpu);
     return 0;
 }
 static void fpu_fini(struct vcpu *v)
 {
     free(v->fpu);
-    free(v->host_fpu);
 }
 
 /* -- Registers ----------------------------------------------------------------------------------------- */
@@ -289,9 +286,9 @@ enum vitro_exit vitro_vcpu_run(struct vitro_vcpu *c)
     v->eng->brk_skip = true;
     v->eng->brk_skip_rip = v->rip;
     smp_online(v);
-    fpu_enter(v);
+    fpu_load(v);
     engine_run(v);
-    fpu_leave(v);
+    fpu_save(v);
     smp_offline(v);
     fault_thread_fini(v);
     switch (v->exit) {

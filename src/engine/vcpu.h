@@ -130,7 +130,6 @@ struct vcpu {
     /* FPU: while translated code runs the guest's vector state is in the host's registers */
     u8 fpu_loaded;
     u8 *fpu;                 /* XSAVE area (64-byte aligned) when not loaded */
-    u8 *host_fpu;
 
     /* counters (stats) */
     u64 nr_exc[32], nr_intr, nr_sys[NR_INSN_IDS];
@@ -267,7 +266,9 @@ enum xret exc_software(struct vcpu *v, unsigned vector, u64 next_rip, bool is_in
 void vcpu_reset(struct vcpu *v);
 void vcpu_init(struct vcpu *v);
 
-/* fpu_save, fpu_load - move guest vector state out of and into the host registers (fpu.c). fpu_leave/fpu_enter
- * wrap any call out of the engine into code that may use vector registers. */
+/* fpu_save, fpu_load - move guest vector state out of the host's registers to v->fpu, and back (fpu.c). fpu_leave, fpu_enter
+ * wrap any call out of the engine into code that may use vector registers; v->fpu stays as it was. */
+void fpu_save(struct vcpu *v);
+void fpu_load(struct vcpu *v);
 void fpu_enter(struct vcpu *v);
 void fpu_leave(struct vcpu *v);

@@ -633,6 +633,55 @@ static void fill(unsigned nr, unsigned bytes)
     }
 }
 
+/* Components in their initial state are not put away: whatever C does to them, they are initial again after it. */
+static void test_initial(void)
+{
+    static u8 image[XSAVE_AREA_MAX] __attribute__((aligned(64)));
+    static const u8 ones[64] = { 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff };
+    static const u32 parts[] = { XFEATURE_X87, XFEATURE_AVX, XFEATURE_ZMM_HI256, XFEATURE_HI16_ZMM, XFEATURE_OPMASK };
+    u32 mask = (u32)model->xcr0_mask, mxcsr = 0x1f80 | 0x6000, now;
+    bool avx512 = mask & 0xe0;
+    unsigned nr = avx512 ? 32 : 16, bytes = avx512 ? 64 : mask & 4 ? 32 : 16;
+
+    for (unsigned subset = 0; subset < 1u << ARRAY_SIZE(parts); subset++) {
+        u32 parts_used = XFEATURE_SSE;
+        bool ok = true;
+        for (unsigned i = 0; i < ARRAY_SIZE(parts); i++)
+            parts_used |= subset >> i & 1 ? parts[i] & mask : 0;
+        reset(true);
+        /* One register of each component that is to be in use. */
+        fpu_init_image(image);
+        fpu_xrstor(image, mask, true);
+        __asm__ volatile("ldmxcsr %0" : : "m"(mxcsr));
+        if (parts_used & XFEATURE_HI16_ZMM)
+            fpu_set_vec(17, 64, ones);
+        if (parts_used & XFEATURE_OPMASK)
+            fpu_set_mask(3, 0x1234);
+        fpu_set_vec(1, parts_used & XFEATURE_ZMM_HI256 ? 64 : parts_used & XFEATURE_AVX ? 32 : 16, ones);
+        if (parts_used & XFEATURE_X87)
+            __asm__ volatile("fld1");
+        u64 used = fpu_xinuse() & mask & ~XFEATURE_SSE;
+        fpu_xsave(image, mask, true);
+        fpu_leave(v);
+        __asm__ volatile("stmxcsr %0" : "=m"(now));
+        ok &= now == MXCSR_INIT;
+        for (unsigned i = 0; i < nr; i++)
+            fpu_set_vec(i, bytes, vec[i]);
+        for (unsigned i = 0; i < 8 && avx512; i++)
+            fpu_set_mask(i, ~0ull);
+        __asm__ volatile("fldpi");
+        fpu_enter(v);
+        ok &= (fpu_xinuse() & mask & ~XFEATURE_SSE) == used;
+        static u8 after[XSAVE_AREA_MAX] __attribute__((aligned(64)));
+        fpu_xsave(after, mask, true);
+        ok &= same(after, image, XSAVE_LEGACY) && same(after + XSAVE_LEGACY + XSAVE_HEADER, image + XSAVE_LEGACY + XSAVE_HEADER,
+                                                       XSAVE_AREA_MAX - XSAVE_LEGACY - XSAVE_HEADER);
+        CHECK(ok);
+    }
+    fpu_init_image(image);
+    fpu_xrstor(image, mask, true);
+}
+
 static void test_vector(void)
 {
     bool avx512 = model->xcr0_mask & 0xe0, avx = model->xcr0_mask & 4;
@@ -839,6 +888,7 @@ int main(void)
     test_msrs();
     test_tables();
     test_vector();
+    test_initial();
     time_movs();
     ram_fini(&vm.ram);
     cpu_model_destroy(model);

@@ -410,8 +410,8 @@ static void test_vcpu(void)
             continue;
         }
         /* What the host would fault on when it takes the vector state. */
-        fpu_enter(b.v);
-        fpu_leave(b.v);
+        fpu_load(b.v);
+        fpu_save(b.v);
         CHECK(b.v->cpl <= 3);
     }
     CHECK(refused > 400);
