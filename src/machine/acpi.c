@@ -252,6 +252,21 @@ static void keyboard(struct aml *a)
     aml_end(a);
 }
 
+/* On the keyboard's ports. */
+static void mouse(struct aml *a)
+{
+    aml_device(a, "MOU");
+    aml_name(a, "_HID");
+    aml_eisa_id(a, "PNP0F13");
+    aml_name(a, "_STA");
+    aml_int(a, 0x0f);
+    aml_name(a, "_CRS");
+    aml_resources(a);
+    aml_res_irq(a, GSI_MOUSE);
+    aml_end(a);
+    aml_end(a);
+}
+
 /* Memory that PCI must not use: the ECAM window (MCFG is believed only if it is reserved). */
 static void motherboard(struct aml *a)
 {
@@ -310,8 +325,10 @@ static void dsdt_body(struct aml *a, const struct acpi_config *config)
         virtio_mmio(a, n);
     device(a, "COM1", "PNP0501", PORT_COM1, 8, GSI_COM1);
     device(a, "RTC", "PNP0B00", PORT_RTC, 2, GSI_RTC);
-    if (config->keyboard)
+    if (config->keyboard) {
         keyboard(a);
+        mouse(a);
+    }
     device(a, "PEVT", "QEMU0001", PORT_PVPANIC, 1, -1);
     aml_end(a);
 }

@@ -265,8 +265,9 @@ static int init_devices(struct machine *m)
     const struct pm_wiring pm = {
         .sci = gsi_line(m, GSI_SCI), .clock = &m->clock, .power_off = on_power_off, .opaque = m,
     };
-    const struct kbd_wiring kbd = { .irq = gsi_line(m, GSI_KBD), .reset = on_reset, .opaque = m,
-                                    .a20 = on_a20, .keyboard = m->config.keyboard };
+    const struct kbd_wiring kbd = { .irq = gsi_line(m, GSI_KBD), .mouse_irq = gsi_line(m, GSI_MOUSE),
+                                    .reset = on_reset, .opaque = m, .a20 = on_a20,
+                                    .attached = m->config.keyboard };
     const struct sysctl_wiring sys = {
         .reset = on_reset, .debug_exit = on_debug_exit, .panicked = on_panicked,
         .debugcon = on_debugcon, .firmware_log = m->config.firmware_log ? on_firmware_log : NULL,

@@ -88,6 +88,7 @@
 #define GSI_FDC 6
 #define GSI_RTC 8
 #define GSI_SCI 9
+#define GSI_MOUSE 12
 #define GSI_IDE1 14
 #define GSI_IDE2 15
 #define GSI_PIT_IOAPIC_PIN 2

@@ -5,6 +5,7 @@
 #include "machine/machine.h"
 #include "machine/acpi.h"
 #include "machine/board.h"
+#include "machine/input.h"
 #include "machine/layout.h"
 #include "mem/ram.h"
 #include "x86/x86.h"
@@ -386,6 +387,16 @@ void machine_power_button(struct machine *m)
 bool machine_key(struct machine *m, u8 set1, bool e0, bool down)
 {
     return i8042_key(&m->kbd, set1, e0, down);
+}
+
+bool machine_button(struct machine *m, enum input_button button, bool down)
+{
+    return i8042_button(&m->kbd, button, down);
+}
+
+bool machine_move(struct machine *m, int dx, int dy, int wheel)
+{
+    return i8042_move(&m->kbd, dx, dy, wheel);
 }
 
 struct vga *machine_vga(struct machine *m)

@@ -62,7 +62,7 @@ struct machine_config {
 
     void (*a20)(void *opaque, bool on); /* the gate of address line 20; may be NULL */
     bool vga;           /* a VGA card */
-    bool keyboard;      /* on the i8042 */
+    bool keyboard;      /* a keyboard and a mouse on the i8042 */
     bool firmware;      /* firmware will run: leave to it what it does before a system starts */
     /* Who answers in [gpa, gpa + size), below 1 MiB: SHADOW_READ, SHADOW_WRITE; else ROM. May be NULL. */
     void (*shadow)(void *opaque, gpa_t gpa, u64 size, unsigned mode);
@@ -143,8 +143,6 @@ void machine_console_flush(struct machine *m);
 void machine_power_button(struct machine *m);
 /* machine_nmi - the NMI button: LINT1 of one vCPU. */
 void machine_nmi(struct machine *m, unsigned vcpu);
-/* machine_key - a key of the keyboard: its code in scan code set 1, with the e0 prefix or not. As i8042_key(). */
-bool machine_key(struct machine *m, u8 set1, bool e0, bool down);
 /* machine_vga - what draws the screen; NULL: there is none. */
 struct vga *machine_vga(struct machine *m);
 /* machine_set_gsi - drive an interrupt input, 0..23; 0..15 also go to the 8259s. */

@@ -5,6 +5,7 @@
 #include "monitor/screen.h"
 #include "base/sandbox.h"
 #include "machine/chips/vga.h"
+#include "machine/input.h"
 #include "machine/machine.h"
 #include "monitor/console.h"
 #include <errno.h>

@@ -1,8 +1,9 @@
 /*
  * The VGA through its ports and memory: text as characters and as pixels, planes, chained and large modes, and
- * registers set at random; the keyboard's bytes; what a terminal sends, as keys.
+ * registers set at random; the keyboard's and the mouse's bytes; what a terminal sends, as keys.
  */
 #include "machine/board.h"
+#include "machine/input.h"
 #include "machine/layout.h"
 #include "monitor/keys.h"
 #include "tests/lib/check.h"
@@ -263,6 +264,99 @@ static void test_keyboard(struct fixture *f)
     CHECK(taken == 0);
 }
 
+/* -- Mouse ---------------------------------------------------------------------------------------- */
+
+/* A byte of the mouse: the status register says whose it is. */
+static u32 mouse_byte(struct fixture *f)
+{
+    return (in(f, 0x64, 1) & 0x21) == 0x21 ? in(f, 0x60, 1) : 0x100;
+}
+
+static u32 to_mouse(struct fixture *f, u8 value)
+{
+    out(f, 0x64, 1, 0xd4), out(f, 0x60, 1, value);
+    return mouse_byte(f);
+}
+
+static bool mouse_sends(struct fixture *f, unsigned n, const u8 *want)
+{
+    bool same = true;
+    for (unsigned i = 0; i < n; i++)
+        same &= mouse_byte(f) == want[i];
+    return same;
+}
+#define MOUSE_SENDS(f, ...) mouse_sends(f, sizeof((u8[]){ __VA_ARGS__ }), (u8[]){ __VA_ARGS__ })
+
+static void mouse_knock(struct fixture *f, u8 a, u8 b, u8 c)
+{
+    const u8 rate[] = { a, b, c };
+    for (unsigned i = 0; i < 3; i++)
+        CHECK(to_mouse(f, 0xf3) == 0xfa && to_mouse(f, rate[i]) == 0xfa);
+}
+
+static void test_mouse(struct fixture *f)
+{
+    unsigned i;
+
+    while (in(f, 0x64, 1) & 1)
+        in(f, 0x60, 1);
+    out(f, 0x64, 1, 0x60), out(f, 0x60, 1, 0x03);
+    out(f, 0x64, 1, 0xa9);
+    CHECK(in(f, 0x60, 1) == 0); /* there is one */
+    CHECK(to_mouse(f, 0xff) == 0xfa && MOUSE_SENDS(f, 0xaa, 0x00) && mouse_byte(f) == 0x100);
+    CHECK(!machine_move(f->m, 1, 1, 0)); /* not asked to report */
+    CHECK(to_mouse(f, 0xf4) == 0xfa);
+    CHECK(machine_move(f->m, 5, 7, 3)); /* no wheel yet */
+    CHECK(f->m->kbd.mouse_irq_level && !f->m->kbd.irq_level);
+    CHECK(MOUSE_SENDS(f, 0x28, 5, 0xf9) && mouse_byte(f) == 0x100 && !f->m->kbd.mouse_irq_level);
+    CHECK(machine_move(f->m, -1, -2, 0) && MOUSE_SENDS(f, 0x18, 0xff, 2));
+    CHECK(machine_move(f->m, 300, 0, 0) && MOUSE_SENDS(f, 0x08, 255, 0, 0x08, 45, 0));
+    CHECK(machine_button(f->m, INPUT_LEFT, true) && machine_button(f->m, INPUT_RIGHT, true));
+    CHECK(machine_button(f->m, INPUT_LEFT, false) && MOUSE_SENDS(f, 0x09, 0, 0, 0x0b, 0, 0, 0x0a, 0, 0));
+    CHECK(to_mouse(f, 0xe9) == 0xfa && MOUSE_SENDS(f, 0x21, 2, 100));
+    CHECK(machine_button(f->m, INPUT_RIGHT, false) && MOUSE_SENDS(f, 0x08, 0, 0));
+    mouse_knock(f, 200, 100, 80);
+    CHECK(to_mouse(f, 0xf2) == 0xfa && mouse_byte(f) == 3);
+    CHECK(machine_move(f->m, 0, 0, 1) && MOUSE_SENDS(f, 0x08, 0, 0, 0xff));
+    CHECK(machine_move(f->m, 0, 0, -2) && MOUSE_SENDS(f, 0x08, 0, 0, 2));
+    mouse_knock(f, 200, 200, 80);
+    CHECK(to_mouse(f, 0xf2) == 0xfa && mouse_byte(f) == 4);
+    CHECK(machine_button(f->m, INPUT_EXTRA, true) && MOUSE_SENDS(f, 0x08, 0, 0, 0x20));
+    CHECK(machine_button(f->m, INPUT_EXTRA, false) && MOUSE_SENDS(f, 0x08, 0, 0, 0));
+    CHECK(machine_move(f->m, 0, 0, 9) && MOUSE_SENDS(f, 0x08, 0, 0, 0x09, 0x08, 0, 0, 0x0e));
+    /* Remote: only when asked. */
+    CHECK(to_mouse(f, 0xf0) == 0xfa && machine_move(f->m, 1, 0, 0) && mouse_byte(f) == 0x100);
+    CHECK(to_mouse(f, 0xeb) == 0xfa && MOUSE_SENDS(f, 0x08, 1, 0, 0));
+    CHECK(to_mouse(f, 0xea) == 0xfa);
+    /* Wrap: everything comes back but its end. */
+    CHECK(to_mouse(f, 0xee) == 0xfa && to_mouse(f, 0xf4) == 0xf4 && to_mouse(f, 0xec) == 0xfa);
+    CHECK(to_mouse(f, 0x12) == 0xfe); /* no command */
+    /* What finds no room is added up, within bounds. */
+    for (i = 0; i < 1000; i++)
+        machine_move(f->m, 100, -100, 0);
+    long x = 0, y = 0, n = 0;
+    for (u32 b; (b = mouse_byte(f)) != 0x100; n++) {
+        x += (long)mouse_byte(f) - (b & 0x10 ? 256 : 0);
+        y += (long)mouse_byte(f) - (b & 0x20 ? 256 : 0);
+        mouse_byte(f);
+    }
+    CHECK_MSG(x == y && x > 0x8000 && x < 0x8000 + 10000, "%ld, %ld in %ld packets", x, y, n);
+    /* The interface off, the keyboard's bytes still come; on again, the mouse's too. */
+    out(f, 0x64, 1, 0xa7);
+    CHECK(machine_move(f->m, 1, 0, 0) && mouse_byte(f) == 0x100);
+    out(f, 0x60, 1, 0xee);
+    CHECK(kbd_byte(f) == 0xee);
+    out(f, 0x64, 1, 0xa8);
+    CHECK(MOUSE_SENDS(f, 0x08, 1, 0, 0));
+    for (i = 0; i < 100000; i++) { /* anything at all */
+        to_mouse(f, (u8)(i * 2654435761u >> 16));
+        machine_move(f->m, (int)(i << 20), -(int)(i << 19), (int)i);
+        machine_button(f->m, (enum input_button)(i % 7), i & 8);
+    }
+    CHECK(ps2_mouse_possible(&f->m->kbd.mouse));
+    to_mouse(f, 0xec), to_mouse(f, 0xff);
+}
+
 static void test_keys(void)
 {
     struct key_decoder d = { 0 };
@@ -298,6 +392,7 @@ int main(void)
     test_planes(&f);
     test_large(&f);
     test_keyboard(&f);
+    test_mouse(&f);
     test_hostile(&f);
     machine_destroy(f.m);
     test_keys();
