@@ -120,10 +120,30 @@ static u16 flags_killed(const struct insn *in)
     return k & EFL_ARITH;
 }
 
+static bool conditional(const struct insn *in)
+{
+    return in->id == I_JCC || in->id == I_LOOP || in->id == I_LOOPE || in->id == I_LOOPNE || in->id == I_JRCXZ;
+}
+
+/* A scan of flags_scan, and the ones that led to it. */
+struct scan {
+    s32 off;
+    u16 pending;
+    const struct scan *from;
+};
+/* Is this a loop? What is still pending at its start was so the last time round: nothing new is read. */
+static bool scanned(const struct scan *s, s32 off, u16 pending)
+{
+    while (s && (s->off != off || (pending & ~s->pending)))
+        s = s->from;
+    return s;
+}
+
 /* Straight-line and through direct branches, a few steps; what is still undecided counts as live. */
-static u16 flags_scan(struct xl *x, s32 off, u16 pending, unsigned depth, u16 look[2])
+static u16 flags_scan(struct xl *x, s32 off, u16 pending, unsigned depth, const struct scan *from, u16 look[2])
 {
     u16 live = 0;
+    const struct scan here = { off, pending, from };
     enum dmode dm = x->m64 ? DMODE_64 : x->mode & MODE_32 ? DMODE_32 : DMODE_16;
     for (unsigned n = 0; n < 12 && pending; n++) {
         if (off < 0 || off >= 4096)
@@ -143,21 +163,21 @@ static u16 flags_scan(struct xl *x, s32 off, u16 pending, unsigned depth, u16 lo
             s32 t = xl_target(x, &in, off);
             if (xl_narrow(x, &in))
                 return live | pending;
+            bool again = scanned(&here, t, pending);
+            if (in.id == I_JMP && again)
+                return live;
+            if ((in.id != I_JMP && !conditional(&in)) || (!again && ++depth > 3))
+                return live | pending;
             if (in.id == I_JMP) {
-                if (++depth > 3)
-                    return live | pending;
                 off = t;
                 continue;
             }
-            if (in.id == I_JCC) {
-                if (++depth > 3)
-                    return live | pending;
-                live |= flags_scan(x, t, pending, depth, look);
+            if (!again) {
+                live |= flags_scan(x, t, pending, depth, &here, look);
                 pending &= (u16)~live;
-                off += in.len;
-                continue;
             }
-            return live | pending;
+            off += in.len;
+            continue;
         }
         if (in.how == HOW_SYSTEM)
             return live | pending;
@@ -167,7 +187,7 @@ static u16 flags_scan(struct xl *x, s32 off, u16 pending, unsigned depth, u16 lo
 }
 u16 xl_flags_at(struct xl *x, s32 off, u16 look[2])
 {
-    return flags_scan(x, off, EFL_ARITH, 0, look);
+    return flags_scan(x, off, EFL_ARITH, 0, NULL, look);
 }
 
 /* Backwards over the block: x->live[i]. */
@@ -175,7 +195,7 @@ static void flags_liveness(struct xl *x)
 {
     u16 live = EFL_ARITH;
     const struct insn *last = &x->in[x->nr - 1];
-    bool goes_on = last->how != HOW_BRANCH && last->how != HOW_SYSTEM;
+    bool goes_on = conditional(last) || (last->how != HOW_BRANCH && last->how != HOW_SYSTEM);
     if (x->single)
         goes_on = false;
     if (goes_on)
@@ -336,7 +356,7 @@ static u8 loop_length(const struct xl *x)
         return 0;
     for (unsigned i = x->nr; i-- > 0;) {
         const struct insn *in = &x->in[i];
-        if ((in->id == I_JCC || in->id == I_JMP) && x->off[i] + in->len + (s32)in->imm == x->start)
+        if ((in->id == I_JMP || conditional(in)) && x->off[i] + in->len + (s32)in->imm == x->start)
             return (u8)(i + 1);
     }
     return 0;

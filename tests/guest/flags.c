@@ -337,6 +337,39 @@ static void interrupted(void)
     report("adc chain under a timer", cnt == 20000000 && lo == -20000000ull && hi == 20000000 - 1);
 }
 
+u64 loops_mem[64];
+/* Flags that go round loops unread, and ones that are read only the next time round or behind the loop. */
+static void loops(void)
+{
+    u64 *mem = loops_mem;
+    KEEPS("loop: with loads and stores in it",
+          "mov $20, %%ecx; lea loops_mem(%%rip), %%rsi\n 1: mov (%%rsi), %%rax; mov %%rax, 8(%%rsi); lea 16(%%rsi), %%rsi; loop 1b", , "r10");
+    KEEPS("two loops in each other",
+          "mov $5, %%edx\n 2: mov $7, %%ecx; lea loops_mem(%%rip), %%rsi\n 1: mov (%%rsi), %%rax; lea 8(%%rsi), %%rsi; loop 1b;"
+          "lea -1(%%rdx), %%rdx; mov %%rdx, %%rcx; jrcxz 3f; jmp 2b\n 3:", , "r10");
+    bool ok = true;
+    for (u64 cf = 0; cf < 2; cf++) { /* inc and dec keep CF */
+        u64 got = cf, n = 20, count = 20;
+        u8 *at = (u8 *)mem;
+        asm volatile("bt $0, %0\n 1: mov (%2), %%rax; mov %%rax, 8(%2); inc %1; inc %2; dec %1; loop 1b\n setc %b0"
+                     : "+r"(got), "+r"(n), "+r"(at), "+c"(count)::"rax", "memory", "cc");
+        ok &= got == cf;
+    }
+    report("CF past inc and dec", ok);
+    u64 sum = 0, n = 10, at = (u64)mem, count = 10;
+    asm volatile("stc\n 1: jnc 2f; inc %0; 2: mov (%3), %%rax; bt $0, %2; loop 1b"
+                 : "+&r"(sum), "+&c"(count) : "r"(n | 1), "r"(at) : "rax", "cc");
+    report_eq("read the next time round: set", sum, 10);
+    sum = 0;
+    count = 10;
+    asm volatile("stc\n 1: jnc 2f; inc %0; 2: mov (%3), %%rax; bt $0, %2; loop 1b"
+                 : "+&r"(sum), "+&c"(count) : "r"(n & ~1ull), "r"(at) : "rax", "cc");
+    report_eq("clear", sum, 1);
+    u64 zf = 0, c = 50;
+    asm volatile("xor %%eax, %%eax\n 1: mov (%2), %%rdx; loope 1b\n sete %b0" : "+&r"(zf), "+&c"(c) : "r"(at) : "rax", "rdx", "cc");
+    report("loope reads ZF and keeps it", zf && !c);
+}
+
 int main(void)
 {
     frame_pa = page_alloc();
@@ -344,6 +377,7 @@ int main(void)
     chains();
     frames();
     forms();
+    loops();
     user();
     interrupted();
     return 0;
