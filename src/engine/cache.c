@@ -59,6 +59,7 @@ struct code_page {
     struct block **tail;
     u64 granules;          /* 64-byte granules any block ever came from (superset) */
     u32 claims;            /* a translation of it is being made (smp.c) */
+    u16 nr;                /* its number, while user code of it is translated; 0: none (edge.c) */
 };
 struct code_cache {
     struct vm *vm;
@@ -75,6 +76,9 @@ struct code_cache {
     struct code_page *page_pool;
     u32 nr_pages;
     struct code_page *page_free;
+    gpa_t nr_page[CODE_NRS]; /* which page has a number, or had it last */
+    u16 free_nr[CODE_NRS]; /* numbers no page has */
+    u32 nr_free_nr;
     struct inbound *far;   /* links between pages, by address only */
     u32 nr_far;
     u64 far_region[8];     /* where they lead: 4 MiB pieces of the top 2 GiB */
@@ -169,6 +173,8 @@ struct code_cache *cache_create(struct vm *vm, size_t bytes)
         if (!s->meta || !s->blocks)
             goto fail_fd;
     }
+    for (unsigned nr = CODE_NRS - 1; nr; nr--)
+        c->free_nr[c->nr_free_nr++] = (u16)nr;
     c->page_pool = reserve(MAX_CODE_PAGES * sizeof(*c->page_pool));
     c->far = reserve(MAX_FAR * sizeof(*c->far));
     if (!c->page_pool || !c->far)
@@ -237,6 +243,7 @@ static struct code_page *page_get(struct code_cache *c, gpa_t page)
     p->tail = &p->blocks;
     p->granules = 0;
     p->claims = 0;
+    p->nr = 0;
     p->next = c->page_hash[page_hash(page)];
     c->page_hash[page_hash(page)] = p;
     return p;
@@ -260,6 +267,8 @@ static void page_drop(struct code_cache *c, struct code_page *p)
     while (*pp != p)
         pp = &(*pp)->next;
     *pp = p->next;
+    if (p->nr)
+        c->free_nr[c->nr_free_nr++] = p->nr;
     p->next = c->page_free;
     c->page_free = p;
 }
@@ -333,6 +342,19 @@ static void page_add(struct vcpu *v, struct code_cache *c, gpa_t page, struct bl
     tlb_unwrite_page(v, ram_find(&c->vm->ram, page), page);
 }
 
+/* The number of a page that has blocks; 0: they are all in use. */
+static u16 page_number(struct code_cache *c, gpa_t page)
+{
+    struct code_page *p = page_find(c, page);
+    if (!p->nr && c->nr_free_nr) {
+        p->nr = c->free_nr[--c->nr_free_nr];
+        if (c->nr_page[p->nr] != page)
+            tlb_forget_code(c->vm, p->nr);
+        c->nr_page[p->nr] = page;
+    }
+    return p->nr;
+}
+
 void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b)
 {
     struct segment *s = &c->seg[c->cur];
@@ -346,6 +368,8 @@ void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b)
                  granule_mask(b->look[1][0], b->look[1][1]));
     if (b->page2 != ~0ull)
         page_add(v, c, b->page2, b, granule_mask(0, b->end - 4096u));
+    else if ((b->mode & MODE_SLOT) == SLOT_U)
+        b->code_nr = page_number(c, b->page);
     c->nr_made++;
     c->bytes_guest += b->end - b->off;
 }
@@ -398,13 +422,13 @@ void cache_far_huge(struct code_cache *c)
     c->far_huge = true;
 }
 
-void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry, bool far)
+bool cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry, bool far)
 {
     if (far && c->nr_far == MAX_FAR)
         cut_far(c);
     struct segment *src = segment_of(c, patch), *dst = segment_of(c, to->code);
     if (dst->meta_cur + sizeof(struct inbound) + META_SLACK > dst->meta + META_SIZE(c))
-        return; /* stays unlinked: correct, only slower */
+        return false; /* stays unlinked: correct, only slower */
     struct inbound *in = (struct inbound *)dst->meta_cur;
     dst->meta_cur += sizeof(*in);
     *in = (struct inbound){ .next = to->inbound, .patch = patch, .src_gen = src->gen };
@@ -417,6 +441,29 @@ void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entr
     }
     cache_patch32(c, patch, (u32)(to->code + to->entry[entry] - (patch + 4)));
     c->nr_links++;
+    return true;
+}
+
+void *cache_meta_at(struct code_cache *c, const u8 *pc, size_t len)
+{
+    struct segment *s = segment_of(c, pc);
+    if (s->meta_cur + len + META_SLACK > s->meta + META_SIZE(c))
+        return NULL;
+    u8 *p = s->meta_cur;
+    s->meta_cur += len;
+    __builtin_memset(p, 0, len);
+    return p;
+}
+
+bool cache_link_edge(struct code_cache *c, u8 *patch, struct block *edge, struct block *to)
+{
+    struct inbound *in = cache_meta_at(c, to->code, sizeof(*in));
+    if (!in)
+        return false;
+    *in = (struct inbound){ .next = to->inbound, .patch = patch, .src_gen = segment_of(c, patch)->gen };
+    __builtin_memcpy(&in->back, cache_rw(c, patch), 4);
+    to->inbound = in;
+    return cache_link(c, patch, edge, ENTRY_IND, false);
 }
 
 /* Undo every link into a block whose source still is there. */
@@ -433,9 +480,11 @@ static void unlink_inbound(struct code_cache *c, struct block *b)
 static void block_kill(struct code_cache *c, struct block *b)
 {
     unlink_inbound(c, b);
+    b->dead = true;
+    if (b->is_edge)
+        return;
     patch_poll(c, b);
     index_remove(c, b);
-    b->dead = true;
     c->nr_killed++;
 }
 
@@ -523,7 +572,8 @@ static void jc_purge_range(struct vcpu *v, const u8 *lo, const u8 *hi)
 
 static void segment_empty(struct code_cache *c, struct segment *s)
 {
-    c->nr_reclaimed += s->nr_blocks;
+    for (u32 i = 0; i < s->nr_blocks; i++)
+        c->nr_reclaimed += !s->blocks[i]->is_edge;
     s->nr_blocks = 0;
     s->cur = s->start;
     s->cold = s->end;
@@ -535,7 +585,7 @@ static void segment_reclaim(struct code_cache *c, struct segment *s)
 {
     for (u32 i = 0; i < s->nr_blocks; i++) {
         unlink_inbound(c, s->blocks[i]);
-        if (!s->blocks[i]->dead)
+        if (!s->blocks[i]->dead && !s->blocks[i]->is_edge)
             index_remove(c, s->blocks[i]);
     }
     for (unsigned i = 0; i < c->vm->nr_vcpus; i++) {
@@ -568,6 +618,32 @@ u64 cache_reclaims(const struct code_cache *c)
     return __atomic_load_n(&c->reclaims, __ATOMIC_ACQUIRE);
 }
 
+/* Is there no room left in a segment for so much code? */
+static bool is_full(const struct code_cache *c, const struct segment *s, size_t len)
+{
+    return s->cur + len > s->cold || s->meta_cur + META_SLACK > s->meta + META_SIZE(c) || s->nr_blocks >= c->seg_size / 32 - 1;
+}
+static void advance(struct code_cache *c, struct segment *s, size_t hot_len)
+{
+    s->cur += hot_len;
+    while (s->cur > s->huge + HUGE_AFTER)
+        want_huge(c, s);
+}
+
+u8 *cache_reserve_edge(struct code_cache *c, unsigned len, struct block **block)
+{
+    struct segment *s = &c->seg[c->cur];
+    len = (len + 15) & ~15u;
+    if (is_full(c, s, len))
+        return NULL;
+    struct block *b = *block = cache_meta(c, sizeof(*b));
+    *b = (struct block){ .is_edge = true, .page = ~0ull, .page2 = ~0ull, .code = s->cur, .hot_len = len, .cold = s->cold };
+    s->blocks[s->nr_blocks] = b;
+    __atomic_store_n(&s->nr_blocks, s->nr_blocks + 1, __ATOMIC_RELEASE);
+    advance(c, s, len);
+    return b->code;
+}
+
 u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t hot_len, size_t cold_len, u8 **cold)
 {
     (void)v;
@@ -576,8 +652,7 @@ u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t hot_len, size_t c
     cold_len = (cold_len + 15) & ~15ull;
     if (hot_len + cold_len > c->seg_size)
         return NULL;
-    if (s->cur + hot_len + cold_len > s->cold || s->meta_cur + META_SLACK > s->meta + META_SIZE(c) ||
-        s->nr_blocks >= c->seg_size / 32 - 1) {
+    if (is_full(c, s, hot_len + cold_len)) {
         if (c->vm->smp && c->seg[(c->cur + 1) % NR_SEGMENTS].cur != c->seg[(c->cur + 1) % NR_SEGMENTS].start) {
             c->wants_room = true;
             return NULL;
@@ -588,9 +663,7 @@ u8 *cache_reserve(struct vcpu *v, struct code_cache *c, size_t hot_len, size_t c
             segment_reclaim(c, s);
     }
     u8 *p = s->cur;
-    s->cur += hot_len;
-    while (s->cur > s->huge + HUGE_AFTER)
-        want_huge(c, s);
+    advance(c, s, hot_len);
     s->cold -= cold_len;
     *cold = s->cold;
     return p;
@@ -659,13 +732,15 @@ static int by_runs(const void *a, const void *b)
     return x->runs < y->runs ? 1 : x->runs > y->runs ? -1 : 0;
 }
 
+static bool is_live(const struct block *b) { return !b->dead && !b->is_edge; }
+
 void cache_stats(struct code_cache *c, FILE *out, const char *(*symbol)(void *, u64), void *opaque)
 {
     u64 used = 0, live = 0, pages = 0;
     for (unsigned i = 0; i < NR_SEGMENTS; i++) {
         used += (u64)(c->seg[i].cur - c->seg[i].start) + (u64)(c->seg[i].end - c->seg[i].cold);
         for (u32 k = 0; k < c->seg[i].nr_blocks; k++)
-            live += !c->seg[i].blocks[k]->dead;
+            live += is_live(c->seg[i].blocks[k]);
     }
     for (unsigned h = 0; h < 1u << PAGE_HASH_BITS; h++)
         for (struct code_page *p = c->page_hash[h]; p; p = p->next)
@@ -683,7 +758,7 @@ void cache_stats(struct code_cache *c, FILE *out, const char *(*symbol)(void *, 
     u64 n = 0;
     for (unsigned i = 0; i < NR_SEGMENTS; i++)
         for (u32 k = 0; k < c->seg[i].nr_blocks; k++)
-            if (!c->seg[i].blocks[k]->dead)
+            if (is_live(c->seg[i].blocks[k]))
                 all[n++] = c->seg[i].blocks[k];
     qsort(all, n, sizeof(*all), by_runs);
     fprintf(out, "  blocks the dispatcher entered most\n");

@@ -92,6 +92,9 @@ struct block {
     u8 conflicts;             /* misses that evicted another page, since conflict_tsc */
     u64 conflict_tsc;
     u16 nr_insns;
+    u16 code_nr;              /* its page's number, for links from other pages; 0: none */
+    bool is_edge;             /* no guest code: such a link (edge.c). `dead`: nothing may be linked to it */
+    struct edge *edges;       /* links from other pages that lead here */
     u32 *map;                 /* [nr_insns] MAP_FLAGS_HOST | host offset << 12 | guest offset - off, ascending; then
                                  [nr_insns] where each instruction's cold code starts (from b->cold, plus hot_len) */
     struct inbound *inbound;  /* direct jumps linked to it (cache.c) */
@@ -139,7 +142,14 @@ struct link_site {
     struct site s;         /* off: target's page offset; kind: the enum block_entry the edge wants */
 #define LINK_MODE 0x80u    /* in kind: the edge goes to another mode */
 #define LINK_FAR 0x40u     /* in kind: to another page, at a fixed linear address */
+#define LINK_PAGE 0x20u    /* in kind: to another page, wherever it is mapped (edge.c): struct page_site */
     s32 patch;             /* from behind this member to the rel32 to patch */
+} __attribute__((packed));
+struct page_site {         /* the way by the jump cache is behind it */
+    struct link_site link;
+    s32 page;              /* how many pages on */
+    u8 links;              /* how often it was linked; under vm->lock */
+#define PAGE_LINKS_MAX 4   /* then its target changes all the time, and the jump cache is cheaper */
 } __attribute__((packed));
 /* -- Per-vCPU engine state ------------------------------------------------------------------------- */
 
@@ -268,8 +278,17 @@ void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b);
 void *cache_meta(struct code_cache *c, size_t len);
 /* cache_generation - changes when the segment that holds pc is reclaimed. */
 u32 cache_generation(struct code_cache *c, const u8 *pc);
-/* cache_link - make the rel32 at `patch` jump to an entry of `to`. */
-void cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry, bool far);
+/* cache_link - make the rel32 at `patch` jump to an entry of `to`. False: no room to remember it. */
+bool cache_link(struct code_cache *c, u8 *patch, struct block *to, unsigned entry, bool far);
+/* cache_reserve_edge - room for up to `len` bytes of code that is no guest's, in the segment being filled; NULL: not now.
+ * *block: what stands for it, with empty bookkeeping. cache_meta_at - zeroed memory that lives as long as the code at pc;
+ * NULL: there is no more. cache_link_edge - cache_link to an edge's code that leads to `to`: undone with either. */
+u8 *cache_reserve_edge(struct code_cache *c, unsigned len, struct block **block);
+void *cache_meta_at(struct code_cache *c, const u8 *pc, size_t len);
+bool cache_link_edge(struct code_cache *c, u8 *patch, struct block *edge, struct block *to);
+/* edge_link - make the rel32 at `patch`, in user code `page` pages before, lead to an entry of `to` where that is mapped
+ * `page` pages on, and by the jump cache elsewhere. @host: flags come in host flags. False: not possible. edge.c */
+bool edge_link(struct code_cache *c, u8 *patch, struct block *to, s32 page, enum block_entry entry, bool host);
 /* cache_cut_far - undo all links between pages: a global mapping of code may have changed. Takes vm->lock.
  * cache_far_near - may a link lead into the same 4 MiB as a linear address, or to a page of 1 GiB? */
 void cache_cut_far(struct code_cache *c);

@@ -398,6 +398,8 @@ again:
         v->eng->k_nonglobal = true;
     if (span.page_size > PAGE_SIZE)
         tlb_note_large(v, slot, v->rip, span.page_size);
+    if (b->code_nr)
+        tlb_note_code(v, b->code_nr, v->rip & PAGE_MASK);
     if (b->page2 != ~0ull) {
         gla_t next = (v->rip & PAGE_MASK) + PAGE_SIZE;
         h = code_seen_hash(next);
@@ -557,12 +559,19 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
 {
     struct code_cache *c = v->vm->cache;
     u8 *patch = (u8 *)&site->patch + 4 + site->patch;
-    unsigned entry = site->s.kind & (u8)~(LINK_MODE | LINK_FAR);
+    unsigned entry = site->s.kind & (u8)~(LINK_MODE | LINK_FAR | LINK_PAGE);
     bool far = site->s.kind & LINK_FAR;
     bool other_mode = site->s.kind & LINK_MODE;
     if (other_mode)
         vcpu_mode_changed(v);
     v->rip = vcpu_rip_at(v, site->s.off);
+    bool other_page = site->s.kind & LINK_PAGE;
+    struct page_site *ps = (struct page_site *)site;
+    s32 page = 0;
+    if (other_page) {
+        page = ps->page;
+        v->rip += (u64)(s64)page << PAGE_SHIFT;
+    }
     torture(v, false);
     v->eng->nr_link++;
     if (v->event)
@@ -574,9 +583,20 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
         return NULL;
     u8 *code = b->code + b->entry[ENTRY_IND];
     /* The link is for ever: both ends must be of one page and mode, and still be there. */
-    if (from && cache_generation(c, patch) == gen && !from->dead && !b->dead && (b->page2 == ~0ull || b->fixed >> 63) &&
-        (far ? from->fixed && b->fixed : from->page == b->page && from->fixed == b->fixed) && (other_mode || (from->mode & ~MODE_NOSHARE) == b->mode) && !(v->vm->debug & VITRO_DEBUG_NO_CHAIN))
+    bool there = from && cache_generation(c, patch) == gen && !from->dead && !b->dead &&
+                 (other_mode || (from->mode & ~MODE_NOSHARE) == b->mode) && !(v->vm->debug & VITRO_DEBUG_NO_CHAIN);
+    if (there && other_page) {
+        bool host = entry == ENTRY_HOST || entry == ENTRY_HOST_POLL;
+        bool polls = entry == ENTRY_POLL || entry == ENTRY_HOST_POLL;
+        if (ps->links == PAGE_LINKS_MAX ||
+            !edge_link(c, patch, b, page, polls ? ENTRY_POLL : ENTRY_FLAG, host))
+            cache_patch32(c, patch, (u32)((u8 *)(ps + 1) - (patch + 4)));
+        else
+            ((struct page_site *)cache_rw(c, (u8 *)ps))->links++;
+    } else if (there && (b->page2 == ~0ull || b->fixed >> 63) &&
+               (far ? from->fixed && b->fixed : from->page == b->page && from->fixed == b->fixed)) {
         cache_link(c, patch, b, entry, far || b->page2 != ~0ull);
+    }
     engine_unlock(v->vm);
     return code;
 }

@@ -73,11 +73,55 @@ static void jc_clear(struct tlb_space *sp, unsigned slot)
     for (unsigned i = 0; i < n; i++)
         e[i].rip = JC_NONE;
 }
+
+/* -- Where code pages are ---------------------------------------------------------------------------- */
+
+_Static_assert(OFF_UCODE + CODE_NRS * sizeof(gla_t) <= SPACE_SIZE, "tlb.h");
+static gla_t *code_table(const struct tlb_space *sp) { return (gla_t *)(sp->base + OFF_UCODE); }
+/* Another vCPU may forget an entry at the same time, and nothing else. */
+static inline void code_forget(gla_t *at) { __atomic_store_n(at, CODE_NOWHERE, __ATOMIC_RELAXED); }
+static void code_clear(struct tlb_space *sp)
+{
+    for (unsigned k = 0; k < sp->nr_code_log; k++) {
+        code_forget(&code_table(sp)[sp->code_log[k]]);
+        sp->code_logged[sp->code_log[k] >> 6] = 0;
+    }
+    sp->nr_code_log = 0;
+}
+/* What lies in the piece of 1 << shift bytes around an address. */
+static void code_drop(struct tlb_space *sp, gla_t la, unsigned shift)
+{
+    gla_t *t = code_table(sp);
+    for (unsigned k = 0; k < sp->nr_code_log; k++)
+        if (!((__atomic_load_n(&t[sp->code_log[k]], __ATOMIC_RELAXED) ^ la) >> shift))
+            code_forget(&t[sp->code_log[k]]);
+}
+void tlb_note_code(struct vcpu *v, unsigned nr, gla_t page)
+{
+    struct tlb_space *sp = v->space;
+    gla_t *t = code_table(sp);
+    if (__atomic_load_n(&t[nr], __ATOMIC_RELAXED) == page)
+        return;
+    __atomic_store_n(&t[nr], page, __ATOMIC_RELAXED);
+    if (sp->code_logged[nr >> 6] & BITULL(nr & 63))
+        return;
+    sp->code_logged[nr >> 6] |= BITULL(nr & 63);
+    sp->code_log[sp->nr_code_log++] = (u16)nr;
+}
+void tlb_forget_code(struct vm *vm, unsigned nr)
+{
+    for (unsigned i = 0; i < vm->nr_vcpus; i++)
+        for (unsigned k = 0; vm->vcpu[i] && k < NR_SPACES; k++)
+            if (vm->vcpu[i]->eng->space[k].made)
+                code_forget(&code_table(&vm->vcpu[i]->eng->space[k])[nr]);
+}
+
 void jc_set(struct vcpu *v, unsigned slot, gla_t rip, void *host)
 {
     struct jc_entry *e = jc_at(v, slot, rip);
     struct tlb_space *sp = slot < SLOT_U ? &v->eng->space[0] : v->space;
-    fill_note(&sp->jc_log[slot], (unsigned)(e - (struct jc_entry *)(v->space->base + tlb_geo[slot].jc_off)));
+    if (e->rip == JC_NONE) /* else it was noted */
+        fill_note(&sp->jc_log[slot], (unsigned)(e - (struct jc_entry *)(v->space->base + tlb_geo[slot].jc_off)));
     e->rip = rip;
     e->host = (u64)host;
 }
@@ -97,6 +141,7 @@ void jc_flush_all(struct vcpu *v)
     for (unsigned i = 0; i < NR_SPACES; i++) {
         jc_clear(&ev->space[i], SLOT_U);
         jc_clear(&ev->space[i], SLOT_U32);
+        code_clear(&ev->space[i]);
     }
 }
 
@@ -110,6 +155,8 @@ static void space_make(struct tlb_space *sp, bool kernel)
     table_flush(sp, SLOT_U);
     jc_clear(sp, SLOT_U);
     jc_clear(sp, SLOT_U32);
+    for (unsigned nr = 0; nr < CODE_NRS; nr++)
+        code_forget(&code_table(sp)[nr]);
     if (!kernel)
         return;
     ((struct loop_entries *)(sp->base + OFF_KLOOP))->used = 1;
@@ -218,6 +265,7 @@ static __attribute__((noinline)) void space_drop_range(struct vcpu *v, struct tl
     table_drop_range(sp, SLOT_U, la, shift);
     jc_drop_range(sp, SLOT_U, la, shift);
     jc_drop_range(sp, SLOT_U32, la, shift);
+    code_drop(sp, la, shift);
     engine_drop_returns(v);
 }
 
@@ -462,6 +510,7 @@ static void space_flush(struct tlb_space *sp)
     table_flush(sp, SLOT_U);
     jc_clear(sp, SLOT_U);
     jc_clear(sp, SLOT_U32);
+    code_clear(sp);
     sp->large = (struct tlb_large){ 0 };
     sp->clean = true;
 }
@@ -493,11 +542,17 @@ static void flush_page_in(struct tlb_space *sp, unsigned slot, gla_t la)
 static void jc_drop_one(struct tlb_space *sp, unsigned slot, gla_t page, unsigned from)
 {
     struct jc_entry *e = (struct jc_entry *)(sp->base + tlb_geo[slot].jc_off);
-    const struct fill_log *log = &sp->jc_log[slot]; /* the kernel's is space 0's: another has none */
+    struct fill_log *log = &sp->jc_log[slot]; /* the kernel's is space 0's: another has none */
     if (slot >= SLOT_U && log->n <= FILL_LOG_MAX) {
-        for (unsigned k = 0; k < log->n; k++)
-            if (jc_linear(&e[log->index[k]], page) - page - from < PAGE_SIZE - from)
-                e[log->index[k]].rip = JC_NONE;
+        for (unsigned k = 0; k < log->n;) {
+            struct jc_entry *at = &e[log->index[k]];
+            if (jc_linear(at, page) - page - from < PAGE_SIZE - from)
+                at->rip = JC_NONE;
+            if (at->rip == JC_NONE) /* noted again when it is used again: or pages that come and go would fill the log */
+                log->index[k] = log->index[--log->n];
+            else
+                k++;
+        }
         return;
     }
     unsigned n = (tlb_geo[slot].jc_mask >> 1) + 1, first = (unsigned)((page >> PAGE_SHIFT ^ page) >> 1) & (n - 1) & ~2047u;
@@ -535,6 +590,8 @@ void tlb_flush_page(struct vcpu *v, gla_t la)
         for (unsigned s = 0; s < NR_SLOTS; s++)
             if (s < SLOT_U ? kernel : user)
                 jc_drop_page(v->space, s, page);
+        if (user)
+            code_drop(v->space, page, PAGE_SHIFT);
         engine_drop_returns(v);
         if (page >> 63)
             cache_cut_far(v->vm->cache);
@@ -554,6 +611,7 @@ void tlb_flush_page(struct vcpu *v, gla_t la)
                 if (user) {
                     jc_drop_page(sp, SLOT_U, page);
                     jc_drop_page(sp, SLOT_U32, page);
+                    code_drop(sp, page, PAGE_SHIFT);
                 }
             }
         }
@@ -591,6 +649,7 @@ void tlb_flush_page_pcid(struct vcpu *v, gla_t la, u16 pcid)
     if (code_seen(v, la & PAGE_MASK, true)) {
         jc_drop_page(sp, SLOT_U, la & PAGE_MASK);
         jc_drop_page(sp, SLOT_U32, la & PAGE_MASK);
+        code_drop(sp, la, PAGE_SHIFT);
         engine_drop_returns(v);
     }
 }

@@ -25,6 +25,7 @@
  *   UJC      struct jc_entry[JC_U_SIZE]      private
  *   U32JC    struct jc_entry[JC_U32_SIZE]    private
  *   ULOOP    struct loop_entries             private
+ *   UCODE    gla_t[CODE_NRS]                 private
  */
 #pragma once
 #include "engine/mode.h"
@@ -63,6 +64,17 @@ struct jc_entry {
 };
 #define JC_NONE (1ull << 62 | 0xfff) /* not canonical: never a RIP */
 
+/*
+ * Where code pages are: pages of user code have numbers (cache.c), and a space knows of a number the linear page at which a
+ * walk found that page executable. Links between pages ask here (edge.c). CODE_NOWHERE: not known.
+ */
+#ifdef TORTURE
+#define CODE_NRS 32
+#else
+#define CODE_NRS 16384
+#endif
+#define CODE_NOWHERE 1ull /* is no page */
+
 #ifdef TORTURE
 #define TLB_K_BITS 3
 #define TLB_KAC_BITS 3
@@ -91,7 +103,8 @@ _Static_assert(TLB_K_BITS >= 3 && TLB_KAC_BITS >= 3 && TLB_U_BITS >= 3 && TLB_U_
 #define OFF_UJC (OFF_UTLB + 0x20000)
 #define OFF_U32JC (OFF_UJC + (16u << JC_U_BITS))
 #define OFF_ULOOP (OFF_U32JC + 0x2000)
-#define SPACE_SIZE (OFF_ULOOP + 0x1000)
+#define OFF_UCODE (OFF_ULOOP + 0x1000)
+#define SPACE_SIZE (OFF_UCODE + 0x20000)
 #define PRIVATE_SIZE (SPACE_SIZE - SHARED_SIZE)
 #define NR_SPACES 8
 
@@ -121,6 +134,9 @@ static inline void fill_note(struct fill_log *l, unsigned i)
 
 struct tlb_space {
     struct fill_log tlb_log[NR_SLOTS], jc_log[NR_SLOTS]; /* the kernel's: in space 0 */
+    u16 code_log[CODE_NRS];      /* the numbers it may know a page for, each once: */
+    u64 code_logged[(CODE_NRS + 63) / 64];
+    u32 nr_code_log;
     u8 *base;     /* where [shared][private] is mapped; also a struct vcpu alias */
     u16 pcid;
     bool used;
@@ -192,6 +208,10 @@ static inline struct jc_entry *jc_at(struct vcpu *v, unsigned slot, gla_t rip)
 }
 /* jc_set - remember where a RIP's code is. */
 void jc_set(struct vcpu *v, unsigned slot, gla_t rip, void *host);
+/* tlb_note_code - user code page number nr was found at a linear page of the current space. With vm->lock held.
+ * tlb_forget_code - the number is about to be another page's: nobody knows it. With vm->lock held. */
+void tlb_note_code(struct vcpu *v, unsigned nr, gla_t page);
+void tlb_forget_code(struct vm *vm, unsigned nr);
 /* jc_flush - forget a slot's jump cache in the current space; jc_flush_all - everywhere. */
 void jc_flush(struct vcpu *v, unsigned slot);
 void jc_flush_all(struct vcpu *v);

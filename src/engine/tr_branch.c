@@ -1,7 +1,8 @@
 /*
  * tr_branch.c - HOW_BRANCH: how control leaves a block.
  *
- * Inside a page a direct branch is a host jump, linked when first taken. Anything else has a RIP in s1 and
+ * Inside a page a direct branch is a host jump, linked when first taken; so are edges to other pages of fixed kernel code, and
+ * of 64-bit user code by way of edge.c. Anything else has a RIP in s1 and
  * goes through the jump cache (linear RIP to host code, flushed with the TLB), so a remapped page can never
  * be entered by a stale link. At such exits the flags are in fl.
  *
@@ -31,6 +32,12 @@ static void link_stub(struct xl *x, struct fixup patch, s32 t, unsigned entry, b
     /* patch - at, known once hot and cold have their places: a relocation of its own kind */
     xl_bind(x, (struct fixup){ SEC_COLD, at + (u32)offsetof(struct link_site, patch) }, (enum section)patch.sec,
             patch.at);
+}
+
+/* A direct branch of 64-bit user code to another page: linked where that page is mapped (edge.c). */
+static bool page_linkable(const struct xl *x, s32 t)
+{
+    return x->slot == SLOT_U && x->m64 && !x->nochain && (t < 0 || t >= 4096);
 }
 
 /* A look-up of s1 comes next, and s1 may be anything: where the branch stands, for engine_lookup. */
@@ -168,6 +175,17 @@ static void align_rel32(struct xl *x, enum section sec, unsigned n)
     while (((u32)(b->p - b->start) + n) % 8 > 4 && !b->overflow)
         e8(b, 0x90);
 }
+/* Record for C: link this rel32 to the block at page offset t, in another page; and the way by the jump cache. */
+static void page_link_stub(struct xl *x, struct fixup patch, s32 t, unsigned entry, bool host_flags)
+{
+    link_stub(x, patch, t & 4095, entry | LINK_PAGE, host_flags);
+    e32(&x->cold, (u32)(t >> PAGE_SHIFT)); /* struct page_site */
+    e8(&x->cold, 0);
+    if (host_flags)
+        xl_flags_save(x, SEC_COLD);
+    rip_to_s1(x, SEC_COLD, t);
+    probe(x, SEC_COLD, false, false);
+}
 static enum block_entry edge_entry(bool host, bool backward)
 {
 #ifdef TORTURE
@@ -178,7 +196,7 @@ static enum block_entry edge_entry(bool host, bool backward)
 
 void tr_edge(struct xl *x, s32 t, int cc, bool backward)
 {
-    bool near = linkable(x, t), far = !x->nochain && far_linkable(x, t);
+    bool near = linkable(x, t), far = !x->nochain && far_linkable(x, t), page = page_linkable(x, t);
     if (cc >= 0) {
         xl_need_host(x, xl_s1_free(x));
         bool saved = x->fstate == FLAGS_BOTH;
@@ -186,6 +204,11 @@ void tr_edge(struct xl *x, s32 t, int cc, bool backward)
         if (near) {
             align_rel32(x, SEC_HOT, 2);
             link_stub(x, xl_jcc(x, SEC_HOT, (unsigned)cc), t, e, true);
+            return;
+        }
+        if (page) {
+            align_rel32(x, SEC_HOT, 2);
+            page_link_stub(x, xl_jcc(x, SEC_HOT, (unsigned)cc), t, edge_entry(!saved, backward), !saved);
             return;
         }
         xl_bind(x, xl_jcc(x, SEC_HOT, (unsigned)cc), SEC_COLD, cold_at(x));
@@ -202,6 +225,12 @@ void tr_edge(struct xl *x, s32 t, int cc, bool backward)
         return;
     }
     x->ended = true;
+    if (page) {
+        bool unsaved = x->fstate == FLAGS_HOST;
+        align_rel32(x, SEC_HOT, 1);
+        page_link_stub(x, xl_jmp(x, SEC_HOT), t, edge_entry(unsaved, backward), unsaved);
+        return;
+    }
     if (!near && !far) {
         xl_need_saved(x);
         rip_to_s1(x, SEC_HOT, t);
@@ -286,6 +315,11 @@ static void call_direct(struct xl *x, const struct insn *in, s32 next)
         align_rel32(x, SEC_HOT, 1);
         e8(&x->hot, 0xe8);
         link_stub(x, xl_rel32(x, SEC_HOT), t & 4095, edge_entry(host, backward) | (far ? LINK_FAR : 0), host);
+    } else if (page_linkable(x, t)) {
+        bool unsaved = x->fstate == FLAGS_HOST;
+        align_rel32(x, SEC_HOT, 1);
+        e8(&x->hot, 0xe8);
+        page_link_stub(x, xl_rel32(x, SEC_HOT), t, edge_entry(unsaved, backward), unsaved);
     } else {
         xl_need_saved(x);
         rip_to_s1(x, SEC_HOT, t);

@@ -65,19 +65,22 @@ void xl_align_cold(struct xl *x, unsigned align, unsigned ahead)
 
 /* -- Flags ------------------------------------------------------------------------------------------- */
 
-/* mov s2, rax; lahf; seto al; mov [fl], ax; mov rax, s2 */
+/* mov scratch, rax; lahf; seto al; mov [fl], ax; mov rax, scratch */
+void e_flags_save(struct buf *b, unsigned scratch)
+{
+    e_mov(b, scratch, RAX);
+    e8(b, 0x9f);
+    e8(b, 0x0f); e8(b, 0x90); e8(b, 0xc0);
+    e8(b, 0x66); e8(b, 0x41); e8(b, 0x89); e_modrm_disp(b, RAX, H_VCPU, VOFF(fl));
+    e_mov(b, RAX, scratch);
+}
 void xl_flags_save(struct xl *x, enum section sec)
 {
     xl_flags_save_by(x, sec, H_S2);
 }
 void xl_flags_save_by(struct xl *x, enum section sec, unsigned scratch)
 {
-    struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
-    e_mov(b, scratch, RAX);
-    e8(b, 0x9f);
-    e8(b, 0x0f); e8(b, 0x90); e8(b, 0xc0);
-    e8(b, 0x66); e8(b, 0x41); e8(b, 0x89); e_modrm_disp(b, RAX, H_VCPU, VOFF(fl));
-    e_mov(b, RAX, scratch);
+    e_flags_save(sec == SEC_HOT ? &x->hot : &x->cold, scratch);
 }
 /* mov s1 or [tmp0], rax; movzx eax, word [fl]; add al, 0x7f; sahf; mov rax, s1 or [tmp0] */
 void xl_restore_code(struct xl *x, struct buf *b, bool s1_free)

@@ -137,6 +137,7 @@ u16 xl_flags_at(struct xl *x, s32 off, u16 look[2]);
 /* Flags: make sure they are in fl (before the guard or call that destroys host flags), or in host flags. */
 void xl_flags_save(struct xl *x, enum section sec);     /* code only: no state change, clobbers s2 */
 void xl_flags_save_by(struct xl *x, enum section sec, unsigned scratch);
+void e_flags_save(struct buf *b, unsigned scratch);
 void xl_need_saved(struct xl *x);
 void xl_need_host(struct xl *x, bool s1_free);
 void xl_restore_code(struct xl *x, struct buf *b, bool s1_free);

@@ -577,6 +577,100 @@ static void test_code_shootdown(void)
     report_eq("no stale code", wrong, 0);
 }
 
+/*
+ * The same in ring 3, behind a direct jump from another page. Each processor but the first has a TSS of its own. user_loop:
+ * calls the page until told to stop; a call that began and ended in one generation must give that generation's value.
+ */
+#define UCODE_VA ((u8 *)0x40000000ull)
+#define VEC_LEAVE 0x43
+static struct tss ap_tss[MAX_CPUS] __attribute__((aligned(16)));
+static u8 ap_istack[MAX_CPUS][4096] __attribute__((aligned(16)));
+static u8 ap_ustack[MAX_CPUS][4096] __attribute__((aligned(16)));
+u64 ap_krsp[MAX_CPUS] __attribute__((used));
+volatile u32 user_calls[MAX_CPUS] __attribute__((used));
+USER_ASM(".globl user_loop\n"
+         "user_loop:\n" /* rdi: generation, rsi: stop_reading, r8: wrong, r9: this processor's user_calls */
+         "1: cmpl $0, (%rsi)\n"
+         "  jne 2f\n"
+         "  movl (%rdi), %ebx\n"
+         "  movl $0x40000000, %eax\n"
+         "  call *%rax\n"
+         "  lock incl (%r9)\n"
+         "  movl (%rdi), %ecx\n"
+         "  cmpl %ebx, %ecx\n"
+         "  jne 1b\n"
+         "  testl %ebx, %ebx\n"
+         "  js 1b\n"
+         "  andl $1, %ebx\n"
+         "  addl $100, %ebx\n"
+         "  cmpl %eax, %ebx\n"
+         "  je 1b\n"
+         "  lock incl (%r8)\n"
+         "  jmp 1b\n"
+         "2: int $0x43\n");
+KERNEL_ASM(".globl user_go, on_leave\n"
+           "user_go:\n" /* (generation, stop_reading, CPU, user stack, wrong, user_calls) */
+           "  pushq %rbx; pushq %rbp; pushq %r12; pushq %r13; pushq %r14; pushq %r15\n"
+           "  movl %edx, %edx\n"
+           "  movq %rsp, ap_krsp(,%rdx,8)\n"
+           "  pushq $0x2b; pushq %rcx; pushq $0x202; pushq $0x33; pushq $user_loop\n"
+           "  iretq\n"
+           "on_leave:\n"
+           "  movl $0xfee00020, %eax\n"
+           "  movl (%rax), %eax\n"
+           "  shrl $24, %eax\n"
+           "  movq ap_krsp(,%rax,8), %rsp\n"
+           "  movl $0x18, %eax\n"
+           "  movl %eax, %ss\n"
+           "  popq %r15; popq %r14; popq %r13; popq %r12; popq %rbp; popq %rbx\n"
+           "  sti\n"
+           "  ret\n");
+void user_go(volatile u32 *gen, volatile u32 *stop, u64 cpu, void *stack, volatile u32 *bad, volatile u32 *calls);
+extern char on_leave[];
+static void run_user(unsigned cpu)
+{
+    unsigned sel = GDT_FREE + 8 + 16 * cpu; /* (LTR wants it available) */
+    ap_tss[cpu].rsp[0] = (u64)ap_istack[cpu + 1];
+    ap_tss[cpu].iomap = sizeof(struct tss);
+    system_desc(sel, (u64)&ap_tss[cpu], offsetof(struct tss, bitmap), 0x89);
+    asm volatile("ltr %w0" ::"r"(sel) : "memory");
+    user_go(&generation, &stop_reading, cpu, ap_ustack[cpu + 1] - 64, &wrong, &user_calls[cpu]);
+}
+static void test_user_code_shootdown(void)
+{
+    u64 jump = page_alloc();
+    memcpy((u8 *)jump, (u8[]){ 0xe9, 0xfb, 0x0f, 0, 0 }, 5); /* jmp to the next page */
+    map(UCODE_VA, jump, PTE_P | PTE_U);
+    map(UCODE_VA + PAGE, code_frames[0], PTE_P | PTE_U);
+    idt_gate(VEC_LEAVE, on_leave, KCS, 3, 14, 0);
+    flush_va = (u64)UCODE_VA + PAGE;
+    wrong = stop_reading = generation = 0;
+    start_all(run_user);
+    bool ok = true, all = true;
+    for (u32 g = 1; g <= 60 && ok; g++) {
+        generation = 0x80000000u | g;
+        map(UCODE_VA + PAGE, code_frames[g & 1], PTE_P | PTE_U);
+        flushes = 0;
+        ipi(0, 0xc4000 | VEC_FLUSH);
+        ok = until(&flushes, nr_cpus - 1);
+        generation = g;
+        u32 before[MAX_CPUS];
+        for (unsigned i = 1; i < nr_cpus; i++)
+            before[i] = user_calls[i];
+        u64 limit = rdtsc() + tsc_per_ms() * 20000;
+        for (unsigned i = 1; i < nr_cpus; i++)
+            while (user_calls[i] - before[i] < 3 && all) {
+                all = rdtsc() < limit;
+                pause();
+            }
+    }
+    stop_reading = 1;
+    wait_all();
+    report("user code remapped: IPIs are all answered", ok);
+    report("and everybody has run the new code", all);
+    report_eq("no stale code in ring 3", wrong, 0);
+}
+
 /* Two processors set Accessed and Dirty while the third clears them with locked operations: no bit is lost. */
 static void touch(unsigned cpu)
 {
@@ -673,6 +767,7 @@ int main(void)
     test_beside();
     test_shootdown();
     test_code_shootdown();
+    test_user_code_shootdown();
     test_dirty();
     wrong = 0;
     on_all(watch_tsc);
