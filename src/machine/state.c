@@ -29,12 +29,12 @@ typedef int part_fn(void *opaque, const struct device_part *part);
 static int each_part(struct machine *m, part_fn *fn, void *opaque)
 {
     const struct device_part fixed[] = {
-        { "time", time_state, m, time_loaded, NULL, NULL, NULL },
-        { "board", board_state, m, NULL, NULL, NULL, NULL },
-        { "i8259", i8259_state, &m->pic, i8259_loaded, NULL, NULL, NULL },
-        { "ioapic", ioapic_state, &m->ioapic, NULL, NULL, NULL, NULL },
-        { "i8237", i8237_state, &m->dma, NULL, NULL, NULL, NULL },
-        { "fw_cfg", fw_cfg_state, &m->fw_cfg, NULL, NULL, NULL, NULL },
+        { "time", time_state, .obj = m, .loaded = time_loaded },
+        { "board", board_state, .obj = m },
+        { "i8259", i8259_state, .obj = &m->pic, .loaded = i8259_loaded },
+        { "ioapic", ioapic_state, .obj = &m->ioapic },
+        { "i8237", i8237_state, .obj = &m->dma },
+        { "fw_cfg", fw_cfg_state, .obj = &m->fw_cfg },
     };
     struct device_part part;
     int r = 0;
@@ -91,6 +91,21 @@ struct loading {
     size_t err_len;
 };
 
+static int save_bytes(const struct loading *l, const struct device_part *part)
+{
+    struct state_buf buf = { 0 };
+    const char *why = "out of memory";
+    int r = part->save(part->obj, &buf, &why);
+
+    if (r)
+        snprintf(l->err, l->err_len, "%s: %s", part->name, why);
+    else
+        state_set_add(l->set, part->name, buf.data ? buf.data : (u8 *)"", buf.len);
+    l->set->failed |= buf.failed;
+    state_buf_free(&buf);
+    return r;
+}
+
 static int save_part(void *opaque, const struct device_part *part)
 {
     const struct loading *l = opaque;
@@ -102,7 +117,7 @@ static int save_part(void *opaque, const struct device_part *part)
     }
     if (part->state)
         state_set_save(l->set, part->name, part->state, part->obj);
-    return 0;
+    return part->save ? save_bytes(l, part) : 0;
 }
 
 int machine_save(struct machine *m, struct state_set *set, char *err, size_t err_len)
@@ -121,8 +136,15 @@ int machine_save(struct machine *m, struct state_set *set, char *err, size_t err
 static int load_part(void *opaque, const struct device_part *part)
 {
     const struct loading *l = opaque;
+    size_t len;
 
-    return part->state ? state_set_load(l->set, part->name, part->state, part->obj, l->err, l->err_len) : 0;
+    if (!part->load)
+        return part->state ? state_set_load(l->set, part->name, part->state, part->obj, l->err, l->err_len) : 0;
+    const void *bytes = state_set_take(l->set, part->name, &len);
+    int r = bytes ? part->load(part->obj, bytes, len) : -EINVAL;
+    if (r)
+        snprintf(l->err, l->err_len, "%s: %s", part->name, bytes ? "no such state is possible" : "is missing");
+    return r;
 }
 
 static int judge_part(void *opaque, const struct device_part *part)

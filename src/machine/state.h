@@ -18,6 +18,10 @@ struct device_part {
     void (*quiesce)(void *obj);
     void (*resume)(void *obj);
     const char *(*refuse)(void *obj); /* why it cannot be saved now, or NULL; may be NULL */
+    /* Instead of `state`, what has no fixed length: append its bytes (0, or -errno with a sentence in *why); and take them
+     * from a file that may be anybody's (0 or -errno). */
+    int (*save)(void *obj, struct state_buf *buf, const char **why);
+    int (*load)(void *obj, const void *bytes, size_t len);
 };
 
 /* machine_add_part - before vCPUs run. 0 or -ENOMEM. */

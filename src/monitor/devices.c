@@ -5,7 +5,6 @@
 #include "machine/layout.h"
 #include "machine/machine.h"
 #include "machine/pci.h"
-#include "machine/state.h"
 #include "monitor/config.h"
 #include "monitor/vm_inner.h"
 #include "virtio/balloon.h"
@@ -87,21 +86,6 @@ int devices_net(const struct nic *nic, unsigned index, struct net_backend **be, 
     return r;
 }
 
-static const char *cannot_be_saved(void *obj)
-{
-    (void)obj;
-    return "such a device cannot be saved";
-}
-
-/* A device that no snapshot can carry. */
-static int keep_out(struct guest *vm, const char *name, unsigned slot)
-{
-    static const struct state_field none[] = { STATE_END };
-    struct device_part part = { .state = none, .obj = vm, .refuse = cannot_be_saved };
-    snprintf(part.name, sizeof(part.name), "%s.%02x", name, slot);
-    return machine_add_part(vm->machine, &part);
-}
-
 /* The next slot with nothing in it; 32: there is none. */
 static unsigned free_slot(const struct pci_host *host)
 {
@@ -137,7 +121,7 @@ static int add_ahci(struct guest *vm)
         say("cannot make the AHCI adapter: %s", strerror(-r));
         return r;
     }
-    return keep_out(vm, "ahci", slot);
+    return ahci_keep(vm->devices.ahci, vm->machine);
 }
 
 static int add_e1000(struct guest *vm, struct net_backend *be, const u8 mac[6])
@@ -156,8 +140,7 @@ static int add_e1000(struct guest *vm, struct net_backend *be, const u8 mac[6])
         say("cannot make a network card: %s", strerror(-r));
         return r;
     }
-    d->nr_e1000++;
-    return keep_out(vm, "e1000", slot);
+    return i82540em_keep(d->e1000[d->nr_e1000++], vm->machine);
 }
 
 static int add_nic(struct guest *vm, const struct nic *nic, unsigned index)

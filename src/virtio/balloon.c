@@ -103,7 +103,7 @@ _Static_assert(offsetof(struct virtio_balloon, dev) == 0, "virtio_class.state");
 
 static const struct virtio_class balloon_class = {
     .name = "virtio-balloon", .id = 5, .pci_class = 0x00ff00, .notify = balloon_notify, .config_read = config_read,
-    .config_write = config_write, .fini = balloon_fini, .savable = true, .state = balloon_fields,
+    .config_write = config_write, .fini = balloon_fini, .state = balloon_fields,
 };
 
 int virtio_balloon_create(struct ram *ram, struct virtio_dev **out)

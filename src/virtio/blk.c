@@ -273,7 +273,7 @@ static void blk_fini(struct virtio_dev *dev)
 
 static const struct virtio_class blk_class = {
     .name = "virtio-blk", .id = 2, .pci_class = 0x018000, .notify = blk_notify, .stop = blk_stop, .fini = blk_fini,
-    .savable = true, .drain = blk_stop,
+    .drain = blk_stop,
 };
 
 int virtio_blk_create(struct ram *ram, struct disk *disk, const struct blk_options *o, struct virtio_dev **out)

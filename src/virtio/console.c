@@ -4,6 +4,7 @@
  * to it. Lock order: a queue's lock, then con->lock.
  */
 #include "virtio/console.h"
+#include "base/park.h"
 #include "base/sandbox.h"
 #include "net/unixsock.h"
 #include <errno.h>
@@ -28,6 +29,7 @@ struct virtio_console {
     pthread_t thread;
     bool running;
     atomic_bool quit;
+    struct park park;
     pthread_mutex_t lock;             /* what follows */
     int client;                       /* -1: none */
     u8 backlog[BACKLOG];
@@ -132,6 +134,10 @@ static void *console_main(void *arg)
 
     sandbox_enter(SANDBOX_UNIX);
     while (!atomic_load(&con->quit)) {
+        if (park_point(&con->park) && atomic_load(&con->dev.running)) {
+            room = true;
+            transmit(con); /* out of a snapshot: what waits there would wait for a client that is not there any more */
+        }
         pthread_mutex_lock(&con->lock);
         int client = con->client;
         bool slow = con->len;
@@ -171,12 +177,27 @@ static void console_notify(struct virtio_queue *q)
         wake(console_of(q->dev));
 }
 
+static void console_drain(struct virtio_dev *dev)
+{
+    struct virtio_console *con = console_of(dev);
+
+    park_want(&con->park);
+    wake(con);
+    park_wait(&con->park);
+}
+
+static void console_resume(struct virtio_dev *dev)
+{
+    park_release(&console_of(dev)->park);
+}
+
 static void console_end(struct virtio_dev *dev)
 {
     struct virtio_console *con = console_of(dev);
     if (!con->running)
         return;
     atomic_store(&con->quit, true);
+    park_release(&con->park);
     wake(con);
     pthread_join(con->thread, NULL);
     con->running = false;
@@ -195,7 +216,7 @@ static void console_fini(struct virtio_dev *dev)
 
 static const struct virtio_class console_class = {
     .name = "virtio-console", .id = 3, .pci_class = 0x078000, .notify = console_notify, .end = console_end,
-    .fini = console_fini,
+    .fini = console_fini, .drain = console_drain, .resume = console_resume,
 };
 
 int virtio_console_create(struct ram *ram, const char *path, struct virtio_dev **out)
@@ -206,6 +227,7 @@ int virtio_console_create(struct ram *ram, const char *path, struct virtio_dev *
     if (!con)
         return -ENOMEM;
     con->client = -1;
+    con->park = (struct park)PARK_INIT;
     pthread_mutex_init(&con->lock, NULL);
     con->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int err = con->wake_fd < 0 ? -errno : unixsock_listen(path, &con->listener);

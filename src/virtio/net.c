@@ -293,7 +293,7 @@ static void net_fini(struct virtio_dev *dev)
 /* Nothing to stop: every access to guest memory is under a queue's lock and looks whether the queue works. */
 static const struct virtio_class net_class = {
     .name = "virtio-net", .id = 1, .pci_class = 0x020000, .notify = net_notify, .start = net_start, .end = net_end, .fini = net_fini,
-    .savable = true, .drain = net_drain, .resume = net_resume, /* what the guest said of pairs is forgotten: one will do */
+    .drain = net_drain, .resume = net_resume, /* what the guest said of pairs is forgotten: one will do */
 };
 
 int virtio_net_create(struct ram *ram, struct net_backend *be, const struct virtio_net_options *o,

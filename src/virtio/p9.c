@@ -97,6 +97,26 @@ static void p9_stop(struct virtio_dev *dev)
     pthread_mutex_unlock(&p9->lock);
 }
 
+/* vCPUs rest: what they have asked for is answered, and no more comes. */
+static void p9_drain(struct virtio_dev *dev)
+{
+    struct virtio_p9 *p9 = p9_of(dev);
+    pthread_mutex_lock(&p9->lock);
+    while (p9->busy || p9->notified || p9->reset)
+        pthread_cond_wait(&p9->idle, &p9->lock);
+    pthread_mutex_unlock(&p9->lock);
+}
+
+static int p9_save(struct virtio_dev *dev, struct state_buf *buf, const char **why)
+{
+    return p9_fs_save(p9_of(dev)->fs, buf, why);
+}
+
+static int p9_load(struct virtio_dev *dev, const void *bytes, size_t len)
+{
+    return p9_fs_load(p9_of(dev)->fs, bytes, len);
+}
+
 static void p9_end(struct virtio_dev *dev)
 {
     struct virtio_p9 *p9 = p9_of(dev);
@@ -124,7 +144,7 @@ static void p9_fini(struct virtio_dev *dev)
 
 static const struct virtio_class p9_class = {
     .name = "virtio-9p", .id = 9, .pci_class = 0x018000, .notify = p9_notify, .stop = p9_stop, .end = p9_end,
-    .fini = p9_fini,
+    .fini = p9_fini, .drain = p9_drain, .save = p9_save, .load = p9_load,
 };
 
 int virtio_p9_create(struct ram *ram, const char *dir, const char *tag, bool readonly, struct virtio_dev **out)

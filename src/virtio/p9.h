@@ -20,3 +20,15 @@ void p9_fs_reset(struct p9_fs *fs);
  * can be said. Nothing in the message is trusted.
  */
 u32 p9_fs_request(struct p9_fs *fs, const u8 *msg, u32 len, u8 *reply, u32 room);
+
+/* -- p9_state.c: fids in snapshots; nothing is being answered --------------------------------------- */
+
+struct state_buf;
+/*
+ * p9_fs_save - append which files the client has, by the ways to them. 0, or -EOPNOTSUPP with a sentence: one of them has
+ * no name any more.
+ */
+int p9_fs_save(struct p9_fs *fs, struct state_buf *buf, const char **why);
+/* p9_fs_load - from bytes that may be anybody's; files that are no more where they were are EBADF to the client. 0 or
+ * -EINVAL. */
+int p9_fs_load(struct p9_fs *fs, const void *bytes, size_t len);

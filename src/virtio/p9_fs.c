@@ -7,8 +7,7 @@
  * So no name and no symbolic link leads out of the directory. Only regular files and directories are opened, no device
  * nodes are made. Everything is done with this process's rights and ownership.
  */
-#include "virtio/p9.h"
-#include <dirent.h>
+#include "virtio/p9_inner.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -21,8 +20,6 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#define FIDS_MAX 4096u
-#define BUCKETS 256u
 #define HEADER 7u   /* size[4] type[1] tag[2] */
 #define NO_FID (~0u)
 #define WALK_MAX 16u
@@ -32,21 +29,6 @@ enum {
     T_GETATTR = 24, T_SETATTR = 26, T_READDIR = 40, T_FSYNC = 50, T_LOCK = 52, T_GETLOCK = 54, T_LINK = 70, T_MKDIR = 72,
     T_RENAMEAT = 74, T_UNLINKAT = 76, T_VERSION = 100, T_ATTACH = 104, T_FLUSH = 108, T_WALK = 110, T_READ = 116,
     T_WRITE = 118, T_CLUNK = 120,
-};
-
-struct fid {
-    struct fid *next;
-    u32 id;
-    int path, file; /* O_PATH; opened, or -1 */
-    DIR *dir;       /* opened directory; owns file */
-};
-
-struct p9_fs {
-    int root;
-    bool readonly;
-    u32 msize;
-    unsigned nr_fids;
-    struct fid *fid[BUCKETS];
 };
 
 /* A message being read, and one being written. The first mistake latches. */
@@ -113,7 +95,7 @@ static void put_qid(struct out *out, const struct stat *st)
 
 /* -- Fids --------------------------------------------------------------------------------------- */
 
-static struct fid *find(struct p9_fs *fs, u32 id)
+struct fid *p9_fid_find(struct p9_fs *fs, u32 id)
 {
     struct fid *f = fs->fid[id % BUCKETS];
     while (f && f->id != id)
@@ -146,10 +128,9 @@ static void drop(struct p9_fs *fs, u32 id)
     }
 }
 
-/* Takes path over, also on failure. 0 or -errno. */
-static int add(struct p9_fs *fs, u32 id, int path)
+int p9_fid_add(struct p9_fs *fs, u32 id, int path)
 {
-    struct fid *f = fs->nr_fids < FIDS_MAX && id != NO_FID && !find(fs, id) ? calloc(1, sizeof(*f)) : NULL;
+    struct fid *f = fs->nr_fids < FIDS_MAX && id != NO_FID && !p9_fid_find(fs, id) ? calloc(1, sizeof(*f)) : NULL;
     if (!f) {
         close(path);
         return -EMFILE;
@@ -168,8 +149,7 @@ void p9_fs_reset(struct p9_fs *fs)
     fs->msize = 8192;
 }
 
-/* A name that stays where it is. */
-static bool name_ok(const char *s)
+bool p9_name_ok(const char *s)
 {
     return *s && strcmp(s, ".") && strcmp(s, "..") && !strchr(s, '/');
 }
@@ -214,12 +194,12 @@ static int do_attach(struct p9_fs *fs, struct in *in, struct out *out)
         return -EIO;
     }
     put_qid(out, &st);
-    return add(fs, id, fd);
+    return p9_fid_add(fs, id, fd);
 }
 
 static int do_walk(struct p9_fs *fs, struct in *in, struct out *out)
 {
-    struct fid *f = find(fs, (u32)get(in, 4));
+    struct fid *f = p9_fid_find(fs, (u32)get(in, 4));
     u32 new_id = (u32)get(in, 4), nr = (u32)get(in, 2), count_at = out->len, done = 0;
     char name[NAME_MAX + 1];
     struct stat st;
@@ -232,7 +212,7 @@ static int do_walk(struct p9_fs *fs, struct in *in, struct out *out)
     put(out, 0, 2);
     while (done < nr && !err) {
         get_string(in, name, sizeof(name));
-        int next = in->bad || !name_ok(name) ? (errno = ENOENT, -1) : openat(fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        int next = in->bad || !p9_name_ok(name) ? (errno = ENOENT, -1) : openat(fd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
         if (next >= 0 && !fstat(next, &st)) {
             put_qid(out, &st);
             done++;
@@ -251,7 +231,7 @@ static int do_walk(struct p9_fs *fs, struct in *in, struct out *out)
     } else {
         if (new_id == f->id)
             drop(fs, new_id);
-        err = add(fs, new_id, fd);
+        err = p9_fid_add(fs, new_id, fd);
         if (err)
             return err;
     }
@@ -266,17 +246,11 @@ static int open_flags(const struct p9_fs *fs, u32 flags)
     return fs->readonly && (f & (O_ACCMODE | O_TRUNC)) ? -EROFS : f;
 }
 
-static int do_lopen(struct p9_fs *fs, struct in *in, struct out *out)
+int p9_fid_open(struct fid *f, int flags)
 {
-    struct fid *f = find(fs, (u32)get(in, 4));
-    int flags = open_flags(fs, (u32)get(in, 4));
     struct stat st;
     char proc[32];
 
-    if (!f || in->bad || f->file >= 0)
-        return -EBADF;
-    if (flags < 0)
-        return flags;
     if (fstat(f->path, &st))
         return -errno;
     if (!S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode))
@@ -288,6 +262,22 @@ static int do_lopen(struct p9_fs *fs, struct in *in, struct out *out)
         close_file(f);
         return -ENOMEM;
     }
+    return 0;
+}
+
+static int do_lopen(struct p9_fs *fs, struct in *in, struct out *out)
+{
+    struct fid *f = p9_fid_find(fs, (u32)get(in, 4));
+    int flags = open_flags(fs, (u32)get(in, 4));
+    struct stat st;
+
+    if (!f || in->bad || f->file >= 0)
+        return -EBADF;
+    int r = flags < 0 ? flags : p9_fid_open(f, flags);
+    if (r)
+        return r;
+    if (fstat(f->path, &st))
+        return -errno;
     put_qid(out, &st);
     put(out, 0, 4); /* iounit: as msize allows */
     return 0;
@@ -296,7 +286,7 @@ static int do_lopen(struct p9_fs *fs, struct in *in, struct out *out)
 /* Make a new thing in fid's directory and open or stat it. kind: 'f', 'd', 'l', 'n'. */
 static int do_create(struct p9_fs *fs, struct in *in, struct out *out, char kind)
 {
-    struct fid *f = find(fs, (u32)get(in, 4));
+    struct fid *f = p9_fid_find(fs, (u32)get(in, 4));
     char name[NAME_MAX + 1], target[PATH_MAX] = "";
     u32 flags = 0, mode = 0;
     struct stat st;
@@ -312,7 +302,7 @@ static int do_create(struct p9_fs *fs, struct in *in, struct out *out, char kind
     if (kind == 'n')
         get(in, 8); /* major, minor: no devices */
     get(in, 4);     /* gid: ours */
-    if (!f || in->bad || !name_ok(name))
+    if (!f || in->bad || !p9_name_ok(name))
         return f ? -EINVAL : -EBADF;
     if (fs->readonly)
         return -EROFS;
@@ -353,7 +343,7 @@ static int do_create(struct p9_fs *fs, struct in *in, struct out *out, char kind
 
 static int do_read(struct p9_fs *fs, struct in *in, struct out *out)
 {
-    struct fid *f = find(fs, (u32)get(in, 4));
+    struct fid *f = p9_fid_find(fs, (u32)get(in, 4));
     u64 at = get(in, 8);
     u32 count = (u32)get(in, 4), done = 0, count_at = out->len;
 
@@ -376,7 +366,7 @@ static int do_read(struct p9_fs *fs, struct in *in, struct out *out)
 
 static int do_write(struct p9_fs *fs, struct in *in, struct out *out)
 {
-    struct fid *f = find(fs, (u32)get(in, 4));
+    struct fid *f = p9_fid_find(fs, (u32)get(in, 4));
     u64 at = get(in, 8);
     u32 count = (u32)get(in, 4), done = 0;
 
@@ -397,7 +387,7 @@ static int do_write(struct p9_fs *fs, struct in *in, struct out *out)
 
 static int do_readdir(struct p9_fs *fs, struct in *in, struct out *out)
 {
-    struct fid *f = find(fs, (u32)get(in, 4));
+    struct fid *f = p9_fid_find(fs, (u32)get(in, 4));
     u64 at = get(in, 8);
     u32 count = (u32)get(in, 4), count_at = out->len;
     struct dirent *e;
@@ -428,7 +418,7 @@ static int do_readdir(struct p9_fs *fs, struct in *in, struct out *out)
 
 static int do_getattr(struct p9_fs *fs, struct in *in, struct out *out)
 {
-    struct fid *f = find(fs, (u32)get(in, 4));
+    struct fid *f = p9_fid_find(fs, (u32)get(in, 4));
     struct stat st;
 
     if (!f || in->bad)
@@ -465,7 +455,7 @@ static int set_size(struct fid *f, u64 size)
 
 static int do_setattr(struct p9_fs *fs, struct in *in)
 {
-    struct fid *f = find(fs, (u32)get(in, 4));
+    struct fid *f = p9_fid_find(fs, (u32)get(in, 4));
     u32 valid = (u32)get(in, 4), mode = (u32)get(in, 4), uid = (u32)get(in, 4), gid = (u32)get(in, 4);
     u64 size = get(in, 8), asec = get(in, 8), ansec = get(in, 8), msec = get(in, 8), mnsec = get(in, 8);
     char proc[32];
@@ -498,7 +488,7 @@ static int do_setattr(struct p9_fs *fs, struct in *in)
 
 static int do_statfs(struct p9_fs *fs, struct in *in, struct out *out)
 {
-    struct fid *f = find(fs, (u32)get(in, 4));
+    struct fid *f = p9_fid_find(fs, (u32)get(in, 4));
     struct statfs st;
     if (!f || in->bad)
         return -EBADF;
@@ -515,7 +505,7 @@ static int do_statfs(struct p9_fs *fs, struct in *in, struct out *out)
 
 static int do_readlink(struct p9_fs *fs, struct in *in, struct out *out)
 {
-    struct fid *f = find(fs, (u32)get(in, 4));
+    struct fid *f = p9_fid_find(fs, (u32)get(in, 4));
     char target[PATH_MAX];
     if (!f || in->bad)
         return -EBADF;
@@ -529,10 +519,10 @@ static int do_readlink(struct p9_fs *fs, struct in *in, struct out *out)
 
 static int do_link(struct p9_fs *fs, struct in *in)
 {
-    struct fid *d = find(fs, (u32)get(in, 4)), *f = find(fs, (u32)get(in, 4));
+    struct fid *d = p9_fid_find(fs, (u32)get(in, 4)), *f = p9_fid_find(fs, (u32)get(in, 4));
     char name[NAME_MAX + 1], proc[32];
     get_string(in, name, sizeof(name));
-    if (!d || !f || in->bad || !name_ok(name))
+    if (!d || !f || in->bad || !p9_name_ok(name))
         return -EINVAL;
     if (fs->readonly)
         return -EROFS;
@@ -542,11 +532,11 @@ static int do_link(struct p9_fs *fs, struct in *in)
 static int do_renameat(struct p9_fs *fs, struct in *in)
 {
     char from[NAME_MAX + 1], to[NAME_MAX + 1];
-    struct fid *a = find(fs, (u32)get(in, 4));
+    struct fid *a = p9_fid_find(fs, (u32)get(in, 4));
     get_string(in, from, sizeof(from));
-    struct fid *b = find(fs, (u32)get(in, 4));
+    struct fid *b = p9_fid_find(fs, (u32)get(in, 4));
     get_string(in, to, sizeof(to));
-    if (!a || !b || in->bad || !name_ok(from) || !name_ok(to))
+    if (!a || !b || in->bad || !p9_name_ok(from) || !p9_name_ok(to))
         return -EINVAL;
     if (fs->readonly)
         return -EROFS;
@@ -555,11 +545,11 @@ static int do_renameat(struct p9_fs *fs, struct in *in)
 
 static int do_unlinkat(struct p9_fs *fs, struct in *in)
 {
-    struct fid *d = find(fs, (u32)get(in, 4));
+    struct fid *d = p9_fid_find(fs, (u32)get(in, 4));
     char name[NAME_MAX + 1];
     get_string(in, name, sizeof(name));
     u32 flags = (u32)get(in, 4);
-    if (!d || in->bad || !name_ok(name))
+    if (!d || in->bad || !p9_name_ok(name))
         return -EINVAL;
     if (fs->readonly)
         return -EROFS;
@@ -568,7 +558,7 @@ static int do_unlinkat(struct p9_fs *fs, struct in *in)
 
 static int do_fsync(struct p9_fs *fs, struct in *in)
 {
-    struct fid *f = find(fs, (u32)get(in, 4));
+    struct fid *f = p9_fid_find(fs, (u32)get(in, 4));
     u32 data_only = in->left >= 4 ? (u32)get(in, 4) : 0;
     if (!f || in->bad || f->file < 0)
         return -EBADF;
@@ -622,7 +612,7 @@ static int dispatch(struct p9_fs *fs, u8 type, struct in *in, struct out *out)
     case T_GETLOCK: return do_getlock(in, out);
     case T_CLUNK:
         id = (u32)get(in, 4);
-        if (!find(fs, id))
+        if (!p9_fid_find(fs, id))
             return -EBADF;
         drop(fs, id);
         return 0;

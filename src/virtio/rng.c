@@ -36,7 +36,6 @@ static void rng_fini(struct virtio_dev *dev)
 
 static const struct virtio_class rng_class = {
     .name = "virtio-rng", .id = 4, .pci_class = 0x00ff00, .notify = rng_notify, .fini = rng_fini,
-    .savable = true,
 };
 
 int virtio_rng_create(struct ram *ram, struct virtio_dev **out)

@@ -145,18 +145,29 @@ int virtio_mmio_add(struct bus *bus, gpa_t gpa, struct irq_line line, struct vir
     return 0;
 }
 
-static const char *refuse(void *obj)
+static const struct state_field mmio_fields[] = {
+    STATE(struct virtio_mmio, device_select), STATE(struct virtio_mmio, driver_select),
+    STATE(struct virtio_mmio, queue_select), STATE(struct virtio_mmio, interrupts), STATE_END
+};
+
+static int loaded(void *obj)
 {
-    (void)obj;
-    return "a virtio device with transport=mmio cannot be saved";
+    struct virtio_mmio *vm = obj;
+
+    vm->interrupts &= INT_QUEUE | INT_CONFIG;
+    set_interrupts(vm, 0, 0); /* the interrupt controllers saw that level before */
+    return virtio_loaded(vm->dev);
 }
 
 int virtio_mmio_keep(struct virtio_mmio *vm, struct machine *m)
 {
-    static const struct state_field none[] = { STATE_END };
-    struct device_part part = { .state = none, .obj = vm, .refuse = refuse };
-    snprintf(part.name, sizeof(part.name), "virtio-mmio.%llx", (unsigned long long)vm->gpa);
-    return machine_add_part(m, &part);
+    struct device_part part = { .state = mmio_fields, .obj = vm, .loaded = loaded };
+    char name[16];
+
+    snprintf(name, sizeof(name), "virtio.%08llx", (unsigned long long)vm->gpa);
+    int r = virtio_keep(vm->dev, m, name);
+    snprintf(part.name, sizeof(part.name), "%s.mmio", name);
+    return r ? r : machine_add_part(m, &part);
 }
 
 void virtio_mmio_free(struct virtio_mmio *vm)

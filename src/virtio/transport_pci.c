@@ -301,51 +301,11 @@ void virtio_pci_free(struct virtio_pci *vp)
 
 /* -- Snapshots -------------------------------------------------------------------------------- */
 
-static const struct state_field queue_fields[] = {
-    STATE(struct virtio_queue, size), STATE(struct virtio_queue, vector), STATE(struct virtio_queue, enabled),
-    STATE(struct virtio_queue, desc), STATE(struct virtio_queue, avail), STATE(struct virtio_queue, used),
-    STATE(struct virtio_queue, vq.broken), STATE(struct virtio_queue, vq.next_avail),
-    STATE(struct virtio_queue, vq.next_used), STATE(struct virtio_queue, vq.avail_wrap),
-    STATE(struct virtio_queue, vq.used_wrap), STATE(struct virtio_queue, vq.signalled),
-    STATE(struct virtio_queue, vq.signalled_valid), STATE(struct virtio_queue, vq.signalled_wrap), STATE_END
-};
-static const struct state_field dev_fields[] = {
-    STATE(struct virtio_dev, status), STATE(struct virtio_dev, driver_features),
-    STATE(struct virtio_dev, generation), STATE(struct virtio_dev, running), STATE_END
-};
 static const struct state_field pci_fields[] = {
     STATE(struct virtio_pci, device_feature_select), STATE(struct virtio_pci, driver_feature_select),
     STATE(struct virtio_pci, queue_select), STATE(struct virtio_pci, config_vector), STATE(struct virtio_pci, isr),
     STATE(struct virtio_pci, msix.pending), STATE(struct virtio_pci, msix.entry), STATE_END
 };
-
-static const char *refuse(void *obj)
-{
-    struct virtio_pci *vp = obj;
-
-    if (!vp->dev->class->savable)
-        return "such a device cannot be saved";
-    for (unsigned i = 0; i < vp->dev->nr_queues; i++)
-        if (vp->dev->queue[i].vq.in_flight && !vp->dev->queue[i].vq.broken)
-            return "it has not finished what it was asked for";
-    return NULL;
-}
-
-static void drain(void *obj)
-{
-    struct virtio_pci *vp = obj;
-
-    if (vp->dev->class->drain)
-        vp->dev->class->drain(vp->dev);
-}
-
-static void resume(void *obj)
-{
-    struct virtio_pci *vp = obj;
-
-    if (vp->dev->class->resume)
-        vp->dev->class->resume(vp->dev);
-}
 
 static int loaded(void *obj)
 {
@@ -363,25 +323,13 @@ static int loaded(void *obj)
 
 int virtio_pci_keep(struct virtio_pci *vp, struct machine *m)
 {
-    unsigned slot = vp->pci.devfn >> 3;
-    struct device_part part = { .state = dev_fields, .obj = vp->dev };
+    struct device_part part = { .state = pci_fields, .obj = vp, .loaded = loaded };
+    char name[16];
 
     vp->pci.kept = true;
-    snprintf(part.name, sizeof(part.name), "virtio.%02x", slot);
-    int r = machine_add_part(m, &part);
-    for (unsigned i = 0; i < vp->dev->nr_queues && !r; i++) {
-        part = (struct device_part){ .state = queue_fields, .obj = &vp->dev->queue[i] };
-        snprintf(part.name, sizeof(part.name), "virtio.%02x.queue%u", slot, i);
-        r = machine_add_part(m, &part);
-    }
-    if (!r && vp->dev->class->state) {
-        part = (struct device_part){ .state = vp->dev->class->state, .obj = vp->dev };
-        snprintf(part.name, sizeof(part.name), "virtio.%02x.type", slot);
-        r = machine_add_part(m, &part);
-    }
+    snprintf(name, sizeof(name), "virtio.%02x", vp->pci.devfn >> 3);
+    int r = virtio_keep(vp->dev, m, name);
     /* Last: when it is judged, the others are there. */
-    part = (struct device_part){ .state = pci_fields, .obj = vp, .loaded = loaded, .quiesce = drain,
-                                 .resume = resume, .refuse = refuse };
-    snprintf(part.name, sizeof(part.name), "virtio.%02x.pci", slot);
+    snprintf(part.name, sizeof(part.name), "%s.pci", name);
     return r ? r : machine_add_part(m, &part);
 }

@@ -211,8 +211,9 @@ int virtio_loaded(struct virtio_dev *dev)
         r = queue_loaded(dev, &dev->queue[i]);
         pthread_mutex_unlock(&dev->queue[i].lock);
     }
-    if (!r && atomic_load(&dev->running) && dev->class->start)
-        dev->class->start(dev);
+    void (*start)(struct virtio_dev *) = dev->class->restored ? dev->class->restored : dev->class->start;
+    if (!r && atomic_load(&dev->running) && start)
+        start(dev);
     pthread_mutex_unlock(&dev->lock);
     return r;
 }

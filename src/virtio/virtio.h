@@ -30,6 +30,8 @@
 #define VIRTIO_FAILED 128u
 
 struct virtio_dev;
+struct machine;
+struct state_buf;
 struct state_field;
 
 struct virtio_queue {
@@ -61,13 +63,15 @@ struct virtio_class {
     void (*end)(struct virtio_dev *dev);  /* for good: its threads use the queues no more */
     void (*fini)(struct virtio_dev *dev); /* frees it; stopped and ended before */
     /* While no vCPU runs: after drain() nothing that was begun is under way and nothing touches guest memory, until
-     * resume(). savable: all that it keeps then is in struct virtio_dev, its queues, and the fields of `state` (NULL:
-     * none; of the type's struct, which begins with its virtio_dev); without it a VM that has one cannot be put into a
-     * snapshot. */
-    bool savable;
+     * resume(). A snapshot carries struct virtio_dev, its queues, the fields of `state` (of the type's struct, which begins
+     * with its virtio_dev), and what save() appends, as device_part.save. restored(): a driver goes on that came out of a
+     * snapshot; in the place of start(), with dev->lock held. */
     const struct state_field *state;
     void (*drain)(struct virtio_dev *dev);
     void (*resume)(struct virtio_dev *dev);
+    int (*save)(struct virtio_dev *dev, struct state_buf *buf, const char **why);
+    int (*load)(struct virtio_dev *dev, const void *bytes, size_t len);
+    void (*restored)(struct virtio_dev *dev); /* NULL: start() */
 };
 
 /* How a device reaches its driver. Any thread; q NULL: the configuration has changed. */
@@ -102,6 +106,9 @@ int virtio_init(struct virtio_dev *dev, const struct virtio_class *class, struct
 void virtio_destroy(struct virtio_dev *dev);
 /* virtio_loaded - after the fields of dev and its queues were read from a snapshot: judge them, run on. 0 or -EINVAL. */
 int virtio_loaded(struct virtio_dev *dev);
+/* virtio_keep - have snapshots carry it, in sections whose names begin with `name` (up to 15 characters). For transports, which
+ * add a section of their own whose `loaded` calls virtio_loaded(). 0 or -ENOMEM. */
+int virtio_keep(struct virtio_dev *dev, struct machine *m, const char *name);
 /* virtio_has - did the driver accept a feature? Stable while running. */
 static inline bool virtio_has(const struct virtio_dev *dev, u64 feature)
 {

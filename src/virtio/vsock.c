@@ -3,7 +3,9 @@
  * wakes it. So connections need no lock, and the queues' locks only keep it from a queue that is being reset.
  */
 #include "virtio/vsock.h"
+#include "base/park.h"
 #include "base/sandbox.h"
+#include "base/state.h"
 #include "net/unixsock.h"
 #include <errno.h>
 #include <poll.h>
@@ -23,6 +25,7 @@
 #define HOST_CID 2u
 #define FIRST_HOST_PORT 0x40000000u
 enum { Q_RX, Q_TX, Q_EVENT, NR_QUEUES };
+#define EVENT_TRANSPORT_RESET 0u /* §5.10.6.7 */
 enum { OP_REQUEST = 1, OP_RESPONSE, OP_RST, OP_SHUTDOWN, OP_RW, OP_CREDIT_UPDATE, OP_CREDIT_REQUEST };
 #define TYPE_STREAM 1
 #define SHUT_RECEIVE 1u
@@ -61,6 +64,8 @@ struct virtio_vsock {
     pthread_t thread;
     bool running;
     atomic_bool quit, reset;
+    atomic_bool tell_reset;     /* the guest does not know yet that its connections are gone */
+    struct park park;
     u32 next_port;
     struct conn conn[CONNS_MAX];
     struct vsock_hdr reply[REPLIES_MAX]; /* headers without data, waiting for a buffer of the guest's */
@@ -122,6 +127,25 @@ static void send_replies(struct virtio_vsock *v)
     pthread_mutex_unlock(&q->lock);
     memmove(v->reply, v->reply + done, (v->nr_replies - done) * sizeof(v->reply[0]));
     v->nr_replies -= done;
+}
+
+/* Connections do not outlive a snapshot: the guest ends its own, and asks for its CID again (§5.10.6.7). */
+static void send_reset(struct virtio_vsock *v)
+{
+    struct virtio_queue *q = &v->dev.queue[Q_EVENT];
+    const u32 id = EVENT_TRANSPORT_RESET;
+
+    if (!atomic_load(&v->tell_reset))
+        return;
+    pthread_mutex_lock(&q->lock);
+    if (atomic_load(&v->dev.running) && (virtio_pop(q, &v->chain) || (!virtio_idle(q) && virtio_pop(q, &v->chain)))) {
+        u64 n = vq_copy_in(&v->chain, 0, &id, sizeof(id));
+        vq_written(q->dev->ram, &v->chain, n);
+        vq_push(&q->vq, v->chain.id, v->chain.nr_desc, (u32)n);
+        virtio_interrupt(q);
+        atomic_store(&v->tell_reset, false);
+    }
+    pthread_mutex_unlock(&q->lock);
 }
 
 static u32 credit(const struct conn *c)
@@ -344,6 +368,7 @@ static void *vsock_main(void *arg)
 
     sandbox_enter(SANDBOX_UNIX);
     while (!atomic_load(&v->quit)) {
+        park_point(&v->park);
         struct pollfd pfd[2 + CONNS_MAX];
         pthread_mutex_lock(&v->dev.queue[Q_RX].lock);
         bool room = vq_has_more(&v->dev.queue[Q_RX].vq); /* if not, the guest wakes us when it makes room */
@@ -363,6 +388,7 @@ static void *vsock_main(void *arg)
             v->nr_replies = 0;
             continue;
         }
+        send_reset(v);
         if (pfd[1].revents && v->nr_replies < REPLIES_MAX / 2)
             accept_client(v);
         for (unsigned i = 0; i < CONNS_MAX; i++) {
@@ -386,8 +412,10 @@ static void *vsock_main(void *arg)
 
 static void vsock_notify(struct virtio_queue *q)
 {
-    if (q->index != Q_EVENT)
-        wake(vsock_of(q->dev));
+    struct virtio_vsock *v = vsock_of(q->dev);
+
+    if (q->index != Q_EVENT || atomic_load(&v->tell_reset))
+        wake(v);
 }
 
 static void vsock_stop(struct virtio_dev *dev)
@@ -396,12 +424,38 @@ static void vsock_stop(struct virtio_dev *dev)
     wake(vsock_of(dev));
 }
 
+static void vsock_start(struct virtio_dev *dev)
+{
+    atomic_store(&vsock_of(dev)->tell_reset, false); /* a new driver has no connections */
+}
+
+static void vsock_restored(struct virtio_dev *dev)
+{
+    atomic_store(&vsock_of(dev)->tell_reset, true);
+}
+
+static void vsock_drain(struct virtio_dev *dev)
+{
+    struct virtio_vsock *v = vsock_of(dev);
+
+    park_want(&v->park);
+    wake(v);
+    park_wait(&v->park);
+}
+
+static void vsock_resume(struct virtio_dev *dev)
+{
+    park_release(&vsock_of(dev)->park);
+    wake(vsock_of(dev)); /* what came meanwhile */
+}
+
 static void vsock_end(struct virtio_dev *dev)
 {
     struct virtio_vsock *v = vsock_of(dev);
     if (!v->running)
         return;
     atomic_store(&v->quit, true);
+    park_release(&v->park);
     wake(v);
     pthread_join(v->thread, NULL);
     v->running = false;
@@ -417,9 +471,13 @@ static void vsock_fini(struct virtio_dev *dev)
     free(v);
 }
 
+static const struct state_field vsock_fields[] = { STATE(struct virtio_vsock, next_port), STATE_END };
+_Static_assert(offsetof(struct virtio_vsock, dev) == 0, "virtio_class.state");
+
 static const struct virtio_class vsock_class = {
     .name = "virtio-vsock", .id = 19, .pci_class = 0x028000, .notify = vsock_notify, .stop = vsock_stop,
-    .end = vsock_end, .fini = vsock_fini,
+    .end = vsock_end, .fini = vsock_fini, .start = vsock_start, .restored = vsock_restored, .state = vsock_fields,
+    .drain = vsock_drain, .resume = vsock_resume,
 };
 
 int virtio_vsock_create(struct ram *ram, const char *path, u32 cid, struct virtio_dev **out)
@@ -432,6 +490,7 @@ int virtio_vsock_create(struct ram *ram, const char *path, u32 cid, struct virti
     for (unsigned i = 0; i < CONNS_MAX; i++)
         v->conn[i].fd = -1;
     v->config = cid;
+    v->park = (struct park)PARK_INIT;
     snprintf(v->path, sizeof(v->path), "%s", path);
     v->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     int err = v->wake_fd < 0 ? -errno : unixsock_listen(path, &v->listener);

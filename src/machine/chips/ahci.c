@@ -9,9 +9,11 @@
 #include "machine/chips/ahci.h"
 #include "machine/chips/ide.h"
 #include "machine/msi.h"
+#include "machine/state.h"
 #include "mem/ram.h"
 #include "storage/aio.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -563,6 +565,40 @@ static void pci_reset(struct pci_dev *pci)
     pthread_mutex_lock(&a->lock);
     reset_all(a);
     pthread_mutex_unlock(&a->lock);
+}
+
+/* -- Snapshots ------------------------------------------------------------------------------------ */
+
+static const struct state_field ahci_fields[] = {
+    STATE(struct ahci, ghc), STATE(struct ahci, is), STATE(struct ahci, level), STATE_END
+};
+/* Commands under way: none, after quiesce(). */
+static const struct state_field port_fields[] = {
+    STATE(struct ahci_port, reg), STATE(struct ahci_port, srst), STATE_END
+};
+
+static void quiesce(void *obj)
+{
+    struct ahci *a = obj;
+
+    for (unsigned i = 0; i < a->nr; i++)
+        disk_aio_drain(a->port[i].aio);
+}
+
+int ahci_keep(struct ahci *a, struct machine *m)
+{
+    unsigned slot = a->pci.devfn >> 3;
+    struct device_part part = { .state = ahci_fields, .obj = a, .quiesce = quiesce };
+
+    a->pci.kept = true;
+    snprintf(part.name, sizeof(part.name), "ahci.%02x", slot);
+    int r = machine_add_part(m, &part);
+    for (unsigned i = 0; i < a->nr && !r; i++) {
+        part = (struct device_part){ .state = port_fields, .obj = &a->port[i] };
+        snprintf(part.name, sizeof(part.name), "ahci.%02x.port%u", slot, i);
+        r = machine_add_part(m, &part);
+    }
+    return r;
 }
 
 /* -- Life ----------------------------------------------------------------------------------------- */

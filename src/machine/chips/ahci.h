@@ -14,5 +14,8 @@ struct ahci;
  */
 int ahci_create(struct pci_host *host, unsigned slot, struct ram *ram, struct disk *const disk[],
                 const char *const serial[], unsigned nr, struct ahci **out);
+/* ahci_keep - have snapshots carry it. 0 or -ENOMEM. */
+struct machine;
+int ahci_keep(struct ahci *a, struct machine *m);
 /* ahci_free - no vCPU runs any more; waits for what is under way. NULL is allowed. */
 void ahci_free(struct ahci *a);

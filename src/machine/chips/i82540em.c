@@ -8,9 +8,11 @@
  */
 #include "machine/chips/i82540em.h"
 #include "machine/pci.h"
+#include "machine/state.h"
 #include "mem/ram.h"
 #include "net/net.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -80,6 +82,7 @@ struct i82540em {
     u8 *frame, *segment;      /* tx: SEGMENT_MAX, FRAME_MAX bytes */
     u32 len;                  /* tx: bytes collected in frame */
     u8 popts, first_cmd;
+    bool held;                /* rx: paused, nothing may be received */
 };
 
 /* -- Interrupts --------------------------------------------------------------------------------- */
@@ -313,7 +316,9 @@ static bool receive(void *card, const struct net_hdr *hdr, const u8 *frame, size
         len = sizeof(small);
     }
     pthread_mutex_lock(&e->rx);
-    if ((e->reg[RCTL / 4] & RCTL_EN) && wanted(e, frame)) {
+    if (e->held) {
+        taken = false;
+    } else if ((e->reg[RCTL / 4] & RCTL_EN) && wanted(e, frame)) {
         taken = put_frame(e, frame, (u32)len);
         update_irq(e, taken ? ICR_RXT0 : ICR_RXO, 0);
     }
@@ -500,6 +505,81 @@ static void io_write(void *opaque, u64 off, unsigned size, u64 value)
 
 static const struct io_ops mmio_ops = { "e1000", 4, 4, mmio_read, mmio_write };
 static const struct io_ops io_ops = { "e1000-io", 4, 4, io_read, io_write };
+
+/* -- Snapshots ---------------------------------------------------------------------------------- */
+
+#define E(member) STATE(struct i82540em, member)
+static const struct state_field state_fields[] = {
+    E(eeprom), E(phy), E(reg), E(io_address), E(ee.reading), E(ee.in), E(ee.bits), E(ee.out), E(context), E(len), E(popts),
+    E(first_cmd), STATE_END
+};
+#undef E
+
+static int loaded(void *obj)
+{
+    struct i82540em *e = obj;
+
+    if (e->len > SEGMENT_MAX)
+        return -EINVAL;
+    e->reg[TDLEN / 4] &= 0xfff80;
+    e->reg[RDLEN / 4] &= 0xfff80;
+    const u32 positions[] = { TDH, TDT, RDH, RDT };
+    for (unsigned i = 0; i < ARRAY_SIZE(positions); i++)
+        e->reg[positions[i] / 4] &= 0xffff;
+    return 0;
+}
+
+/* What has been collected of a packet. */
+static int save_frame(void *obj, struct state_buf *buf, const char **why)
+{
+    struct i82540em *e = obj;
+
+    (void)why;
+    state_put(buf, e->frame, e->len);
+    return 0;
+}
+
+static int load_frame(void *obj, const void *bytes, size_t len)
+{
+    struct i82540em *e = obj;
+
+    if (len > SEGMENT_MAX || len != e->len)
+        return -EINVAL;
+    memcpy(e->frame, bytes, len);
+    return 0;
+}
+
+static void quiesce(void *obj)
+{
+    struct i82540em *e = obj;
+
+    pthread_mutex_lock(&e->rx);
+    e->held = true; /* frames may come at any time */
+    pthread_mutex_unlock(&e->rx);
+}
+
+static void resume(void *obj)
+{
+    struct i82540em *e = obj;
+
+    pthread_mutex_lock(&e->rx);
+    e->held = false;
+    pthread_mutex_unlock(&e->rx);
+    e->be->ops->room(e->be);
+}
+
+int i82540em_keep(struct i82540em *e, struct machine *m)
+{
+    unsigned slot = e->pci.devfn >> 3;
+    struct device_part part = { .state = state_fields, .obj = e, .loaded = loaded, .quiesce = quiesce, .resume = resume };
+
+    e->pci.kept = true;
+    snprintf(part.name, sizeof(part.name), "e1000.%02x", slot);
+    int r = machine_add_part(m, &part);
+    part = (struct device_part){ .obj = e, .save = save_frame, .load = load_frame };
+    snprintf(part.name, sizeof(part.name), "e1000.%02x.frame", slot);
+    return r ? r : machine_add_part(m, &part);
+}
 
 static void pci_reset(struct pci_dev *pci)
 {

@@ -12,5 +12,8 @@ struct i82540em;
  */
 int i82540em_create(struct pci_host *host, unsigned slot, struct ram *ram, struct net_backend *be, const u8 mac[6],
                     struct i82540em **out);
+/* i82540em_keep - have snapshots carry it. 0 or -ENOMEM. */
+struct machine;
+int i82540em_keep(struct i82540em *e, struct machine *m);
 /* i82540em_free - no vCPU runs any more. NULL is allowed. */
 void i82540em_free(struct i82540em *e);

@@ -78,7 +78,7 @@ int main(int argc, char **argv)
             if (n > 0 && (at += n) == len)
                 len = 0;
         }
-        if (pfd[1].revents & (POLLIN | POLLHUP)) {
+        if (pfd[1].revents & (POLLIN | POLLHUP | POLLERR)) {
             n = read(fd, buf, sizeof(buf));
             if (n <= 0)
                 return n ? fail("read") : 0;
