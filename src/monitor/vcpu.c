@@ -212,7 +212,7 @@ int vm_vcpu_init(struct guest *vm, unsigned index)
 
     cpu->vm = vm;
     cpu->index = index;
-    cpu->waiting = index != 0;
+    cpu->waiting = cpu->waits = index != 0; /* it may be given a start before its thread runs */
     pthread_mutex_init(&cpu->lock, NULL);
     pthread_cond_init(&cpu->wake, NULL);
     cpu->vcpu = vitro_vcpu_create(vm->vm, index, err, sizeof(err));
