@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <linux/aio_abi.h>
 #include <linux/membarrier.h>
+#include <netinet/ip_icmp.h>
 #include <pthread.h>
 #include <sched.h>
 #include <spawn.h>
@@ -363,9 +364,9 @@ static void write_4k_16(unsigned long n) { disk(n, 16, 4096, IOCB_CMD_PWRITE); }
 static void read_1m(unsigned long n) { disk(n, 4, 1 << 20, IOCB_CMD_PREAD); }
 static void write_1m(unsigned long n) { disk(n, 4, 1 << 20, IOCB_CMD_PWRITE); }
 
-/* -- Network: ARGUMENT is address:port of something that sends UDP datagrams back --------------------------- */
+/* -- Network: ARGUMENT is address:port of something that takes what is sent there; for round trips it answers ---- */
 
-static int udp_open(void)
+static int net_open(int type, int protocol)
 {
     char address[32];
     const char *colon = strchr(argument, ':');
@@ -375,7 +376,7 @@ static int udp_open(void)
     address[colon - argument] = '\0';
     struct sockaddr_in to = { .sin_family = AF_INET, .sin_port = htons((unsigned short)atoi(colon + 1)) };
     struct timeval patience = { 1, 0 };
-    int fd = socket(AF_INET, SOCK_DGRAM, 0);
+    int fd = socket(AF_INET, type, protocol);
     if (inet_pton(AF_INET, address, &to.sin_addr) != 1 || connect(fd, (struct sockaddr *)&to, sizeof(to)))
         die("%s: %s", argument, strerror(errno));
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
@@ -384,7 +385,7 @@ static int udp_open(void)
 static void udp_round_trip(unsigned long n)
 {
     char data[64] = "ping";
-    int fd = udp_open(), lost = 0;
+    int fd = net_open(SOCK_DGRAM, 0), lost = 0;
     while (n--)
         if (send(fd, data, sizeof(data), 0) != sizeof(data) || recv(fd, data, sizeof(data), 0) != sizeof(data))
             if (++lost > 3)
@@ -394,11 +395,77 @@ static void udp_round_trip(unsigned long n)
 static void udp_send(unsigned long n)
 {
     char data[64] = "";
-    int fd = udp_open();
+    int fd = net_open(SOCK_DGRAM, 0);
     while (n--)
         if (send(fd, data, sizeof(data), 0) < 0 && errno != ECONNREFUSED && errno != ENOBUFS)
             die("%s: %s", argument, strerror(errno));
     close(fd);
+}
+
+/* An echo request and its answer. */
+static void ping(unsigned long n)
+{
+    struct {
+        struct icmphdr h;
+        char data[56];
+    } out = { .h = { .type = ICMP_ECHO, .un.echo.id = 0x5656 } };
+    char in[256];
+    int fd = net_open(SOCK_RAW, IPPROTO_ICMP), lost = 0;
+    while (n--) {
+        out.h.un.echo.sequence++;
+        out.h.checksum = 0;
+        unsigned sum = 0;
+        for (unsigned i = 0; i < sizeof(out) / 2; i++)
+            sum += ((unsigned short *)&out)[i];
+        sum = (sum & 0xffff) + (sum >> 16);
+        out.h.checksum = (unsigned short)~(sum + (sum >> 16));
+        if (send(fd, &out, sizeof(out), 0) != sizeof(out))
+            die("%s: %s", argument, strerror(errno));
+        for (;;) {
+            ssize_t len = recv(fd, in, sizeof(in), 0);
+            const struct icmphdr *h = (const struct icmphdr *)(in + 20); /* behind the IP header */
+            if (len < 0 && ++lost > 3)
+                die("%s: no answer", argument);
+            if (len < 0 || (len >= 28 && h->type == ICMP_ECHOREPLY && h->un.echo.sequence == out.h.un.echo.sequence))
+                break;
+        }
+    }
+    close(fd);
+}
+/* Bulk: n times 64 KiB, until the other side has all of it. */
+static void tcp_send(unsigned long n)
+{
+    static char data[65536];
+    int fd = net_open(SOCK_STREAM, 0);
+    while (n--)
+        for (size_t at = 0; at < sizeof(data);) {
+            ssize_t done = send(fd, data + at, sizeof(data) - at, 0);
+            if (done <= 0)
+                die("%s: %s", argument, strerror(errno));
+            at += (size_t)done;
+        }
+    shutdown(fd, SHUT_WR);
+    if (recv(fd, data, 1, 0) != 0)
+        die("%s: not all was taken: %s", argument, strerror(errno));
+    close(fd);
+}
+
+/* -- Compiling: ARGUMENT is a C file ---------------------------------------------------------------------------- */
+
+static void compile(unsigned long n)
+{
+    static char gcc[] = "/usr/bin/gcc", o2[] = "-O2", c[] = "-c", o[] = "-o", out[] = "/tmp/out.o";
+    static char path[] = "PATH=/usr/bin:/bin";
+    char *argv[] = { gcc, o2, c, strdup(argument), o, out, NULL }, *env[] = { path, NULL };
+    while (n--) {
+        pid_t child;
+        int status;
+        if (posix_spawn(&child, gcc, NULL, NULL, argv, env))
+            die("posix_spawn: %s", gcc);
+        waitpid(child, &status, 0);
+        if (status)
+            die("gcc: status %#x", (unsigned)status);
+    }
 }
 
 /* -- The table -------------------------------------------------------------------------------------------- */
@@ -422,6 +489,9 @@ static const struct line {
     { "spinlock",     spinlocks,      100000 },
     { "udp",          udp_round_trip, 5000 },
     { "udp-out",      udp_send,       50000 },
+    { "ping",         ping,           5000 },
+    { "tcp-out",      tcp_send,       2000 },
+    { "compile",      compile,        10 },
     { "read4k",       read_4k,        5000 },
     { "read4k-16",    read_4k_16,     20000 },
     { "write4k-16",   write_4k_16,    20000 },

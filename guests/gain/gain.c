@@ -1,6 +1,7 @@
 /*
  * gain.c - the same work by driving the machine and by asking Vitro, side by side: the lines of `vitro bench pv` that are
- * not about Linux. Start it with --cpus 2 --counters; it prints `sdk: LINE WAY OPERATIONS NS COUNTERS...`.
+ * not about Linux. Start it with --counters and --cpus 2, or
+ * --cpus 1 for those about memory; it prints `sdk: LINE WAY OPERATIONS NS COUNTERS...`.
  *
  * "Unaware" is what a kernel would do on real hardware: port accesses, the local APIC's registers, page-table entries and
  * INVLPG. One row of `lines` is one line. Each is done in parts, and the quickest counts: the host has other work too.
@@ -113,7 +114,7 @@ static void tick_ask(uint32_t n)
 
 /* -- Another processor --------------------------------------------------------------------------------------------------- */
 
-static volatile bool stop_other, other_ready, other_gone;
+static volatile bool other_ready;
 
 static void other(void *arg)
 {
@@ -122,10 +123,8 @@ static void other(void *arg)
     event_handle(PORT_IPI, on_event_ipi, NULL);
     other_ready = true;
     irq_on();
-    while (!stop_other)
+    for (;;)
         __asm__ volatile("pause");
-    irq_off();
-    other_gone = true;
 }
 static void ipi_hardware(uint32_t n)
 {
@@ -293,9 +292,10 @@ int main(void)
     trap_handle(VECTOR_IPI, on_apic_ipi);
     apic_on();
     event_handle(PORT_TIMER, on_event_timer, NULL);
-    if (cpu_count() < 2 || cpu_start(1, other, NULL))
-        die("this needs two processors: --cpus 2\n");
-    while (!other_ready)
+    bool alone = cpu_count() < 2;
+    if (!alone && cpu_start(1, other, NULL))
+        die("the other processor does not start\n");
+    while (!alone && !other_ready)
         __asm__ volatile("pause");
 
     /* Tables of our own for AT, so that both ways find them made: PDPT, PD, then the leaves in a row. */
@@ -310,11 +310,8 @@ int main(void)
 
     irq_on();
     for (unsigned i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
-        if (lines[i].pages && !stop_other) { /* one processor: a call forgets translations everywhere, INVLPG does not */
-            stop_other = true;
-            while (!other_gone)
-                __asm__ volatile("pause");
-        }
+        if ((lines[i].pages != 0) != alone) /* one processor: a call forgets translations everywhere, INVLPG does not */
+            continue;
         measure(&lines[i], "unaware", lines[i].hardware);
         measure(&lines[i], "aware", lines[i].ask);
     }

@@ -46,6 +46,9 @@ struct timer {
     s64 due_ms; /* -1: not set */
 };
 
+#define FLOWS 64u
+#define FLOW_SECONDS 5
+
 struct user {
     struct net_backend be;
     struct net_port port;
@@ -56,8 +59,10 @@ struct user {
     size_t waiting_bytes;
     u8 out[NET_FRAME_MAX];   /* the frame being sent, in one piece */
     pthread_t thread;
-    bool running;
+    bool running, restricted;
     atomic_bool stop, polling;
+    atomic_bool changed;       /* sockets to wait for, since the thread was last woken */
+    struct flow { u8 bytes[12]; s64 seconds; } flow[FLOWS]; /* datagrams that were sent lately */
     int wake_fd;
     struct pollfd poll[1 + POLL_MAX];
     unsigned nr_poll;
@@ -278,6 +283,31 @@ static void user_stop(struct net_backend *be)
     pthread_mutex_unlock(&u->lock);
 }
 
+/*
+ * May the thread have something else to wait for after this frame? A connection's next wish may be another with each
+ * segment, a datagram may be the first of a new socket. One that goes where others went lately (the stack keeps such a
+ * socket for minutes) changes nothing: no wake-up, which would cost more than the frame.
+ */
+static bool changes_polls(struct user *u, const u8 *f, size_t len)
+{
+    struct flow key = { .seconds = on_clock(NULL) / 1000000000 };
+    bool ipv4 = len >= 38 && f[12] == 8 && !f[13] && (f[14] & 15) == 5;
+    if (len >= 14 && f[12] == 8 && f[13] == 6) /* ARP */
+        return false;
+    if (ipv4 && u->restricted) /* only connections that came from outside have sockets */
+        return f[23] == 6;
+    if (!ipv4 || f[23] != 17)
+        return true;
+    memcpy(key.bytes, f + 26, sizeof(key.bytes)); /* addresses and ports */
+    u32 h = 0;
+    for (unsigned i = 0; i < sizeof(key.bytes); i++)
+        h = (h ^ key.bytes[i]) * 0x01000193u;
+    struct flow *seen = &u->flow[(h ^ h >> 16) % FLOWS];
+    bool same = !memcmp(seen->bytes, key.bytes, sizeof(key.bytes)) && key.seconds - seen->seconds < FLOW_SECONDS;
+    *seen = key;
+    return !same;
+}
+
 static void user_send(struct net_backend *be, const struct net_hdr *hdr, const struct iovec *iov, unsigned nr)
 {
     struct user *u = user_of(be);
@@ -286,14 +316,19 @@ static void user_send(struct net_backend *be, const struct net_hdr *hdr, const s
     pthread_mutex_lock(&u->lock);
     for (unsigned i = 0; i < nr && len + iov[i].iov_len <= sizeof(u->out); len += iov[i++].iov_len)
         memcpy(u->out + len, iov[i].iov_base, iov[i].iov_len);
-    if (net_finish(hdr, u->out, len))
+    if (net_finish(hdr, u->out, len)) {
+        if (changes_polls(u, u->out, len))
+            atomic_store(&u->changed, true);
         slirp_input(u->slirp, u->out, (int)len);
+    }
     pthread_mutex_unlock(&u->lock);
 }
 
 static void user_sent(struct net_backend *be)
 {
-    wake(user_of(be)); /* there may be sockets to wait for */
+    struct user *u = user_of(be);
+    if (atomic_load(&u->changed) && atomic_exchange(&u->changed, false))
+        wake(u); /* there may be sockets to wait for */
 }
 
 static void user_room(struct net_backend *be)
@@ -347,6 +382,7 @@ int net_user_create(const struct net_user_options *o, struct net_backend **out, 
         goto fail;
     pthread_mutex_init(&u->lock, NULL);
     u->waiting_tail = &u->waiting;
+    u->restricted = o->restricted;
     u->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     u->be = (struct net_backend){ .ops = &user_ops, .takes = NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO4, .mtu = o->mtu };
     const SlirpConfig config = {
