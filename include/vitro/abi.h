@@ -38,7 +38,7 @@
 #define VT_CPUID_LAST 0x4000ff00
 #define VT_CPUID_STEP 0x100
 
-#define VT_VERSION 1
+#define VT_VERSION 2
 
 #define VT_FEATURE_SYSTEM 0x1  /* calls 0x00..0x0f */
 #define VT_FEATURE_MEMORY 0x2  /* 0x10..0x1f       */

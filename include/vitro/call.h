@@ -99,4 +99,14 @@ static inline uint64_t vt_wall_ns(const volatile struct vt_time *t)
     return wall + vt_mono_ns(t);
 }
 
+/* vt_timer_write - set or (deadline_ns 0) stop a one-shot timer by the page. False: TIMER_SET it, unless the vCPU halts next. */
+static inline int vt_timer_write(struct vt_timers *page, unsigned timer, uint64_t deadline_ns)
+{
+    uint64_t armed;
+
+    __atomic_store_n(&page->timer[timer].deadline_ns, deadline_ns, __ATOMIC_SEQ_CST);
+    armed = __atomic_load_n(&page->timer[timer].armed_ns, __ATOMIC_SEQ_CST);
+    return !deadline_ns || (armed && armed <= deadline_ns);
+}
+
 #endif

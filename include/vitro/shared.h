@@ -123,6 +123,31 @@ _Static_assert(sizeof(struct vt_time) == 48 && offsetof(struct vt_time, mul) == 
 #define VT_TIME_STABLE 0x1u /* the same for all vCPUs: time read on one is never ahead of a later read on another */
 
 /*
+ * vt_timers - one-shot timers without a call. 64-byte aligned, within one page.
+ *
+ *     0  +---------------------------------+
+ *        | timer[0].deadline_ns            |  0: off. Written by the guest; 0 when it fires
+ *     8  +---------------------------------+
+ *        | timer[0].armed_ns               |  when Vitro will look at deadline_ns next; 0: it will not. Written by Vitro
+ *    16  +---------------------------------+
+ *        | ... to timer[63]                |
+ *  1024  +---------------------------------+
+ *
+ * A timer whose port a TIMER_SET has said (deadline 0 will do) is set by writing deadline_ns. Then, as one of these is
+ * the case:
+ *   - armed_ns is not 0 and not after the deadline: no call. At armed_ns Vitro looks, and waits for the deadline;
+ *   - the vCPU halts next: no call. Vitro looks at all deadlines before a vCPU sleeps;
+ *   - else TIMER_SET, which writes both numbers.
+ * Between the write of deadline_ns and the read of armed_ns is a full fence. A periodic timer has 0 in both.
+ */
+struct vt_timers {
+    struct {
+        uint64_t deadline_ns, armed_ns;
+    } timer[64];
+};
+_Static_assert(sizeof(struct vt_timers) == 1024, "as drawn");
+
+/*
  * vt_events - which ports have something new. One page, page aligned.
  *
  *     0  +---------------------------------+

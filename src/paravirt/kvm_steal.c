@@ -8,6 +8,7 @@
  * cannot know.
  */
 #include "paravirt/inner.h"
+#include "paravirt/native.h"
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -102,6 +103,8 @@ void paravirt_vcpu_sleep(struct paravirt *pv, unsigned cpu)
 {
     struct kvm_vcpu *k = &pv->cpu[cpu].kvm;
 
+    if (pv->native)
+        native_halt(pv->native, cpu);
     if (!k->steal)
         return;
     __atomic_fetch_or(&k->steal->preempted, VCPU_PREEMPTED, __ATOMIC_SEQ_CST);

@@ -92,6 +92,8 @@ u32 native_features(const struct native *n);
 s64 native_call(struct native *n, unsigned vcpu, u64 number, const u64 arg[5]);
 /* native_event - a port has something new: pending bit, upcall. Any thread, any lock. Ports out of range: nothing. */
 void native_event(struct native *n, unsigned port);
+/* native_halt - the vCPU is about to sleep in HLT: timers that were set in the timer page are armed. Its thread. */
+void native_halt(struct native *n, unsigned vcpu);
 /* native_upcall - the vector of an upcall that waits, taken; or -1. The vCPU's thread. */
 int native_upcall(struct native *n, unsigned vcpu);
 /* native_console_room - how much input the console's ring has room for; -1: there is no ring. Any thread. */

@@ -155,6 +155,33 @@ s64 native_TIME_PAGE(struct native *n, unsigned vcpu, const u64 *a)
 
 /* -- Timers ------------------------------------------------------------------------------------------------ */
 
+/*
+ * A one-shot timer by what the page says now (struct vt_timers). True: it is due, and was taken. With the lock held. A
+ * guest that writes a deadline after ours was read finds armed_ns 0, or one that is not after its own, or calls.
+ */
+static bool look(struct native *n, struct native_timer *t, struct vt_timers *page, unsigned vcpu)
+{
+    u64 *deadline = &page->timer[t - n->timer].deadline_ns, *armed = &page->timer[t - n->timer].armed_ns;
+    u64 tsc = n->ops.tsc ? n->ops.tsc(n->ops.opaque, vcpu) : 0;
+
+    __atomic_store_n(armed, 0, __ATOMIC_SEQ_CST);
+    u64 d = __atomic_load_n(deadline, __ATOMIC_SEQ_CST), at = d && d <= INT64_MAX ? native_deadline(n, d, tsc) : 0;
+    t->deadline_ns = at;
+    t->guest_ns = at ? d : 0;
+    if (!at) {
+        timer_cancel(n->c.clock, &t->timer);
+    } else if (at > clock_now(n->c.clock)) {
+        timer_arm(n->c.clock, &t->timer, at);
+        __atomic_store_n(armed, d, __ATOMIC_SEQ_CST);
+    } else {
+        t->deadline_ns = t->guest_ns = 0;
+        timer_cancel(n->c.clock, &t->timer);
+        __atomic_compare_exchange_n(deadline, &d, 0, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
+        return true; /* a new deadline in its place: its writer has found armed_ns 0 */
+    }
+    return false;
+}
+
 /* On the clock's thread, no lock held; the timer may have been set anew meanwhile (clock.h). */
 static void on_timer(void *opaque)
 {
@@ -164,7 +191,11 @@ static void on_timer(void *opaque)
 
     pthread_mutex_lock(&n->lock);
     u64 now = clock_now(n->c.clock);
-    if (t->deadline_ns && t->deadline_ns <= now) {
+    struct vt_timers *page = __atomic_load_n(&n->timers, __ATOMIC_ACQUIRE);
+    if (page && !t->period_ns) {
+        if (t->deadline_ns && t->deadline_ns <= now && look(n, t, page, 0))
+            port = t->port;
+    } else if (t->deadline_ns && t->deadline_ns <= now) {
         port = t->port;
         if (t->period_ns) { /* periods that were missed are one event */
             t->deadline_ns += ((now - t->deadline_ns) / t->period_ns + 1) * t->period_ns;
@@ -193,14 +224,52 @@ s64 native_TIMER_SET(struct native *n, unsigned vcpu, const u64 *a)
         r = -VT_ENOMEM;
     if (!r) {
         t->ready = true;
-        t->deadline_ns = native_deadline(n, a[1], tsc);
-        t->period_ns = a[2];
-        t->port = (unsigned)a[3];
-        if (t->deadline_ns)
-            timer_arm(n->c.clock, &t->timer, t->deadline_ns);
-        else
-            timer_cancel(n->c.clock, &t->timer);
+        native_timer_arm(n, t, a[1], a[2], a[3], tsc);
     }
     pthread_mutex_unlock(&n->lock);
     return r;
+}
+
+s64 native_TIMER_PAGE(struct native *n, unsigned vcpu, const u64 *a)
+{
+    struct vt_timers *page = NULL;
+
+    (void)vcpu;
+    if (a[0] & 63 || (a[0] & ~PAGE_MASK) > PAGE_SIZE - sizeof(*page))
+        return -VT_EINVAL;
+    if (a[0]) {
+        page = ram_dma_ptr(n->c.ram, a[0], sizeof(*page));
+        if (!page)
+            return -VT_EFAULT;
+        ram_written(n->c.ram, a[0], sizeof(*page));
+    }
+    pthread_mutex_lock(&n->lock);
+    for (unsigned i = 0; page && i < VT_TIMERS; i++) {
+        struct native_timer *t = &n->timer[i];
+        u64 deadline = t->deadline_ns && !t->period_ns ? t->guest_ns : 0;
+        __atomic_store_n(&page->timer[i].deadline_ns, deadline, __ATOMIC_RELAXED);
+        __atomic_store_n(&page->timer[i].armed_ns, deadline, __ATOMIC_RELAXED);
+    }
+    __atomic_store_n(&n->timers, page, __ATOMIC_RELEASE);
+    pthread_mutex_unlock(&n->lock);
+    return 0;
+}
+
+void native_halt(struct native *n, unsigned vcpu)
+{
+    struct vt_timers *page = __atomic_load_n(&n->timers, __ATOMIC_ACQUIRE);
+
+    for (unsigned i = 0; page && i < VT_TIMERS; i++) {
+        struct native_timer *t = &n->timer[i];
+        u64 d = __atomic_load_n(&page->timer[i].deadline_ns, __ATOMIC_SEQ_CST);
+        u64 armed = __atomic_load_n(&page->timer[i].armed_ns, __ATOMIC_SEQ_CST);
+        if (!d || (armed && armed <= d))
+            continue;
+        pthread_mutex_lock(&n->lock);
+        bool due = t->ready && !t->period_ns && look(n, t, page, vcpu);
+        unsigned port = t->port;
+        pthread_mutex_unlock(&n->lock);
+        if (due)
+            native_event(n, port);
+    }
 }

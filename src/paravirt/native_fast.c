@@ -125,15 +125,8 @@ static bool set_timer(struct native *n, struct vitro_vcpu *vcpu, const u64 *gpr)
         return false;
     struct native_timer *t = &n->timer[timer];
     bool ok = t->ready;
-    if (ok) {
-        t->deadline_ns = native_deadline(n, deadline, vitro_vcpu_tsc(vcpu));
-        t->period_ns = period;
-        t->port = (unsigned)port;
-        if (deadline)
-            timer_arm(n->c.clock, &t->timer, t->deadline_ns);
-        else
-            timer_cancel(n->c.clock, &t->timer);
-    }
+    if (ok)
+        native_timer_arm(n, t, deadline, period, port, vitro_vcpu_tsc(vcpu));
     pthread_mutex_unlock(&n->lock);
     return ok;
 }

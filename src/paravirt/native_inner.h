@@ -21,6 +21,7 @@ struct native_timer {
     struct native *n;
     struct vm_timer timer;
     u64 deadline_ns, period_ns; /* deadline 0: off */
+    u64 guest_ns;               /* the deadline as the guest said it */
     unsigned port;
     bool ready; /* timer_init() was done */
 };
@@ -46,6 +47,7 @@ struct native {
     /* time */
     struct vt_time time; /* what the time page says, ours; mul 0: there is none */
     struct native_timer timer[VT_TIMERS];
+    struct vt_timers *timers; /* atomic; in guest RAM, or NULL */
 
     /* events: no lock */
     struct vt_events *events; /* atomic; in guest RAM */
@@ -76,6 +78,25 @@ static inline u64 native_deadline(const struct native *n, u64 deadline_ns, u64 t
     u64 guest_ns = t->mono_ns + (u64)((unsigned __int128)d * t->mul >> 32);
     u64 rest = deadline_ns > guest_ns ? deadline_ns - guest_ns : 0;
     return clock_now(n->c.clock) + rest + (rest >> 17);
+}
+
+/* native_timer_arm - as TIMER_SET has it; the lock is held and the timer ready. Compiled both ways (dispatch_fast.c). */
+static inline void native_timer_arm(struct native *n, struct native_timer *t, u64 deadline, u64 period, u64 port, u64 tsc)
+{
+    struct vt_timers *page = __atomic_load_n(&n->timers, __ATOMIC_ACQUIRE);
+
+    t->deadline_ns = native_deadline(n, deadline, tsc);
+    t->guest_ns = deadline;
+    t->period_ns = period;
+    t->port = (unsigned)port;
+    if (t->deadline_ns)
+        timer_arm(n->c.clock, &t->timer, t->deadline_ns);
+    else
+        timer_cancel(n->c.clock, &t->timer);
+    if (page) {
+        __atomic_store_n(&page->timer[t - n->timer].deadline_ns, period ? 0 : deadline, __ATOMIC_SEQ_CST);
+        __atomic_store_n(&page->timer[t - n->timer].armed_ns, period ? 0 : deadline, __ATOMIC_SEQ_CST);
+    }
 }
 
 /* The rows of hypercalls.def: native_X() does VT_X. */

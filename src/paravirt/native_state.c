@@ -11,7 +11,7 @@
 #include <string.h>
 
 struct saved {
-    u64 events, console; /* guest-physical; 0: none */
+    u64 events, console, timers; /* guest-physical; 0: none */
     u32 console_out_tail, console_in_head, console_port;
     u64 time_tsc, time_mono_ns, time_wall_ns;
     u32 time_mul;
@@ -19,13 +19,15 @@ struct saved {
     u64 root[VT_SPACES_MAX + 1]; /* 0: no such space; a root is never page 0 */
     u64 deadline_ns[VT_TIMERS], period_ns[VT_TIMERS];
     u32 timer_port[VT_TIMERS];
+    u8 timer_ready[VT_TIMERS];
     u8 bind[VT_PORTS];
     u32 vector[NATIVE_CPUS];
     u8 upcall[NATIVE_CPUS];
 };
 /* clang-format off */
 static const struct state_field fields[] = {
-    STATE(struct saved, events), STATE(struct saved, console), STATE(struct saved, console_out_tail),
+    STATE(struct saved, events), STATE(struct saved, console), STATE(struct saved, timers),
+    STATE(struct saved, timer_ready), STATE(struct saved, console_out_tail),
     STATE(struct saved, console_in_head), STATE(struct saved, console_port), STATE(struct saved, time_tsc),
     STATE(struct saved, time_mono_ns), STATE(struct saved, time_wall_ns), STATE(struct saved, time_mul),
     STATE(struct saved, time_shift), STATE(struct saved, root), STATE(struct saved, deadline_ns),
@@ -73,6 +75,7 @@ void native_save(struct native *n, struct state_set *set)
     }
     s->events = native_pa(n, n->events);
     s->console = native_pa(n, n->console);
+    s->timers = native_pa(n, n->timers);
     s->console_out_tail = n->console_out_tail;
     s->console_in_head = n->console_in_head;
     s->console_port = n->console_port;
@@ -87,6 +90,7 @@ void native_save(struct native *n, struct state_set *set)
         s->deadline_ns[i] = n->timer[i].deadline_ns;
         s->period_ns[i] = n->timer[i].period_ns;
         s->timer_port[i] = n->timer[i].port;
+        s->timer_ready[i] = n->timer[i].ready;
     }
     memcpy(s->bind, n->bind, sizeof(s->bind));
     for (unsigned i = 0; i < NATIVE_CPUS; i++) {
@@ -143,7 +147,7 @@ static int load_timers(struct native *n, const struct saved *s, char *err, size_
 {
     for (unsigned i = 0; i < VT_TIMERS; i++) {
         u64 args[5] = { i, 0, s->period_ns[i], s->timer_port[i] };
-        if (!s->deadline_ns[i])
+        if (!s->deadline_ns[i] && !s->timer_ready[i])
             continue;
         if (!n->c.clock || s->deadline_ns[i] > (u64)INT64_MAX * 3 / 2)
             return impossible(err, err_len, "timer");
@@ -152,9 +156,13 @@ static int load_timers(struct native *n, const struct saved *s, char *err, size_
             return impossible(err, err_len, "timer");
         }
         n->timer[i].deadline_ns = s->deadline_ns[i];
-        timer_arm(n->c.clock, &n->timer[i].timer, s->deadline_ns[i]);
+        if (s->deadline_ns[i])
+            timer_arm(n->c.clock, &n->timer[i].timer, s->deadline_ns[i]);
     }
-    return 0;
+    /* Behind TIMER_SET, which would write there. */
+    n->timers = s->timers & 63 || (s->timers & ~PAGE_MASK) > PAGE_SIZE - sizeof(*n->timers) || !s->timers ? NULL :
+                ram_dma_ptr(n->c.ram, s->timers, sizeof(*n->timers));
+    return !n->timers == !s->timers ? 0 : impossible(err, err_len, "address");
 }
 
 static int load_rest(struct native *n, const struct saved *s, char *err, size_t err_len)

@@ -13,6 +13,7 @@
 #include "paravirt/paravirt.h"
 #include "storage/disk.h"
 #include "tests/lib/check.h"
+#include "vitro/call.h"
 #include "x86/x86.h"
 #include <stdlib.h>
 #include <string.h>
@@ -610,6 +611,88 @@ static void test_events(void)
     vm_free(&vm);
 }
 
+/* Timers that are set by writing to the page: when there is a call, when there is none, and what is looked at when. */
+static void test_timer_page(struct vm *p, struct vt_events *e)
+{
+    struct vm vm = *p;
+    struct vt_timers *t = (struct vt_timers *)(vm.low + BUF);
+    const u64 us = 1000;
+    u64 start = vm.now + 1000 * us;
+#define RUN(at) (p->now = start + (at), clock_run(&p->clock))
+#define DUE() (e->pending[0] >> 11 & 1)
+#define NEAR(a, b) ((a) - (b) <= 10 * us) /* a deadline of the guest's clock is not early, and hardly late */
+
+    EQUAL(C(VT_TIMER_PAGE, BUF + 32), -VT_EINVAL);
+    EQUAL(C(VT_TIMER_PAGE, BUF + 0xc40), -VT_EINVAL); /* would cross a page */
+    EQUAL(C(VT_TIMER_PAGE, NOWHERE), -VT_EFAULT);
+    e->pending[0] = 0;
+    RUN(0);
+    memset(t, 0x77, sizeof(*t));
+    EQUAL(C(VT_TIMER_SET, 2, start + 100 * us, 0, 11), 0);
+    EQUAL(C(VT_TIMER_PAGE, BUF), 0);
+    EQUAL(t->timer[2].deadline_ns, start + 100 * us); /* one that was set before shows there */
+    EQUAL(t->timer[2].armed_ns, start + 100 * us);
+    EQUAL(t->timer[3].deadline_ns | t->timer[3].armed_ns, 0);
+
+    CHECK(vt_timer_write(t, 2, start + 300 * us)); /* later: no call */
+    RUN(110 * us);
+    CHECK(!DUE());
+    EQUAL(t->timer[2].armed_ns, start + 300 * us);
+    CHECK(!vt_timer_write(t, 2, start + 200 * us)); /* sooner: a call, */
+    EQUAL(C(VT_TIMER_SET, 2, start + 200 * us, 0, 11), 0);
+    EQUAL(t->timer[2].armed_ns, start + 200 * us);
+    RUN(210 * us);
+    CHECK(DUE());
+    EQUAL(t->timer[2].deadline_ns | t->timer[2].armed_ns, 0);
+    e->pending[0] = 0;
+    RUN(310 * us);
+    CHECK(!DUE());
+
+    CHECK(!vt_timer_write(t, 2, start + 400 * us)); /* nothing is armed: a call, or HLT */
+    RUN(390 * us);
+    native_halt(vm.n, 0);
+    EQUAL(t->timer[2].armed_ns, start + 400 * us);
+    CHECK(NEAR(vm.n->timer[2].deadline_ns, start + 400 * us));
+    RUN(410 * us);
+    CHECK(DUE());
+    e->pending[0] = 0;
+    vt_timer_write(t, 2, start + 405 * us); /* due already when the vCPU halts */
+    native_halt(vm.n, 0);
+    CHECK(DUE() && !t->timer[2].deadline_ns);
+    e->pending[0] = 0;
+
+    EQUAL(C(VT_TIMER_SET, 2, start + 500 * us, 0, 11), 0);
+    CHECK(vt_timer_write(t, 2, 0)); /* off: no call */
+    RUN(600 * us);
+    CHECK(!DUE());
+    EQUAL(t->timer[2].armed_ns, 0);
+
+    /* Periodic ones are not on the page; numbers that are none stop the timer; a timer that no TIMER_SET made is none. */
+    EQUAL(C(VT_TIMER_SET, 2, start + 700 * us, 100 * us, 11), 0);
+    EQUAL(t->timer[2].deadline_ns | t->timer[2].armed_ns, 0);
+    t->timer[2].deadline_ns = start + 650 * us;
+    native_halt(vm.n, 0);
+    RUN(690 * us);
+    CHECK(!DUE());
+    RUN(710 * us);
+    CHECK(DUE());
+    e->pending[0] = 0;
+    EQUAL(C(VT_TIMER_SET, 2, start + 900 * us, 0, 11), 0);
+    t->timer[2].deadline_ns = ~0ull;
+    RUN(910 * us);
+    CHECK(!DUE() && !vm.n->timer[2].deadline_ns);
+    t->timer[2].deadline_ns = 0;
+    t->timer[40].deadline_ns = 1;
+    native_halt(vm.n, 0);
+    EQUAL(vm.n->timer[40].deadline_ns, 0);
+    EQUAL(e->pending[0], 0);
+    EQUAL(C(VT_TIMER_PAGE, 0), 0);
+    memset(t, 0, sizeof(*t));
+#undef RUN
+#undef DUE
+#undef NEAR
+}
+
 static void test_time(void)
 {
     struct vm vm;
@@ -667,6 +750,9 @@ static void test_time(void)
     EQUAL(vm.n->timer[1].deadline_ns, vm.now);
     EQUAL(C(VT_TIMER_SET, 1, 0, 0, 7), 0);
     EQUAL(C(VT_TIMER_SET, 0, 0, 0, 6), 0);
+    vm.tsc -= 2 * 3000;
+    test_timer_page(&vm, e);
+    vm.tsc += 2 * 3000;
     e->pending[0] = 0;
     vm.now += 1000000;
     clock_run(&vm.clock);
@@ -1135,6 +1221,8 @@ static void furnish(struct vm *p)
     call(p, VT_EVENT_VECTOR, 1, 77, 0, 0);
     call(p, VT_EVENT_BIND, 9, 1, 0, 0);
     call(p, VT_TIMER_SET, 4, 50000, 20000, 12);
+    call(p, VT_TIMER_SET, 5, 0, 0, 13);
+    call(p, VT_TIMER_PAGE, RING + 0x2000, 0, 0, 0);
     call(p, VT_CONSOLE_RING, 0xc000, 30, 0, 0);
     struct vt_block_ring *ring = (struct vt_block_ring *)(vm.low + RING);
     ring->size = 4;
@@ -1171,6 +1259,11 @@ static void test_state(u64 hostile)
     clock_run(&to.clock);
     EQUAL(e->pending[0] & BIT(12), BIT(12));
     EQUAL(to.n->timer[4].deadline_ns, 70000);
+    ((struct vt_timers *)(to.low + RING + 0x2000))->timer[5].deadline_ns = 55000; /* the page is still one, the timer its port's */
+    native_halt(to.n, 0);
+    to.now = 56000;
+    clock_run(&to.clock);
+    EQUAL(e->pending[0] & BIT(13), BIT(13));
     EQUAL(call(&to, VT_EVENT_SEND, 9, 0, 0, 0), 0);
     EQUAL(native_upcall(to.n, 1), 77);
     EQUAL(native_console_feed(to.n, (const u8 *)"abc", 3), 3);
