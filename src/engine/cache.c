@@ -33,6 +33,8 @@
 #endif
 #define HASH_BITS 18
 #define PAGE_HASH_BITS 14
+#define ASLEEP_BITS 13
+#define RECIPE_PLACES 4096 /* then the filter begins anew: a place is asked about right after it was noted */
 #define MAX_CODE_PAGES (1u << 20)
 #define MAX_FAR (1u << 18)
 
@@ -72,6 +74,7 @@ struct code_cache {
     bool wants_room;       /* the next segment must be reclaimed, and vCPUs waited for */
     u64 reclaims;          /* segments taken out of use */
     struct block *hash[1u << HASH_BITS];
+    struct block *asleep[1u << ASLEEP_BITS]; /* dropped, with a recipe: chains by block hash; one of each key */
     struct code_page *page_hash[1u << PAGE_HASH_BITS];
     struct code_page *page_pool;
     u32 nr_pages;
@@ -84,7 +87,8 @@ struct code_cache {
     u64 far_region[8];     /* where they lead: 4 MiB pieces of the top 2 GiB */
     bool far_huge;         /* ... to a page of 1 GiB, perhaps */
     u64 wants[NR_WANTS][256]; /* filters by block hash */
-    u64 nr_made, nr_killed, nr_reclaimed, nr_links, bytes_guest;
+    u32 nr_recipe_places;
+    u64 nr_made, nr_killed, nr_woken, nr_reclaimed, nr_links, bytes_guest;
 };
 
 #define META_SIZE(c) (2 * (c)->seg_size)
@@ -355,11 +359,8 @@ static u16 page_number(struct code_cache *c, gpa_t page)
     return p->nr;
 }
 
-void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b)
+static void index_add(struct vcpu *v, struct code_cache *c, struct block *b)
 {
-    struct segment *s = &c->seg[c->cur];
-    s->blocks[s->nr_blocks] = b;
-    __atomic_store_n(&s->nr_blocks, s->nr_blocks + 1, __ATOMIC_RELEASE); /* cache_block_at takes no lock */
     unsigned h = block_hash(b->page + b->off, b->mode);
     b->hash_next = c->hash[h];
     c->hash[h] = b;
@@ -368,8 +369,18 @@ void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b)
                  granule_mask(b->look[1][0], b->look[1][1]));
     if (b->page2 != ~0ull)
         page_add(v, c, b->page2, b, granule_mask(0, b->end - 4096u));
-    else if ((b->mode & MODE_SLOT) == SLOT_U)
-        b->code_nr = page_number(c, b->page);
+    u16 nr = b->page2 == ~0ull && (b->mode & MODE_SLOT) == SLOT_U ? page_number(c, b->page) : 0;
+    if (nr != b->code_nr) /* edges made for a block that is back have the number in their code */
+        b->edges = NULL;
+    b->code_nr = nr;
+}
+
+void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b)
+{
+    struct segment *s = &c->seg[c->cur];
+    s->blocks[s->nr_blocks] = b;
+    __atomic_store_n(&s->nr_blocks, s->nr_blocks + 1, __ATOMIC_RELEASE); /* cache_block_at takes no lock */
+    index_add(v, c, b);
     c->nr_made++;
     c->bytes_guest += b->end - b->off;
 }
@@ -382,9 +393,9 @@ void cache_patch32(struct code_cache *c, u8 *at, u32 value)
 }
 
 /* The event poll at the block's start leaves whatever the event word is: it never is 0xffffff80. */
-static void patch_poll(struct code_cache *c, struct block *b)
+static void patch_poll(struct code_cache *c, struct block *b, bool leave)
 {
-    __atomic_store_n(cache_rw(c, b->code + b->entry[ENTRY_POLL] + POLL_IMM), 0x80, __ATOMIC_RELEASE);
+    __atomic_store_n(cache_rw(c, b->code + b->entry[ENTRY_POLL] + POLL_IMM), leave ? 0x80 : 0, __ATOMIC_RELEASE);
 }
 
 static struct segment *segment_of(struct code_cache *c, const u8 *pc)
@@ -483,9 +494,65 @@ static void block_kill(struct code_cache *c, struct block *b)
     b->dead = true;
     if (b->is_edge)
         return;
-    patch_poll(c, b);
+    patch_poll(c, b, true);
     index_remove(c, b);
     c->nr_killed++;
+}
+
+/* -- Dropped blocks that may come back (recipe.c) ----------------------------------------------------- */
+
+static struct block **asleep_at(struct code_cache *c, gpa_t gpa, u32 mode)
+{
+    return &c->asleep[block_hash(gpa, mode) & ((1u << ASLEEP_BITS) - 1)];
+}
+struct block *cache_asleep(struct code_cache *c, gpa_t gpa, u32 mode, gla_t fixed)
+{
+    for (struct block *b = *asleep_at(c, gpa, mode); b; b = b->hash_next)
+        if (b->page + b->off == gpa && b->mode == mode && b->fixed == fixed)
+            return b;
+    return NULL;
+}
+static void asleep_remove(struct code_cache *c, struct block *b)
+{
+    struct block **at = asleep_at(c, b->page + b->off, b->mode);
+    while (*at && *at != b)
+        at = &(*at)->hash_next;
+    if (*at)
+        *at = b->hash_next;
+}
+/* The last one of a key is kept: code at a place mostly stays of one shape. */
+static void asleep_add(struct code_cache *c, struct block *b)
+{
+    struct block *old = cache_asleep(c, b->page + b->off, b->mode, b->fixed);
+    if (old)
+        asleep_remove(c, old);
+    struct block **at = asleep_at(c, b->page + b->off, b->mode);
+    b->hash_next = *at;
+    *at = b;
+}
+static void asleep_forget(struct code_cache *c)
+{
+    for (unsigned i = 0; i < ARRAY_SIZE(c->asleep); i++)
+        c->asleep[i] = NULL;
+}
+void cache_wake(struct vcpu *v, struct code_cache *c, struct block *b)
+{
+    asleep_remove(c, b);
+    b->dead = false;
+    b->conflicts = 0;
+    patch_poll(c, b, false);
+    index_add(v, c, b);
+    c->nr_woken++;
+}
+
+static void want_recipe(struct code_cache *c, const struct block *b)
+{
+    if (c->nr_recipe_places++ == RECIPE_PLACES) {
+        for (unsigned i = 0; i < ARRAY_SIZE(c->wants[0]); i++)
+            c->wants[WANT_RECIPE][i] = 0;
+        c->nr_recipe_places = 1;
+    }
+    cache_want(c, b->page + b->off, b->mode, WANT_RECIPE);
 }
 
 void cache_want(struct code_cache *c, gpa_t gpa, u32 mode, enum code_want what)
@@ -548,6 +615,10 @@ bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned 
             self = true;
         bool last = !next && p->blocks == b;
         block_kill(c, b);
+        if (b->recipe)
+            asleep_add(c, b);
+        else
+            want_recipe(c, b);
         if (last) { /* the page's record is free now */
             *any_left = false;
             break;
@@ -587,6 +658,8 @@ static void segment_reclaim(struct code_cache *c, struct segment *s)
         unlink_inbound(c, s->blocks[i]);
         if (!s->blocks[i]->dead && !s->blocks[i]->is_edge)
             index_remove(c, s->blocks[i]);
+        else if (s->blocks[i]->recipe)
+            asleep_remove(c, s->blocks[i]);
     }
     for (unsigned i = 0; i < c->vm->nr_vcpus; i++) {
         jc_purge_range(c->vm->vcpu[i], s->start, s->end);
@@ -598,9 +671,12 @@ static void segment_reclaim(struct code_cache *c, struct segment *s)
 void cache_retire(struct code_cache *c)
 {
     struct segment *s = &c->seg[(c->cur + 1) % NR_SEGMENTS];
-    for (u32 i = 0; i < s->nr_blocks; i++)
+    for (u32 i = 0; i < s->nr_blocks; i++) {
         if (!s->blocks[i]->dead)
             block_kill(c, s->blocks[i]);
+        else if (s->blocks[i]->recipe)
+            asleep_remove(c, s->blocks[i]);
+    }
     __atomic_store_n(&c->reclaims, c->reclaims + 1, __ATOMIC_RELEASE);
 }
 void cache_reuse(struct code_cache *c)
@@ -690,6 +766,7 @@ u32 cache_generation(struct code_cache *c, const u8 *pc)
 void cache_flush(struct vcpu *v, struct code_cache *c)
 {
     (void)v;
+    asleep_forget(c);
     if (c->vm->smp) { /* their memory stays until every vCPU has left it */
         for (unsigned i = 0; i < NR_SEGMENTS; i++)
             for (u32 k = 0; k < c->seg[i].nr_blocks; k++)
@@ -745,9 +822,9 @@ void cache_stats(struct code_cache *c, FILE *out, const char *(*symbol)(void *, 
     for (unsigned h = 0; h < 1u << PAGE_HASH_BITS; h++)
         for (struct code_page *p = c->page_hash[h]; p; p = p->next)
             pages++;
-    fprintf(out, "code cache\n  %llu blocks made from %llu guest bytes, %llu live in %llu pages, %llu dropped by writes, %llu reclaimed\n",
+    fprintf(out, "code cache\n  %llu blocks made from %llu guest bytes, %llu live in %llu pages, %llu dropped by writes, %llu of these used again, %llu reclaimed\n",
             (unsigned long long)c->nr_made, (unsigned long long)c->bytes_guest, (unsigned long long)live,
-            (unsigned long long)pages, (unsigned long long)c->nr_killed, (unsigned long long)c->nr_reclaimed);
+            (unsigned long long)pages, (unsigned long long)c->nr_killed, (unsigned long long)c->nr_woken, (unsigned long long)c->nr_reclaimed);
     fprintf(out, "  %llu KiB used of %llu KiB, %llu links\n", (unsigned long long)used >> 10,
             (unsigned long long)c->size >> 10, (unsigned long long)c->nr_links);
     if (!live)

@@ -98,6 +98,25 @@ struct block {
     u32 *map;                 /* [nr_insns] MAP_FLAGS_HOST | host offset << 12 | guest offset - off, ascending; then
                                  [nr_insns] where each instruction's cold code starts (from b->cold, plus hot_len) */
     struct inbound *inbound;  /* direct jumps linked to it (cache.c) */
+    struct recipe *recipe;    /* what it was made from, where code is written again and again; else NULL (recipe.c) */
+};
+
+/*
+ * The bytes a block was made from, and where its code holds their immediate operands: if it is dropped and the place holds the
+ * same instructions again, perhaps with other immediates, then its code is corrected instead of being made again.
+ */
+#define RECIPE_SPAN 256       /* bytes of a page that it may depend on */
+#define RECIPE_IMMS 12
+struct recipe {
+    u16 lo, len;              /* bytes [lo, lo + len) of the page, */
+    u8 exact[RECIPE_SPAN / 8]; /* of which these (bit i: byte lo + i) must be the same; the others are immediates, or not looked at */
+    u8 nr_imms;
+    struct recipe_imm {
+        u16 off;              /* page offset of the immediate */
+        u8 size;              /* 1, 2, 4 or 8 bytes */
+        u32 at;               /* where the hot code has it */
+    } imm[RECIPE_IMMS];       /* ascending */
+    u8 bytes[];
 };
 
 #define MAP_FLAGS_HOST 0x80000000u /* the instruction finds the arithmetic flags in host flags */
@@ -304,11 +323,15 @@ bool cache_touches(struct code_cache *c, gpa_t gpa, unsigned len);
 bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned len, const u8 *pc, bool *any_left);
 /* cache_want, cache_wants - how accesses are checked from the next translation on. A filter: now and then more
  * code than was asked for. */
-enum code_want { WANT_HASHED /* the hashed TLB index */, WANT_NO_COPY /* no copy of a TLB entry; by instruction */, NR_WANTS };
+enum code_want { WANT_HASHED /* the hashed TLB index */, WANT_NO_COPY /* no copy of a TLB entry; by instruction */, WANT_RECIPE /* it was overwritten */,
+                 NR_WANTS };
 void cache_want(struct code_cache *c, gpa_t gpa, u32 mode, enum code_want what);
 bool cache_wants(const struct code_cache *c, gpa_t gpa, u32 mode, enum code_want what);
 /* cache_kill_block - drop one block. */
 void cache_kill_block(struct code_cache *c, struct block *b);
+/* cache_asleep - a dropped block that has a recipe, and the same key; or NULL. cache_wake - its code is right again: publish it. */
+struct block *cache_asleep(struct code_cache *c, gpa_t gpa, u32 mode, gla_t fixed);
+void cache_wake(struct vcpu *v, struct code_cache *c, struct block *b);
 /* cache_block_at - block that holds an executable address, or NULL. */
 struct block *cache_block_at(struct code_cache *c, const u8 *pc);
 bool cache_contains(const struct code_cache *c, const u8 *pc);

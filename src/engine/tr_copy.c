@@ -414,6 +414,8 @@ void tr_copy(struct xl *x, const struct insn *in)
             if (high >> gst & 1)
                 swap_bytes(b, gst);
         reencode(x, b, in, &r);
+        if (unlikely(x->recipe))
+            recipe_imm(x, in);
         for (unsigned gst = 0; gst < 4; gst++)
             if (high >> gst & 1)
                 swap_bytes(b, gst);

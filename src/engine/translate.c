@@ -158,6 +158,8 @@ static u16 flags_scan(struct xl *x, s32 off, u16 pending, unsigned depth, const 
             look[0] = (u16)off;
         if (off + in.len > look[1])
             look[1] = (u16)(off + in.len);
+        if (unlikely(x->recipe))
+            recipe_looked(x, off, &in);
         live |= in.fl_read & pending;
         pending &= (u16)~flags_killed(&in) & (u16)~live;
         if (!pending)
@@ -587,6 +589,16 @@ again:
     if (!claimed(x, x->page_pa))
         return X_RETRY;
     smp_note_stores(v); /* before a byte is read: a store that happens from here on may be in what is read, or not */
+    struct block *old = cache_asleep(x->cache, x->page_pa + x->start, x->mode, fixed);
+    if (old && recipe_fits(x, old)) {
+        if ((x->in_the_way = smp_conflict(x->vm, old)))
+            return X_RETRY;
+        recipe_apply(x, old);
+        cache_wake(v, x->cache, old);
+        *out = old;
+        return X_OK;
+    }
+    recipe_begin(x);
     struct fetched f;
     xr = fetch(x, &f);
     if (xr != X_OK)
@@ -640,6 +652,7 @@ again:
         b->map[i] = x->map[i];
         b->map[x->nr + i] = b->hot_len + x->cold_map[i];
     }
+    b->recipe = recipe_make(x, b);
     cache_insert(v, x->cache, b);
     *out = b;
     return X_OK;

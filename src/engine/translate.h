@@ -97,6 +97,11 @@ struct xl {
     bool x87_noted;      /* x87_vbase was set */
     bool ended;          /* the last instruction emitted leaves the block  */
     u16 look[2][2];
+    bool recipe;         /* one is to be made; while it is set, of the RECIPE_SPAN bytes from recipe_lo on: */
+    u16 recipe_lo;
+    u64 looked[RECIPE_SPAN / 64]; /* those looked at for flags, but immediates */
+    struct recipe_imm imm[RECIPE_IMMS]; /* immediates of the block's own instructions that were copied as they are */
+    unsigned nr_imms;
     gpa_t unclaimed;     /* X_RETRY: this page must be claimed, */
     struct vcpu *in_the_way; /* or this vCPU must be past its store (smp.c) */
     u8 hot_buf[XL_HOT], cold_buf[XL_COLD];
@@ -226,3 +231,19 @@ typedef enum xret (*sys_fn)(struct vcpu *, const struct insn *);
 /* tr_raise_cold - a handler that raises, in cold code, ending the block. */
 void tr_raise_cold(struct xl *x, const struct insn *in, sys_fn handler);
 sys_fn insn_handler(unsigned id);
+
+/* -- recipe.c --------------------------------------------------------------------------------------- */
+
+/* recipe_begin - will the block need one? Fills in x->recipe and what belongs to it. */
+void recipe_begin(struct xl *x);
+/* recipe_looked - flags_scan() has looked at the instruction at page offset off. */
+void recipe_looked(struct xl *x, s32 off, const struct insn *in);
+/* recipe_copies - does the code made from this instruction hold its immediate as it is, and depend on it in no other way? */
+bool recipe_copies(const struct xl *x, const struct insn *in);
+/* recipe_imm - the hot code just emitted for instruction x->cur ends with its immediate. */
+void recipe_imm(struct xl *x, const struct insn *in);
+/* recipe_make - of the block that was just placed; NULL if it depends on too much. */
+struct recipe *recipe_make(struct xl *x, const struct block *b);
+/* recipe_fits - is there code of x->page that only differs from the block's in immediates? recipe_apply - then correct these. */
+bool recipe_fits(struct xl *x, const struct block *b);
+void recipe_apply(struct xl *x, struct block *b);
