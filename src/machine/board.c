@@ -311,6 +311,22 @@ static int init_ide(struct machine *m)
     return r;
 }
 
+static int init_flash(struct machine *m)
+{
+    const struct device_part part = { .name = "pflash", .state = pflash_state, .obj = &m->flash,
+                                      .loaded = pflash_loaded, .quiesce = pflash_quiesce };
+
+    if (!m->config.flash.size)
+        return 0;
+    int r = pflash_init(&m->flash, m->config.flash.image, m->config.flash.size, m->config.flash.disk);
+    if (r)
+        return r;
+    r = machine_add_part(m, &part);
+    if (r)
+        pflash_fini(&m->flash);
+    return r;
+}
+
 static int init_irqchips(struct machine *m)
 {
     pthread_mutex_init(&m->irq_lock, NULL);
@@ -411,6 +427,8 @@ static void fill_bus(struct machine *m)
         bus_add_ports(&m->bus, i ? PORT_IDE2_CONTROL : PORT_IDE1_CONTROL, 1, 0, &ide_control_io, c);
     }
     bus_add_mmio(&m->bus, LAYOUT_OPTION_ROM, LAYOUT_HIGH_RAM - LAYOUT_OPTION_ROM, 0, &shadow_io, m);
+    if (m->config.flash.size)
+        bus_add_mmio(&m->bus, m->config.flash.gpa, m->config.flash.size, 0, &pflash_io, &m->flash);
     bus_add_mmio(&m->bus, LAYOUT_IOAPIC, PAGE_SIZE, 0, &ioapic_mmio, &m->ioapic);
     bus_add_mmio(&m->bus, LAYOUT_ECAM, LAYOUT_ECAM_SIZE, 0, &pci_ecam, &m->pci);
     /* The local APICs are per vCPU: machine_mmio_*() goes to them before it asks the bus. */
@@ -468,12 +486,22 @@ int board_init(struct machine *m)
     for (unsigned i = 0; i < TESTDEV_IRQS; i++)
         if (i != 2) /* the 8259s' cascade */
             m->testdev.irq[i] = gsi_line(m, i);
+    err = init_flash(m);
+    if (err)
+        goto no_flash;
     fill_bus(m);
     piix_reset(&m->piix);
     if (!m->config.firmware)
         firmware(m);
     return 0;
 
+no_flash:
+    for (unsigned i = NR_DEV; i--;)
+        devices[i].class->fini((char *)m + devices[i].at);
+    testdev_fini(&m->testdev);
+    if (m->has_fdc)
+        fdc_fini(&m->fdc);
+    i8237_fini(&m->dma);
 no_devices:
     if (m->config.vga)
         vga_fini(&m->vga);
@@ -509,6 +537,8 @@ void board_reset(struct machine *m)
     if (m->has_fdc)
         fdc_reset(&m->fdc);
     fw_cfg_reset(&m->fw_cfg);
+    if (m->config.flash.size)
+        pflash_reset(&m->flash);
     piix_reset(&m->piix);
     if (!m->config.firmware)
         firmware(m);
@@ -518,6 +548,8 @@ void board_fini(struct machine *m)
 {
     for (unsigned i = NR_DEV; i--;)
         devices[i].class->fini((char *)m + devices[i].at);
+    if (m->config.flash.size)
+        pflash_fini(&m->flash);
     testdev_fini(&m->testdev);
     if (m->has_fdc)
         fdc_fini(&m->fdc);

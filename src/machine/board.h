@@ -13,6 +13,7 @@
 #include "machine/chips/ioapic.h"
 #include "machine/chips/lapic.h"
 #include "machine/chips/mc146818.h"
+#include "machine/chips/pflash.h"
 #include "machine/chips/piix.h"
 #include "machine/chips/sysctl.h"
 #include "machine/chips/testdev.h"
@@ -43,6 +44,7 @@ struct machine {
     unsigned nr_virtio_mmio;
     struct piix piix;
     struct fw_cfg fw_cfg;
+    struct pflash flash;      /* only with config.flash.size */
     struct ide ide;           /* only with has_ide */
     bool has_ide;
     struct i8237 dma;

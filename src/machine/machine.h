@@ -69,6 +69,12 @@ struct machine_config {
     void (*firmware_log)(void *opaque, const u8 *bytes, size_t len); /* port 0x402; may be NULL */
     const char *boot_order; /* letters of acdn; NULL or "": the firmware's own */
     bool boot_menu;
+    struct {
+        gpa_t gpa;
+        u32 size;         /* 0: none */
+        const u8 *image;  /* copied */
+        struct disk *disk; /* stays the caller's; NULL: not kept */
+    } flash;              /* of firmware's variables */
 
     /* Tests: a clock of their own, in ns. No I/O thread then: call machine_run_timers(). */
     u64 (*clock_source)(void *opaque);

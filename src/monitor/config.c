@@ -63,9 +63,10 @@ int config_complete(struct config *c)
         c->firmware = c->firmware_path;
         return STATUS_OK;
     }
-    if (c->boot.given || c->nr_option_roms || c->screen || c->screenshot) {
+    if (c->boot.given || c->nr_option_roms || c->screen || c->screenshot || c->nvram) {
         say("--%s is for firmware; it does not go with --kernel",
-            c->boot.given ? "boot" : c->nr_option_roms ? "option-rom" : c->screen ? "screen" : "screenshot");
+            c->boot.given ? "boot" : c->nr_option_roms ? "option-rom" : c->screen ? "screen" :
+            c->screenshot ? "screenshot" : "nvram");
         return STATUS_USAGE;
     }
     if (!c->kernel) {

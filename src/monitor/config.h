@@ -37,6 +37,7 @@ struct config {
     const char *trace_file;
     const char *firmware;  /* the image's name, then its path; NULL: --kernel is booted */
     const char *firmware_log;
+    const char *nvram;     /* the file of UEFI's variables; NULL: not kept */
     const char *screenshot; /* written at the end of the run */
     const char *option_rom[OPTION_ROMS_MAX]; /* paths */
     unsigned nr_option_roms;

@@ -37,6 +37,12 @@ bool firmware_find(const char *name, char *path, size_t len)
         int n = snprintf(path, len, "%s", name);
         return n > 0 && (size_t)n < len;
     }
+    if (name && !strcmp(name, "ovmf")) {
+        if (find_in_dirs("OVMF_CODE_4M.fd", 1, path, len) || find_in_dirs("OVMF_CODE.fd", 1, path, len))
+            return true;
+        say("--firmware: no OVMF here; install Debian's package ovmf");
+        return false;
+    }
     if (name && find_in_dirs(name, 0, path, len))
         return true;
     if (name) {

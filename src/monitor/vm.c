@@ -10,6 +10,7 @@
 #include "monitor/detach.h"
 #include "monitor/file.h"
 #include "monitor/firmware.h"
+#include "monitor/nvram.h"
 #include "monitor/gdbstub.h"
 #include "monitor/snapshot.h"
 #include "vitro/abi.h"
@@ -266,6 +267,7 @@ static int make_machine(struct guest *vm)
     };
     if (plug_drives(vm, &mc))
         return -ENOSPC;
+    nvram_plug(vm, &mc);
     int r = machine_create(&mc, &vm->machine);
 
     if (r)
@@ -602,6 +604,7 @@ static void destroy(struct guest *vm)
     if (vm->firmware_log)
         fclose(vm->firmware_log);
     firmware_free(vm);
+    nvram_free(vm);
     vm_pause_fini(vm);
     pthread_cond_destroy(&vm->ended);
     pthread_mutex_destroy(&vm->lock);
@@ -627,7 +630,7 @@ enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status)
     vm->outcome = VM_RUNNING;
 
     if (open_trace(vm) || open_drives(vm) || make_ram(vm) ||
-        (c->firmware && firmware_load(vm)) || make_machine(vm) ||
+        (c->firmware && (firmware_load(vm) || nvram_load(vm))) || make_machine(vm) ||
         make_paravirt(vm) || make_engine(vm) || devices_create(vm) ||
         (c->counters && counters_create(vm)) || (c->firmware && firmware_files(vm)) ||
         (c->saved ? snapshot_apply(vm) : !c->firmware && load_guest(vm)) ||

@@ -61,6 +61,9 @@ struct guest {
     struct ram view; /* the loaders' view of guest memory */
     u8 *rom;         /* the firmware's image, then BIOS_WINDOW bytes of ones; NULL: no firmware */
     u64 rom_size;
+    u8 *nvram;       /* the firmware's variables as they were at the start; NULL: none */
+    u32 nvram_size;
+    struct disk *nvram_disk; /* NULL: not kept */
     FILE *firmware_log;
     struct disk *disk[DRIVES_MAX]; /* as config->drive; NULL: not opened */
     struct machine *machine;

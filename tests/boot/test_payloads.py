@@ -172,6 +172,58 @@ def test_uefi():
         check(v.wait(60) == 0, v.tail())
 
 
+SETVAR = b"setvar Kept -guid 12345678-9abc-def0-1234-56789abcdef0"
+
+
+def uefi(nvram, *commands):
+    """Type lines at the UEFI shell, then switch off."""
+    with Vitro("run", "--firmware", "ovmf", "--nvram", nvram) as v:
+        v.expect(rb"UEFI v2", 120)
+        v.send(b" ")
+        v.expect(rb"Shell> ", 60)
+        for line, pattern in commands:
+            v.send(line + b"\r")
+            v.expect(pattern, 60)
+            v.expect(rb"Shell> ", 60)
+        v.send(b"reset -s\r")
+        check(v.wait(60) == 0, v.tail())
+
+
+def test_uefi_variables():
+    """What the shell sets is there at the next start; the file is made, and holds what OVMF's template does at first."""
+    with tempfile.TemporaryDirectory() as d:
+        nvram = os.path.join(d, "vars.fd")
+        uefi(nvram, (SETVAR + b" -nv -bs =0x4b65", rb"\n"))
+        made, template = open(nvram, "rb").read(), open("/usr/share/OVMF/OVMF_VARS_4M.fd", "rb").read()
+        check(len(made) == len(template) and made != template and "Kept\0".encode("utf-16le") in made, "not kept")
+        uefi(nvram, (SETVAR, rb"(?s:.*)65 4B"))
+        check(os.listdir(d) == ["vars.fd"], os.listdir(d))
+
+
+def test_bad_nvram():
+    """Files that are none of ours are named, and left alone."""
+    def refused(nvram, *words, firmware="ovmf"):
+        with Vitro("run", "--firmware", firmware, "--nvram", nvram, stdin=None) as v:
+            status, said = v.wait(20), v.errors.decode()
+            check(status == 1 and nvram in said and all(w in said for w in words), f"{status} {said!r}")
+
+    with tempfile.TemporaryDirectory() as d:
+        foreign, small = os.path.join(d, "foreign"), os.path.join(d, "small")
+        with open(foreign, "wb") as f:
+            f.write(b"\0" * os.path.getsize("/usr/share/OVMF/OVMF_VARS_4M.fd"))
+        with open(small, "wb") as f:
+            f.write(open("/usr/share/OVMF/OVMF_VARS.fd", "rb").read())
+        before = open(foreign, "rb").read()
+        refused(foreign, "UEFI variables")
+        check(open(foreign, "rb").read() == before, "the file was changed")
+        refused(small, "131072", "540672", "move the file away")
+        refused(os.path.join(d, "no", "such"), "No such file")
+        refused(os.path.join(d, "new"), "template", firmware="bios-256k.bin")
+        check(sorted(os.listdir(d)) == ["foreign", "small"], os.listdir(d))
+        with Vitro("run", "--kernel", "x", "--nvram", foreign, stdin=None) as v:
+            check(v.wait(20) == 2 and b"--nvram" in v.errors, v.tail())
+
+
 def test_no_boot_sector():
     """A disk of zeros: SeaBIOS's own message; it stays, as a PC does."""
     with tempfile.NamedTemporaryFile() as f:
