@@ -65,6 +65,7 @@ $(BUILD)/config.mk: Makefile $(wildcard /var/lib/dpkg/status)
 	echo 'HAVE_CF_PROTECTION := $(call try,-Werror -fcf-protection=none,$(main))'; \
 	echo 'HAVE_URING := $(call try,-Werror -luring,#include <liburing.h>\n int main(void) { struct io_uring r; return io_uring_queue_init(8, &r, 0); })'; \
 	echo 'HAVE_SLIRP := $(call try,-Werror -lslirp,#include <slirp/libslirp.h>\n int main(void) { return !slirp_version_string(); })'; \
+	echo 'HAVE_VNC := $(call try,-Werror -lneatvnc -laml -lpixman-1 -I/usr/include/pixman-1,#include <aml.h>\n#include <neatvnc.h>\n#include <pixman.h>\n int main(void) { return !aml_new() || !nvnc_open_unix(""); })'; \
 	echo 'HAVE_ZLIB := $(call try,-Werror -lz,#include <zlib.h>\n int main(void) { return !zlibVersion(); })'; \
 	echo 'HAVE_ASAN := $(call try,-Werror -fsanitize=address -fsanitize=undefined,$(main))'; \
 	} > $@
@@ -78,12 +79,14 @@ WARN += -Werror
 endif
 
 CFLAGS  ?= -O2 -g
-cflags   = -std=gnu11 -D_GNU_SOURCE= -DVITRO_VERSION='"$(VERSION)"' -Isrc -Iinclude \
+# Hidden: no function of ours takes the place of one of the same name in a library (libaml has an aml_ref() too).
+cflags   = -std=gnu11 -fvisibility=hidden -D_GNU_SOURCE= -DVITRO_VERSION='"$(VERSION)"' -Isrc -Iinclude \
 	   $(if $(HAVE_CF_PROTECTION),-fcf-protection=none) $(WARN) $(extra) $(CFLAGS)
-# Libraries; liburing, libslirp and zlib are used where they are there.
-libs     = -ljansson -lpng -lxxhash $(if $(HAVE_URING),-luring) $(if $(HAVE_SLIRP),-lslirp) $(if $(HAVE_ZLIB),-lz)
+# Libraries; liburing, libslirp, zlib and neatvnc are used where they are there.
+libs     = -ljansson -lpng -lxxhash $(if $(HAVE_URING),-luring) $(if $(HAVE_SLIRP),-lslirp) $(if $(HAVE_ZLIB),-lz) \
+	   $(if $(HAVE_VNC),-lneatvnc -laml -lpixman-1)
 lib_defs = $(if $(HAVE_URING),-DHAVE_URING=1) $(if $(HAVE_SLIRP),-DHAVE_SLIRP=1) \
-	   $(if $(HAVE_ZLIB),-DHAVE_ZLIB=1)
+	   $(if $(HAVE_ZLIB),-DHAVE_ZLIB=1) $(if $(HAVE_VNC),-DHAVE_VNC=1 -I/usr/include/pixman-1)
 ldflags  = -pthread $(extra) $(LDFLAGS)
 # Engine code runs while the guest's vector registers are live: it must not touch them.
 # libvitro.a's other folders run outside translated code and are compiled like anything else.

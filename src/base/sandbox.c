@@ -50,7 +50,8 @@ enum check {
 #define GDB SANDBOX_GDB
 #define UNIX SANDBOX_UNIX
 #define SHARE SANDBOX_SHARE
-#define ALL (PROC | VCPU | IO | CON | DISK | TAP | NET | GDB | UNIX | SHARE)
+#define VNC SANDBOX_VNC
+#define ALL (PROC | VCPU | IO | CON | DISK | TAP | NET | GDB | UNIX | SHARE | VNC)
 
 static const struct rule {
     u16 nr, kinds;
@@ -117,23 +118,23 @@ static const struct rule {
     /* Frames. */
     { SYS_ioctl, TAP, TUN_OFFLOAD },
     /* Connections that are open (output goes to consoles attached by the control socket). */
-    { SYS_sendto, NET | GDB | UNIX | VCPU | IO | PROC, ANY },
-    { SYS_recvfrom, NET | GDB | UNIX | VCPU | PROC, ANY },
-    { SYS_sendmsg, NET | GDB | UNIX | VCPU | IO | PROC, ANY },
-    { SYS_recvmsg, NET | GDB | UNIX | VCPU | PROC, ANY },
-    { SYS_shutdown, NET | GDB | UNIX | VCPU | PROC, ANY },
-    { SYS_setsockopt, NET | GDB | UNIX | PROC, ANY },
-    { SYS_getsockopt, NET | GDB | UNIX | PROC, ANY },
-    { SYS_accept4, NET | GDB | UNIX | PROC, ANY },
-    { SYS_accept, NET | GDB | UNIX | PROC, ANY },
-    { SYS_fcntl, NET | GDB | UNIX | PROC, ANY },
+    { SYS_sendto, NET | GDB | UNIX | VCPU | IO | VNC | PROC, ANY },
+    { SYS_recvfrom, NET | GDB | UNIX | VCPU | VNC | PROC, ANY },
+    { SYS_sendmsg, NET | GDB | UNIX | VCPU | IO | VNC | PROC, ANY },
+    { SYS_recvmsg, NET | GDB | UNIX | VCPU | VNC | PROC, ANY },
+    { SYS_shutdown, NET | GDB | UNIX | VCPU | VNC | PROC, ANY },
+    { SYS_setsockopt, NET | GDB | UNIX | VNC | PROC, ANY },
+    { SYS_getsockopt, NET | GDB | UNIX | VNC | PROC, ANY },
+    { SYS_accept4, NET | GDB | UNIX | VNC | PROC, ANY },
+    { SYS_accept, NET | GDB | UNIX | VNC | PROC, ANY },
+    { SYS_fcntl, NET | GDB | UNIX | VNC | PROC, ANY },
     { SYS_socket, UNIX, UNIX_ONLY },
     { SYS_socket, NET | PROC, ANY },
     { SYS_connect, NET | UNIX | PROC, ANY },
     { SYS_bind, NET | PROC, ANY },
     { SYS_listen, NET | PROC, ANY },
-    { SYS_getsockname, NET | PROC, ANY },
-    { SYS_getpeername, NET | PROC, ANY },
+    { SYS_getsockname, VNC | NET | PROC, ANY },
+    { SYS_getpeername, VNC | NET | PROC, ANY },
     { SYS_ioctl, NET, NO_INJECT },
     { SYS_openat, NET, READ_ONLY }, /* resolv.conf */
     { SYS_newfstatat, ALL, ANY },
@@ -190,10 +191,11 @@ static const struct rule {
     { SYS_socketpair, PROC, ANY },
     { SYS_eventfd2, ALL, ANY },
     { SYS_timerfd_create, PROC, ANY },
+    { SYS_epoll_create, PROC, ANY },
     { SYS_epoll_create1, PROC, ANY },
-    { SYS_epoll_ctl, PROC, ANY },
-    { SYS_epoll_wait, PROC, ANY },
-    { SYS_epoll_pwait, PROC, ANY },
+    { SYS_epoll_ctl, VNC | PROC, ANY },
+    { SYS_epoll_wait, VNC | PROC, ANY },
+    { SYS_epoll_pwait, VNC | PROC, ANY },
     { SYS_pselect6, PROC, ANY },
     { SYS_memfd_create, PROC, ANY },
     { SYS_mlock, PROC, ANY },

@@ -20,6 +20,7 @@ enum sandbox_kind {
     SANDBOX_USERNET = BIT(6), /* user-mode networking: the guest's connections are sockets of ours */
     SANDBOX_GDB = BIT(7),     /* gdb's connections */
     SANDBOX_UNIX = BIT(8),    /* sockets in the host's file system that stand for the guest's (vsock, virtio consoles) */
+    SANDBOX_VNC = BIT(10),    /* the screen for connections that are accepted here; neither opens nor connects anything */
     SANDBOX_SHARE = BIT(9),   /* files of a directory that the guest was given; keeps its capabilities */
 };
 

@@ -93,6 +93,8 @@ static const struct option options[] = {
       "a device for test kernels, as QEMU's pc-testdev: ports 0xe0 and 0x2000, memory at 0xff000000" },
     { "screen",     NULL,     OPT_FLAG,  AT(screen),     NULL, 0, 0,
       "show the VGA's text screen in the terminal instead of the serial line, and type on its keyboard" },
+    { "vnc",        "WHERE",  OPT_STR | OPT_THIS_RUN, AT(vnc), NULL, 0, 0,
+      "show the VGA's screen to VNC clients, at unix:PATH or a loopback ADDRESS:PORT; there is no password" },
     { "screenshot", "FILE",   OPT_STR | OPT_THIS_RUN, AT(screenshot), NULL, 0, 0,
       "at the end, write the VGA's screen to a file: PNG if it is called .png, else characters" },
     { "option-rom", "FILE",   OPT_ROM,   0, NULL, 0, 0,

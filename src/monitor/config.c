@@ -2,6 +2,7 @@
 #include "monitor/config.h"
 #include "monitor/firmware.h"
 #include "monitor/snapshot.h"
+#include "monitor/vnc.h"
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -42,6 +43,12 @@ int config_complete(struct config *c)
     static struct snapshot snapshot;
     char err[SNAPSHOT_ERR_LEN];
 
+    const char *why;
+
+    if (c->vnc && vnc_check(c->vnc, &why)) {
+        say("--vnc: '%s' is not understood: %s", c->vnc, why);
+        return STATUS_USAGE;
+    }
     if (c->restore) {
         if (snapshot_read(&snapshot, c->restore, err)) {
             say("--restore: %s", err);
@@ -52,7 +59,7 @@ int config_complete(struct config *c)
         if (r)
             return r;
     }
-    if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->nr_option_roms || c->boot.given || c->screen))) {
+    if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->nr_option_roms || c->boot.given || c->screen || c->vnc))) {
         if (c->kernel || c->initrd || c->append) {
             say("--%s does not go with --firmware, which starts what is on a disk; leave one out",
                 c->kernel ? "kernel" : c->initrd ? "initrd" : "append");
@@ -63,10 +70,10 @@ int config_complete(struct config *c)
         c->firmware = c->firmware_path;
         return STATUS_OK;
     }
-    if (c->boot.given || c->nr_option_roms || c->screen || c->screenshot || c->nvram) {
+    if (c->boot.given || c->nr_option_roms || c->screen || c->screenshot || c->nvram || c->vnc) {
         say("--%s is for firmware; it does not go with --kernel",
             c->boot.given ? "boot" : c->nr_option_roms ? "option-rom" : c->screen ? "screen" :
-            c->screenshot ? "screenshot" : "nvram");
+            c->screenshot ? "screenshot" : c->vnc ? "vnc" : "nvram");
         return STATUS_USAGE;
     }
     if (!c->kernel) {

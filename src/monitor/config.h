@@ -38,6 +38,7 @@ struct config {
     const char *firmware;  /* the image's name, then its path; NULL: --kernel is booted */
     const char *firmware_log;
     const char *nvram;     /* the file of UEFI's variables; NULL: not kept */
+    const char *vnc;        /* where the screen is served */
     const char *screenshot; /* written at the end of the run */
     const char *option_rom[OPTION_ROMS_MAX]; /* paths */
     unsigned nr_option_roms;

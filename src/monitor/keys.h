@@ -13,6 +13,10 @@ struct key {
     bool e0, shift, ctrl, alt;
 };
 
+/* keys_from_keysym - an X11 key symbol (what VNC clients send): the key that carries it. False: there is none. The client sends
+ * Shift and its like as keys of their own. */
+bool keys_from_keysym(u32 keysym, struct key *key);
+
 /*
  * keys_next - take one byte; true when *key is a key now. An escape sequence that never ends is given up by
  * keys_flush(), which says what the bytes so far are: call it until false when nothing came for a moment.

@@ -14,6 +14,7 @@
 #include "monitor/gdbstub.h"
 #include "monitor/snapshot.h"
 #include "vitro/abi.h"
+#include "monitor/vnc.h"
 #include "paravirt/paravirt.h"
 #include "storage/disk.h"
 #include <errno.h>
@@ -519,6 +520,17 @@ static int open_trace(struct guest *vm)
     return c->symbols ? symbols_load(&vm->symbols, c->symbols) : 0;
 }
 
+static int start_vnc(struct guest *vm)
+{
+    int r = vnc_start(vm->config->vnc, vm->machine, &vm->vnc);
+
+    if (r)
+        say("--vnc %s: %s", vm->config->vnc, r == -ENOSYS ? "this Vitro was built without libneatvnc" :
+                                             r == -EADDRINUSE ? "cannot listen there; another process does, or it is no "
+                                                                "address of this host's" : strerror(-r));
+    return r;
+}
+
 static int start(struct guest *vm)
 {
     const struct console_ops ops = { .opaque = vm,
@@ -578,6 +590,7 @@ static void stop(struct guest *vm)
 
 static void destroy(struct guest *vm)
 {
+    vnc_stop(vm->vnc);
     if (vm->gdb)
         gdbstub_destroy(vm->gdb, vm->status);
     devices_destroy(&vm->devices);
@@ -634,7 +647,7 @@ enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status)
         make_paravirt(vm) || make_engine(vm) || devices_create(vm) ||
         (c->counters && counters_create(vm)) || (c->firmware && firmware_files(vm)) ||
         (c->saved ? snapshot_apply(vm) : !c->firmware && load_guest(vm)) ||
-        (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
+        (c->vnc && start_vnc(vm)) || (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
         destroy(vm);
         return VM_FAIL;
     }

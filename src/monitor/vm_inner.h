@@ -76,6 +76,7 @@ struct guest {
     struct vm_vcpu vcpu[VM_VCPUS_MAX];
     unsigned nr_vcpus;
     struct console console;
+    struct vnc *vnc;
     struct screen screen; /* with config->screen */
     struct symbols symbols;
     FILE *trace;
