@@ -228,7 +228,7 @@ static int parse_number(const char *s, u64 *value, const char **end)
     return errno ? -ERANGE : 0;
 }
 
-static int parse_size(const char *s, u64 *bytes)
+int size_parse(const char *s, u64 *bytes)
 {
     static const char suffix[] = "KMGT";
     const char *end;
@@ -346,7 +346,7 @@ static int parse_value(struct config *c, const struct option *o, const char *s)
     case OPT_PV:
         return parse_pv(c, o, s, to);
     case OPT_SIZE:
-        r = parse_size(s, &n);
+        r = size_parse(s, &n);
         if (r == -EINVAL)
             return usage(c, "--%s: '%s' is not a size; write for example 512M", o->name, s);
         if (r || n < o->min || n > o->max)

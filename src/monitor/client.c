@@ -23,6 +23,7 @@
 /* What the command line of one of these commands said. */
 struct order {
     const char *name, *file;
+    u64 size;
     bool force, quit, json;
     unsigned timeout_s;
 };
@@ -313,6 +314,14 @@ static int reset_vm(const struct order *o)
     return just_ask(o, "system_reset");
 }
 
+static int balloon(const struct order *o)
+{
+    json_t *ret = ask_once(o, "balloon", json_pack("{s:I}", "value", (json_int_t)o->size), REPLY_S);
+
+    json_decref(ret);
+    return ret ? STATUS_OK : STATUS_FAIL;
+}
+
 static int screenshot(const struct order *o)
 {
     char path[PATH_MAX * 2], cwd[PATH_MAX];
@@ -462,7 +471,7 @@ static int console(const struct order *o)
 
 /* -- The commands -------------------------------------------------------------------------------------------- */
 
-enum { WANT_NAME = 1, WANT_FILE = 2, MAY_FORCE = 4, MAY_TIMEOUT = 8, MAY_JSON = 16, MAY_QUIT = 32 };
+enum { WANT_NAME = 1, WANT_FILE = 2, MAY_FORCE = 4, MAY_TIMEOUT = 8, MAY_JSON = 16, MAY_QUIT = 32, WANT_SIZE = 64 };
 
 static const struct command {
     const char *name, *args;
@@ -482,6 +491,8 @@ static const struct command {
     { "stats", "NAME", WANT_NAME, stats, "print a VM's counters", NULL },
     { "screenshot", "NAME FILE", WANT_NAME | WANT_FILE, screenshot, "write a VM's VGA screen to a file",
       "  FILE               PNG if it is called .png, else characters\n" },
+    { "balloon", "NAME SIZE", WANT_NAME | WANT_SIZE, balloon, "have a VM started with --balloon give memory back",
+      "  SIZE               what is left to the guest, as of --mem: 256M, 1G; all of it, or more, takes the balloon away\n" },
     { "pause", "NAME", WANT_NAME, pause_vm, "hold a VM still; no time passes for it", NULL },
     { "resume", "NAME", WANT_NAME, resume_vm, "let a paused VM go on", NULL },
     { "snapshot", "NAME FILE [--quit]", WANT_NAME | WANT_FILE | MAY_QUIT, snapshot,
@@ -535,6 +546,9 @@ static int parse(const struct command *c, struct order *o, int argc, char **argv
             o->name = arg;
         } else if ((c->may & WANT_FILE) && !o->file) {
             o->file = arg;
+        } else if ((c->may & WANT_SIZE) && !o->size) {
+            if (size_parse(arg, &o->size) || !o->size || o->size >> 62)
+                return usage(c, "no size of memory: ", arg);
         } else {
             return usage(c, "one argument too many: ", arg);
         }
@@ -543,6 +557,8 @@ static int parse(const struct command *c, struct order *o, int argc, char **argv
         return usage(c, "name a VM", "");
     if ((c->may & WANT_FILE) && !o->file)
         return usage(c, "name a file", "");
+    if ((c->may & WANT_SIZE) && !o->size)
+        return usage(c, "say how much memory is left to the guest", "");
     return -1;
 }
 

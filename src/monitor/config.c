@@ -100,6 +100,11 @@ int config_complete(struct config *c)
         }
     }
 
+    /* A kernel that is started without firmware is Linux or its like, which knows virtio; firmware starts anything. */
+    for (unsigned i = 0; i < c->nr_drives; i++)
+        if (c->drive[i].kind == DRIVE_DISK && !c->drive[i].bus_given)
+            c->drive[i].bus = DRIVE_VIRTIO;
+
     /* The leading space lets names_console look one byte back. */
     char user[CONFIG_CMDLINE_MAX];
     int n = snprintf(user, sizeof(user), " %s", c->append ? c->append : "");

@@ -78,6 +78,8 @@ struct config {
 };
 
 /* say - one line on stderr with the program's name before it. */
+/* size_parse - bytes of "512M", "2G", or a number of MiB. 0, -EINVAL, -ERANGE. */
+int size_parse(const char *s, u64 *bytes);
 void say(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 /*

@@ -58,6 +58,7 @@ int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const
             return wrong(option, piece, keys);
         *value++ = '\0';
         int r = -1;
+        d->bus_given |= !strcmp(piece, "if");
         if (!strcmp(piece, "if") && kind == DRIVE_DISK && !strcmp(value, "ide")) {
             d->bus = DRIVE_IDE;
         } else if (!strcmp(piece, "if") && kind == DRIVE_DISK && !strcmp(value, "virtio")) {

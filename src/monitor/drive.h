@@ -14,6 +14,7 @@ struct drive {
     enum drive_bus bus;
     bool readonly;
     char format[16]; /* "": find out */
+    bool bus_given; /* by if=; else config_complete() chooses */
     /* DRIVE_VIRTIO */
     unsigned queues;  /* 0: one */
     bool packed, threads, mmio;

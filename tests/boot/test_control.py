@@ -256,11 +256,22 @@ def test_balloon():
                 break
             time.sleep(0.1)
         check(actual == 200 << 20, f"{actual >> 20} MiB")
+        vitro("balloon", "air", "128M")
+        for _ in range(600):
+            actual = q.do("query-balloon")["return"]["actual"]
+            if actual == 128 << 20:
+                break
+            time.sleep(0.1)
+        check(actual == 128 << 20, f"{actual >> 20} MiB")
+        for args, words in (((), "how much"), (("x",), "no size"), (("0",), "no size"), (("1M", "2M"), "too many")):
+            line = vitro("balloon", "air", *args, status=2)
+            check(words in line, line)
         for value in (0, -1, "x"):
             check("error" in q.do("balloon", value=value), f"balloon {value}")
         check("error" in q.do("balloon"), "no value")
     with Running("tight"):
         check("--balloon" in negotiated("tight").do("query-balloon")["error"]["desc"], "no balloon")
+        check("--balloon" in vitro("balloon", "tight", "64M", status=1), "no balloon")
 
 
 def test_stats():

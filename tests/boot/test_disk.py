@@ -62,6 +62,15 @@ def test_read_and_write():
                 check(f.read(5) == b"tail\n", f"{options}: the last sector is wrong")
 
 
+def test_default_interface():
+    """Virtio for a kernel; another one if that is asked for."""
+    with Image(8, fill=True) as image:
+        out = run_script("md5sum /dev/vda", "--disk", image.path)
+        check(image.md5() in out, "no virtio disk, or another")
+        out = run_script("ls /sys/block; true", "--disk", image.path + ",if=ide")
+        check("vda" not in out, "if=ide is a virtio disk")
+
+
 def test_without_msi():
     with Image(8, fill=True) as image:
         out = run_script("md5sum /dev/vda; cat /proc/interrupts", "--disk", image.path + ",if=virtio",
