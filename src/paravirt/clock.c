@@ -4,6 +4,7 @@
  * constants serves every vCPU for ever.
  */
 #include "paravirt/inner.h"
+#include <time.h>
 
 /* mul in [2^31, 2^32) keeps 32 bits of precision: an error below 1 ns in 4 s, one constant for everyone. */
 void pv_clock_init(struct paravirt *pv)
@@ -28,6 +29,26 @@ u64 pv_clock_ns(const struct paravirt *pv, u64 host_tsc)
     u64 d = host_tsc - pv->tsc_base;
     d = pv->tsc_shift < 0 ? d >> -pv->tsc_shift : d << pv->tsc_shift;
     return (u64)((unsigned __int128)d * pv->tsc_mul >> 32);
+}
+
+/* The tightest of a few looks: the host may take the CPU away between the two clocks. */
+struct timespec pv_wall_now(u64 *tsc)
+{
+    struct timespec best = { 0 };
+    u64 least = ~0ull;
+
+    for (unsigned i = 0; i < 5; i++) {
+        struct timespec now;
+        u64 before = pv_host_tsc();
+        clock_gettime(CLOCK_REALTIME, &now);
+        u64 took = pv_host_tsc() - before;
+        if (took >= least)
+            continue;
+        least = took;
+        best = now;
+        *tsc = before + took / 2;
+    }
+    return best;
 }
 
 /* A guest's copy of the base is in terms of its own TSC, which did not count these ticks either. */

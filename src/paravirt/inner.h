@@ -5,6 +5,7 @@
 #include "paravirt/paravirt.h"
 #include "mem/ram.h"
 #include <stdatomic.h>
+#include <time.h>
 
 /* The two contracts share RAX as the number of a hypercall. KVM's are small; Vitro's have this in bits 31:16. */
 #define PV_NATIVE_CALLS 0x56540000u
@@ -58,6 +59,8 @@ int pv_write(struct paravirt *pv, gpa_t gpa, const void *buf, u64 len);
 
 /* -- clock.c ------------------------------------------------------------------------------------------ */
 void pv_clock_init(struct paravirt *pv);
+/* pv_wall_now - the host's real-time clock, and its TSC at that moment. */
+struct timespec pv_wall_now(u64 *tsc);
 /* pv_clock_ns - system time of a host TSC value: ns since creation, the same for every vCPU. */
 u64 pv_clock_ns(const struct paravirt *pv, u64 host_tsc);
 static inline u64 pv_host_tsc(void)

@@ -53,28 +53,19 @@ struct clock_pairing {
     u32 flags, pad[9];
 };
 _Static_assert(sizeof(struct clock_pairing) == 64, "KVM ABI");
-#define PAIRING_TRIES 5
 
-/* a0: where to; a1: 0, the host's real-time clock. That and the guest's TSC at one moment: the tightest of a few looks. */
+/* a0: where to; a1: 0, the host's real-time clock. That and the guest's TSC at one moment. */
 static s64 clock_pairing(struct paravirt *pv, const struct call *c)
 {
     struct clock_pairing out = { 0 };
-    u64 best = ~0ull;
+    u64 tsc;
 
     if (c->arg[1] != 0)
         return -KVM_EOPNOTSUPP;
-    for (unsigned i = 0; i < PAIRING_TRIES; i++) {
-        struct timespec now;
-        u64 before = pv_host_tsc();
-        clock_gettime(CLOCK_REALTIME, &now);
-        u64 took = pv_host_tsc() - before;
-        if (took >= best)
-            continue;
-        best = took;
-        out.sec = now.tv_sec;
-        out.nsec = now.tv_nsec;
-        out.tsc = before + took / 2 + vitro_vcpu_tsc_offset(pv->cpu[c->hc->vcpu].vcpu);
-    }
+    struct timespec now = pv_wall_now(&tsc);
+    out.sec = now.tv_sec;
+    out.nsec = now.tv_nsec;
+    out.tsc = tsc + vitro_vcpu_tsc_offset(pv->cpu[c->hc->vcpu].vcpu);
     return pv_write(pv, c->arg[0], &out, sizeof(out)) ? -KVM_EFAULT : 0;
 }
 

@@ -64,12 +64,13 @@ int kvm_wall_write(struct paravirt *pv, unsigned cpu, u64 value)
     struct pv_vcpu *c = &pv->cpu[cpu];
     struct timespec now;
     struct kvm_wall old;
+    u64 tsc;
 
     c->kvm.wall_clock = value;
     if (pv_read(pv, value, &old, sizeof(old)))
         return 0;
-    clock_gettime(CLOCK_REALTIME, &now);
-    u64 ns = (u64)now.tv_sec * 1000000000u + (u64)now.tv_nsec - pv_clock_ns(pv, pv_host_tsc());
+    now = pv_wall_now(&tsc);
+    u64 ns = (u64)now.tv_sec * 1000000000u + (u64)now.tv_nsec - pv_clock_ns(pv, tsc);
     struct kvm_wall w = {
         .version = old.version | 1, .sec = (u32)(ns / 1000000000u), .nsec = (u32)(ns % 1000000000u)
     };
