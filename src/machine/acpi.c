@@ -1,11 +1,12 @@
 /*
  * acpi.c - RSDP, XSDT, RSDT, FADT, FACS, MADT, MCFG and DSDT. Source: ACPI 6.4 §5.2 (tables), §6.1-6.2
  * (device objects), §6.2.13 (_PRT), §7.4.2 (\_S5); PCI Firmware 3.0 §4.1 (MCFG).
- * Left out: HPET, SRAT, processor devices, SSDTs. An 8042 without a keyboard is not announced: probing
+ * Left out: SRAT, processor devices, SSDTs. An 8042 without a keyboard is not announced: probing
  * it is slow.
  */
 #include "machine/acpi.h"
 #include "machine/aml.h"
+#include "machine/chips/hpet.h"
 #include "machine/layout.h"
 #include "machine/pci.h"
 #include <string.h>
@@ -302,6 +303,18 @@ static void virtio_mmio(struct aml *a, unsigned n)
     aml_end(a);
 }
 
+static void hpet_device(struct aml *a)
+{
+    aml_device(a, "HPET");
+    aml_name(a, "_HID");
+    aml_eisa_id(a, "PNP0103");
+    aml_name(a, "_CRS");
+    aml_resources(a);
+    aml_res_fixed_mem(a, (u32)LAYOUT_HPET, HPET_SIZE);
+    aml_end(a);
+    aml_end(a);
+}
+
 static void dsdt_body(struct aml *a, const struct acpi_config *config)
 {
     aml_name(a, "PICM"); /* 0: 8259, 1: APIC; set by \_PIC */
@@ -323,6 +336,7 @@ static void dsdt_body(struct aml *a, const struct acpi_config *config)
     pci_root(a, config);
     for (unsigned n = 0; n < config->nr_virtio_mmio; n++)
         virtio_mmio(a, n);
+    hpet_device(a);
     device(a, "COM1", "PNP0501", PORT_COM1, 8, GSI_COM1);
     device(a, "RTC", "PNP0B00", PORT_RTC, 2, GSI_RTC);
     if (config->keyboard) {
@@ -474,13 +488,30 @@ static u64 build_mcfg(struct build *b)
     return address(b, h);
 }
 
+/* IA-PC HPET specification 1.0a §3.2.4. */
+static u64 build_hpet(struct build *b)
+{
+    const struct acpi_gas gas = { .bits = 64, .address = LAYOUT_HPET };
+    size_t size = sizeof(struct acpi_header) + 4 + sizeof(gas) + 4;
+    struct acpi_header *h = reserve(b, size);
+    if (!h)
+        return 0;
+    u8 *p = put((u8 *)(h + 1), HPET_ID, 4);
+    memcpy(p, &gas, sizeof(gas));
+    p = put(p + sizeof(gas), 0, 1); /* number 0 */
+    p = put(p, 0x80, 2);            /* ticks: the least period */
+    put(p, 0, 1);
+    finish(b, h, "HPET", 1, size);
+    return address(b, h);
+}
+
 size_t acpi_build(const struct acpi_config *config, void *buf, size_t cap, struct acpi_links *links)
 {
     struct build b = { .buf = buf, .cap = cap, .base = config->base, .links = links };
     struct acpi_rsdp *rsdp = reserve(&b, sizeof(*rsdp));
     u64 facs = build_facs(&b);
     u64 dsdt = build_dsdt(&b, config);
-    u64 table[3] = { build_fadt(&b, config, facs, dsdt), build_madt(&b, config), build_mcfg(&b) };
+    u64 table[] = { build_fadt(&b, config, facs, dsdt), build_madt(&b, config), build_mcfg(&b), build_hpet(&b) };
     size_t size = sizeof(struct acpi_header) + sizeof(table);
     size_t size32 = sizeof(struct acpi_header) + sizeof(table) / 2;
     struct acpi_header *xsdt = reserve(&b, size), *rsdt = reserve(&b, size32);

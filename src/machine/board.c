@@ -11,7 +11,7 @@
 
 /* -- The devices, in the order they are made and reset -------------------- */
 
-enum { DEV_UART, DEV_PIT, DEV_RTC, DEV_PM, DEV_KBD, DEV_SYSCTL, NR_DEV };
+enum { DEV_UART, DEV_PIT, DEV_RTC, DEV_PM, DEV_KBD, DEV_SYSCTL, DEV_HPET, NR_DEV };
 
 static const struct board_device devices[NR_DEV] = {
     [DEV_UART] = { &uart16550, offsetof(struct machine, uart) },
@@ -20,6 +20,7 @@ static const struct board_device devices[NR_DEV] = {
     [DEV_PM] = { &acpi_pm, offsetof(struct machine, pm) },
     [DEV_KBD] = { &i8042, offsetof(struct machine, kbd) },
     [DEV_SYSCTL] = { &sysctl, offsetof(struct machine, sysctl) },
+    [DEV_HPET] = { &hpet, offsetof(struct machine, hpet) },
 };
 
 const struct board_device *board_device(unsigned i)
@@ -65,12 +66,21 @@ static const struct {
 
 /* -- Interrupts ----------------------------------------------------------- */
 
+/* PCI's lines, and the HPET's that share them. Under irq_lock. */
+static bool pci_level(const struct machine *m, unsigned gsi)
+{
+    u8 lines = m->pci_lines;
+    for (unsigned i = 0; i < HPET_TIMERS; i++)
+        lines |= m->hpet_lines[i];
+    return lines & BIT(gsi - GSI_PCI);
+}
+
 /* An 8259 input that PCI interrupts are routed to: the OR of them. Under irq_lock. */
 static void drive_pic(struct machine *m, u8 irq)
 {
     bool level = false;
     for (unsigned gsi = GSI_PCI; gsi < NR_GSI; gsi++)
-        level |= m->pirq[PCI_PIRQ(gsi)] == irq && (m->pci_lines & BIT(gsi - GSI_PCI));
+        level |= m->pirq[PCI_PIRQ(gsi)] == irq && pci_level(m, gsi);
     if (irq)
         i8259_set_irq(&m->pic, irq, level);
 }
@@ -102,7 +112,7 @@ static void set_gsi(void *owner, unsigned gsi, bool level)
     } else {
         u8 bit = (u8)BIT(gsi - GSI_PCI);
         m->pci_lines = level ? m->pci_lines | bit : m->pci_lines & (u8)~bit;
-        ioapic_set_pin(&m->ioapic, gsi, level);
+        ioapic_set_pin(&m->ioapic, gsi, pci_level(m, gsi));
         drive_pic(m, m->pirq[PCI_PIRQ(gsi)]);
     }
     pthread_mutex_unlock(&m->irq_lock);
@@ -117,6 +127,37 @@ void machine_set_gsi(struct machine *m, unsigned gsi, bool level)
 static struct irq_line gsi_line(struct machine *m, unsigned gsi)
 {
     return (struct irq_line){ set_gsi, m, gsi };
+}
+
+/* 8254 and RTC, while the HPET does not have their inputs. */
+static void set_legacy_gsi(void *owner, unsigned gsi, bool level)
+{
+    struct machine *m = owner;
+    if (!atomic_load(&m->hpet_legacy))
+        set_gsi(m, gsi, level);
+}
+
+static void set_hpet(void *opaque, unsigned timer, unsigned gsi, bool level)
+{
+    struct machine *m = opaque;
+    if (gsi < GSI_PCI) {
+        set_gsi(m, gsi, level);
+        return;
+    }
+    u8 bit = (u8)BIT(gsi - GSI_PCI);
+    pthread_mutex_lock(&m->irq_lock);
+    m->hpet_lines[timer] = level ? m->hpet_lines[timer] | bit : m->hpet_lines[timer] & (u8)~bit;
+    ioapic_set_pin(&m->ioapic, gsi, pci_level(m, gsi));
+    drive_pic(m, m->pirq[PCI_PIRQ(gsi)]);
+    pthread_mutex_unlock(&m->irq_lock);
+}
+
+static void on_hpet_legacy(void *opaque, bool on)
+{
+    struct machine *m = opaque;
+    atomic_store(&m->hpet_legacy, on);
+    set_gsi(m, GSI_PIT, false);
+    set_gsi(m, GSI_RTC, false);
 }
 
 /* From controller to controller: all under irq_lock already. */
@@ -255,9 +296,9 @@ static int init_devices(struct machine *m)
         .irq = gsi_line(m, GSI_COM1), .clock = &m->clock, .tx = on_console_tx,
         .rx_room = on_console_room, .opaque = m,
     };
-    const struct pit_wiring pit = { .irq = gsi_line(m, GSI_PIT), .clock = &m->clock };
+    const struct pit_wiring pit = { .irq = { set_legacy_gsi, m, GSI_PIT }, .clock = &m->clock };
     const struct rtc_wiring rtc = {
-        .irq = gsi_line(m, GSI_RTC), .clock = &m->clock, .low_ram = low, .high_ram = high,
+        .irq = { set_legacy_gsi, m, GSI_RTC }, .clock = &m->clock, .low_ram = low, .high_ram = high,
         .wall_ns = m->config.wall_ns ? m->config.wall_ns : wall_clock_ns() - clock_now(&m->clock),
         .nr_cpus = m->config.nr_cpus, .boot_order = m->config.boot_order,
         .floppies = (u8)(fdc_cmos_type(m->config.floppy[0]) << 4 | fdc_cmos_type(m->config.floppy[1])),
@@ -273,9 +314,13 @@ static int init_devices(struct machine *m)
         .debugcon = on_debugcon, .firmware_log = m->config.firmware_log ? on_firmware_log : NULL,
         .a20 = on_a20, .opaque = m,
     };
+    const struct hpet_wiring timers = {
+        .clock = &m->clock, .set = set_hpet, .legacy = on_hpet_legacy, .opaque = m,
+    };
     const void *wiring[NR_DEV] = {
         [DEV_UART] = &uart, [DEV_PIT] = &pit, [DEV_RTC] = &rtc,
         [DEV_PM] = &pm, [DEV_KBD] = &kbd, [DEV_SYSCTL] = &sys,
+        [DEV_HPET] = &timers,
     };
     for (unsigned i = 0; i < NR_DEV; i++) {
         int err = devices[i].class->init((char *)m + devices[i].at, wiring[i]);
@@ -430,6 +475,7 @@ static void fill_bus(struct machine *m)
     if (m->config.flash.size)
         bus_add_mmio(&m->bus, m->config.flash.gpa, m->config.flash.size, 0, &pflash_io, &m->flash);
     bus_add_mmio(&m->bus, LAYOUT_IOAPIC, PAGE_SIZE, 0, &ioapic_mmio, &m->ioapic);
+    bus_add_mmio(&m->bus, LAYOUT_HPET, HPET_SIZE, 0, hpet.io, &m->hpet);
     bus_add_mmio(&m->bus, LAYOUT_ECAM, LAYOUT_ECAM_SIZE, 0, &pci_ecam, &m->pci);
     /* The local APICs are per vCPU: machine_mmio_*() goes to them before it asks the bus. */
 }

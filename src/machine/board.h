@@ -5,6 +5,7 @@
 #include "machine/chips/acpi_pm.h"
 #include "machine/chips/fdc.h"
 #include "machine/chips/fw_cfg.h"
+#include "machine/chips/hpet.h"
 #include "machine/chips/i8042.h"
 #include "machine/chips/i8237.h"
 #include "machine/chips/i8254.h"
@@ -37,6 +38,8 @@ struct machine {
     struct ioapic ioapic;
     struct i8259 pic;
     u8 pci_lines;             /* asserted PCI interrupts, by GSI - 16; under irq_lock */
+    u8 hpet_lines[HPET_TIMERS]; /* by GSI - 16: each comparator's; under irq_lock */
+    atomic_bool hpet_legacy;  /* IRQ 0 and 8 are the HPET's */
     u8 pirq[4];               /* 8259 inputs of PIRQA..D, 0: none; under irq_lock */
 
     struct pci_host pci;
@@ -58,6 +61,7 @@ struct machine {
     struct acpi_pm pm;
     struct i8042 kbd;
     struct sysctl sysctl;
+    struct hpet hpet;
     struct device_part *part; /* plugged in: machine_add_part() */
     unsigned nr_parts;
     u64 stopped_wall_ns;      /* the host's clock at machine_stop() */

@@ -6,7 +6,7 @@
  *   0x000c_0000  RAM kept for firmware     0x000e_0000  ACPI tables, 64 KiB of it
  *   0x0010_0000  RAM to at most 2.75 GiB   0xb000_0000  ECAM, 256 buses * 1 MiB = 256 MiB
  *   0xc000_0000  PCI memory window         0xfec0_0000  I/O APIC
- *   0xfed0_0000  HPET (not yet)            0xfed4_0000  virtio devices outside PCI
+ *   0xfed0_0000  HPET                      0xfed4_0000  virtio devices outside PCI
  *   0xfee0_0000  local APICs
  *   0xff00_0000  firmware, at its end      0x1_0000_0000  the rest of RAM
  *

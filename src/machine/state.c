@@ -9,7 +9,7 @@
 /* -- Who has something to keep ----------------------------------------------------------------------- */
 
 static const struct state_field board_state[] = {
-    STATE(struct machine, pci_lines), STATE(struct machine, apics.turn), STATE_END
+    STATE(struct machine, pci_lines), STATE(struct machine, hpet_lines), STATE(struct machine, apics.turn), STATE_END
 };
 
 /* machine time, and what the host's clock showed then */
@@ -23,6 +23,13 @@ static int time_loaded(void *obj)
     return m->clock.stopped_ns < 1ull << 62 ? 0 : -EINVAL; /* 146 years: sums of times do not overflow */
 }
 
+static int hpet_legacy_loaded(void *obj)
+{
+    struct machine *m = obj;
+    atomic_store(&m->hpet_legacy, m->hpet.config & 2);
+    return 0;
+}
+
 typedef int part_fn(void *opaque, const struct device_part *part);
 
 /* Call fn for every part, until one returns other than 0. */
@@ -31,6 +38,7 @@ static int each_part(struct machine *m, part_fn *fn, void *opaque)
     const struct device_part fixed[] = {
         { "time", time_state, .obj = m, .loaded = time_loaded },
         { "board", board_state, .obj = m },
+        { .name = "hpet.legacy", .obj = m, .loaded = hpet_legacy_loaded },
         { "i8259", i8259_state, .obj = &m->pic, .loaded = i8259_loaded },
         { "ioapic", ioapic_state, .obj = &m->ioapic },
         { "i8237", i8237_state, .obj = &m->dma },

@@ -137,6 +137,17 @@ def test_time_passes():
         check(abs(now - time.time()) < 5, f"the guest's clock is {now - time.time():.0f} s off")
 
 
+def test_hpet():
+    """Linux keeps time by it, and takes its ticks from it: the 8254's input is the HPET's then."""
+    text = ("cat /sys/devices/system/clocksource/clocksource0/current_clocksource; "
+            "cat /sys/devices/system/clockevents/clockevent0/current_device; "
+            "ls /dev/hpet; sleep 1; grep -w timer /proc/interrupts")
+    with Vitro("run", "--append", "clocksource=hpet tsc=unstable no-kvmclock nolapic_timer " + script(text), stdin=None) as v:
+        v.expect(rb"\nhpet\r?\nhpet\r?\n/dev/hpet\r?\n")
+        check(int(v.expect(rb" 0: +(\d+) .*timer").group(1)) > 20, v.tail())
+        check(v.wait() == 0, v.tail())
+
+
 def test_stats():
     with Vitro("run", "--stats", "--append", "quiet " + script("true")) as v:
         check(v.wait(90) == 0, v.tail())

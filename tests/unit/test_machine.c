@@ -1365,12 +1365,12 @@ static void test_acpi(const char *dir)
     CHECK(rsdp && !memcmp(rsdp, "RSD PTR ", 8));
     EQUAL(sum(rsdp, 20), 0);
     EQUAL(sum(rsdp, 36), 0);
-    const u8 *xsdt = ram_ptr(&f.ram, get64(rsdp + 24), 36 + 3 * 8);
+    const u8 *xsdt = ram_ptr(&f.ram, get64(rsdp + 24), 36 + 4 * 8);
     CHECK(xsdt && !memcmp(xsdt, "XSDT", 4));
-    EQUAL(get32(xsdt + 4), 36 + 3 * 8);
-    EQUAL(sum(xsdt, 36 + 3 * 8), 0);
-    static const char *names[] = { "FACP", "APIC", "MCFG" };
-    for (unsigned i = 0; i < 3; i++) {
+    EQUAL(get32(xsdt + 4), 36 + 4 * 8);
+    EQUAL(sum(xsdt, 36 + 4 * 8), 0);
+    static const char *names[] = { "FACP", "APIC", "MCFG", "HPET" };
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++) {
         u64 pa = get64(xsdt + 36 + i * 8);
         const u8 *t = ram_ptr(&f.ram, pa, 36);
         CHECK(t && !memcmp(t, names[i], 4));
