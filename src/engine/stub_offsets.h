@@ -1,25 +1,25 @@
 /* stub_offsets.h - jump-cache places for stubs.S; asserted against tlb.h in run.c. */
-#define JC_OFF_K 0x14000
+#define JC_OFF_K 0x44000
 #define JC_MASK_K 0x1ffe
-#define JC_OFF_KAC 0x24000
+#define JC_OFF_KAC 0x54000
 #define JC_MASK_KAC 0x1fe
-#define JC_OFF_U 0x47000
+#define JC_OFF_U 0xd7000
 #define JC_MASK_U 0xfffe
-#define JC_OFF_U32 0xc7000
+#define JC_OFF_U32 0x157000
 #define JC_MASK_U32 0x3fe
 
 /* TLB places for stub_loop_*; asserted too. Entry: tag_r, tag_w, host, delta; copy: tag, host, delta, misses. */
 #define TLB_OFF_K 0x4000
-#define TLB_OFF_U 0x27000
+#define TLB_OFF_U 0x57000
 #ifdef TORTURE
 #define TLB_MASK_K 0xe0
 #define TLB_MASK_U 0xe0
 #else
-#define TLB_MASK_K 0xffe0
-#define TLB_MASK_U 0x1ffe0
+#define TLB_MASK_K 0x3ffe0
+#define TLB_MASK_U 0x7ffe0
 #endif
-#define LOOP_OFF_K 0x25000
-#define LOOP_OFF_U 0xc9000
+#define LOOP_OFF_K 0x55000
+#define LOOP_OFF_U 0x159000
 #define TLB_TAG_R 0
 #define TLB_TAG_W 8
 #define TLB_HOST 16

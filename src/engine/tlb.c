@@ -41,20 +41,22 @@ static inline void loops_clear(struct tlb_space *sp, unsigned slot)
     for (unsigned i = 0; i < NR_LOOP; i++)
         l->entry[i].tag = l->entry[i].host = TLB_NOWHERE;
 }
+/* The entries that may be in use: those filled since the last flush, or all if they were too many to remember. */
+static inline unsigned nr_filled(const struct tlb_space *sp, unsigned slot)
+{
+    return sp->tlb_log[slot].n <= FILL_LOG_MAX ? sp->tlb_log[slot].n : table_size(slot);
+}
+static inline unsigned filled(const struct tlb_space *sp, unsigned slot, unsigned k)
+{
+    return sp->tlb_log[slot].n <= FILL_LOG_MAX ? sp->tlb_log[slot].index[k] : k;
+}
 static void table_flush(struct tlb_space *sp, unsigned slot)
 {
     loops_clear(sp, slot);
     struct tlb_entry *e = table(sp, slot);
-    struct fill_log *log = &sp->tlb_log[slot];
-    unsigned n = table_size(slot), logged = log->n;
-    log->n = 0;
-    if (logged <= FILL_LOG_MAX) {
-        for (unsigned k = 0; k < logged; k++)
-            entry_clear(&e[log->index[k]], log->index[k]);
-        return;
-    }
-    for (unsigned i = 0; i < n; i++)
-        entry_clear(&e[i], i);
+    for (unsigned k = 0, n = nr_filled(sp, slot); k < n; k++)
+        entry_clear(&e[filled(sp, slot, k)], filled(sp, slot, k));
+    sp->tlb_log[slot].n = 0;
 }
 
 static void jc_clear(struct tlb_space *sp, unsigned slot)
@@ -234,11 +236,12 @@ static inline unsigned large_shift(const struct tlb_large *l, gla_t la)
 static void table_drop_range(struct tlb_space *sp, unsigned slot, gla_t la, unsigned shift)
 {
     struct tlb_entry *e = table(sp, slot);
-    unsigned n = table_size(slot);
     loops_clear(sp, slot);
-    for (unsigned i = 0; i < n; i++)
+    for (unsigned k = 0, n = nr_filled(sp, slot); k < n; k++) {
+        unsigned i = filled(sp, slot, k);
         if (!((e[i].tag_r ^ la) >> shift))
             entry_clear(&e[i], i);
+    }
 }
 /* The linear RIP of an entry, for comparing it with `la`: code in segments that are not flat has v->cs_tag above it. */
 static inline gla_t jc_linear(const struct jc_entry *e, gla_t la) { return la >> 32 ? e->rip : (u32)e->rip; }
@@ -388,11 +391,12 @@ bool tlb_guest_address(struct vcpu *v, u64 host, gla_t *la)
 static void unwrite_table(struct tlb_space *sp, unsigned slot, u64 host)
 {
     struct tlb_entry *e = table(sp, slot);
-    unsigned n = table_size(slot);
     loops_clear(sp, slot);
-    for (unsigned i = 0; i < n; i++)
+    for (unsigned k = 0, n = nr_filled(sp, slot); k < n; k++) {
+        unsigned i = filled(sp, slot, k);
         if (e[i].host == host)
             e[i].tag_w = TLB_UNUSED(i);
+    }
 }
 
 /* The write tag of one entry, found by address alone: which table it is in tells its index. */

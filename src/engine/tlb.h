@@ -6,7 +6,7 @@
  * tags of their own; a write tag is set only when the page is dirty in the guest's tables, writable, RAM,
  * and holds no translated code.
  *
- * An unused entry i carries the tag of page i ^ 4: no address that picks entry i can match it, canonical or not, by
+ * An unused entry i carries the tag of page i ^ TLB_UNUSED_BIT: no address that picks entry i can match it, canonical or not, by
  * the plain index or the hashed one (which flips only bits 0 and 1 of so small a page number), so emitted
  * code needs no valid bit.
  *
@@ -79,13 +79,16 @@ struct jc_entry {
 #define TLB_K_BITS 3
 #define TLB_KAC_BITS 3
 #define TLB_U_BITS 3
+#define TLB_UNUSED_BIT 4
 #else
-#define TLB_K_BITS 11
+#define TLB_K_BITS 13
 #define TLB_KAC_BITS 7
-#define TLB_U_BITS 12
+#define TLB_U_BITS 14
+#define TLB_UNUSED_BIT 32
 #endif
-#define TLB_UNUSED(i) ((u64)((i) ^ 4) << PAGE_SHIFT)
-_Static_assert(TLB_K_BITS >= 3 && TLB_KAC_BITS >= 3 && TLB_U_BITS >= 3 && TLB_U_BITS <= 12, "TLB_UNUSED");
+#define TLB_UNUSED(i) ((u64)((i) ^ TLB_UNUSED_BIT) << PAGE_SHIFT)
+_Static_assert(1 << TLB_K_BITS > TLB_UNUSED_BIT && 1 << TLB_KAC_BITS > TLB_UNUSED_BIT && 1 << TLB_U_BITS > TLB_UNUSED_BIT, "TLB_UNUSED");
+_Static_assert(TLB_K_BITS <= TLB_U_BITS && 1 << (TLB_U_BITS > 10 ? TLB_U_BITS - 10 : 0) <= TLB_UNUSED_BIT, "TLB_UNUSED, hashed");
 #define TLB_ENTRY_SHIFT 5
 #define JC_K_BITS 12
 #define JC_KAC_BITS 8
@@ -94,13 +97,13 @@ _Static_assert(TLB_K_BITS >= 3 && TLB_KAC_BITS >= 3 && TLB_U_BITS >= 3 && TLB_U_
 
 #define VCPU_AREA 0x4000
 #define OFF_KTLB VCPU_AREA
-#define OFF_KJC (OFF_KTLB + 0x10000)
+#define OFF_KJC (OFF_KTLB + 0x40000)
 #define OFF_KACJC (OFF_KJC + 0x10000)
 #define OFF_KLOOP (OFF_KACJC + 0x1000)
 #define SHARED_SIZE (OFF_KLOOP + 0x1000)
 #define OFF_KACTLB SHARED_SIZE
 #define OFF_UTLB (OFF_KACTLB + 0x1000)
-#define OFF_UJC (OFF_UTLB + 0x20000)
+#define OFF_UJC (OFF_UTLB + 0x80000)
 #define OFF_U32JC (OFF_UJC + (16u << JC_U_BITS))
 #define OFF_ULOOP (OFF_U32JC + 0x2000)
 #define OFF_UCODE (OFF_ULOOP + 0x1000)
@@ -120,7 +123,7 @@ struct tlb_large {
 };
 
 /* Which entries of a table were filled since its last flush, so that flushing costs what was used. */
-#define FILL_LOG_MAX 2048
+#define FILL_LOG_MAX 4096
 struct fill_log {
     u32 n;                     /* beyond FILL_LOG_MAX: too many, flush the whole table */
     u16 index[FILL_LOG_MAX];
