@@ -67,6 +67,9 @@ $(BUILD)/config.mk: Makefile $(wildcard /var/lib/dpkg/status)
 	echo 'HAVE_SLIRP := $(call try,-Werror -lslirp,#include <slirp/libslirp.h>\n int main(void) { return !slirp_version_string(); })'; \
 	echo 'HAVE_VNC := $(call try,-Werror -lneatvnc -laml -lpixman-1 -I/usr/include/pixman-1,#include <aml.h>\n#include <neatvnc.h>\n#include <pixman.h>\n int main(void) { return !aml_new() || !nvnc_open_unix(""); })'; \
 	echo 'HAVE_ZLIB := $(call try,-Werror -lz,#include <zlib.h>\n int main(void) { return !zlibVersion(); })'; \
+	echo 'HAVE_LZMA := $(call try,-Werror -llzma,#include <lzma.h>\n int main(void) { return !lzma_version_number(); })'; \
+	echo 'HAVE_ZSTD := $(call try,-Werror -lzstd,#include <zstd.h>\n int main(void) { return !ZSTD_versionNumber(); })'; \
+	echo 'HAVE_LZ4 := $(call try,-Werror -llz4,#include <lz4.h>\n int main(void) { return !LZ4_versionNumber(); })'; \
 	echo 'HAVE_ASAN := $(call try,-Werror -fsanitize=address -fsanitize=undefined,$(main))'; \
 	} > $@
 
@@ -82,11 +85,13 @@ CFLAGS  ?= -O2 -g
 # Hidden: no function of ours takes the place of one of the same name in a library (libaml has an aml_ref() too).
 cflags   = -std=gnu11 -fvisibility=hidden -D_GNU_SOURCE= -DVITRO_VERSION='"$(VERSION)"' -Isrc -Iinclude \
 	   $(if $(HAVE_CF_PROTECTION),-fcf-protection=none) $(WARN) $(extra) $(CFLAGS)
-# Libraries; liburing, libslirp, zlib and neatvnc are used where they are there.
+# Libraries; liburing, libslirp, neatvnc and those that decompress are used where they are there.
 libs     = -ljansson -lpng -lxxhash $(if $(HAVE_URING),-luring) $(if $(HAVE_SLIRP),-lslirp) $(if $(HAVE_ZLIB),-lz) \
+	   $(if $(HAVE_LZMA),-llzma) $(if $(HAVE_ZSTD),-lzstd) $(if $(HAVE_LZ4),-llz4) \
 	   $(if $(HAVE_VNC),-lneatvnc -laml -lpixman-1)
 lib_defs = $(if $(HAVE_URING),-DHAVE_URING=1) $(if $(HAVE_SLIRP),-DHAVE_SLIRP=1) \
-	   $(if $(HAVE_ZLIB),-DHAVE_ZLIB=1) $(if $(HAVE_VNC),-DHAVE_VNC=1 -I/usr/include/pixman-1)
+	   $(if $(HAVE_ZLIB),-DHAVE_ZLIB=1) $(if $(HAVE_LZMA),-DHAVE_LZMA=1) $(if $(HAVE_ZSTD),-DHAVE_ZSTD=1) \
+	   $(if $(HAVE_LZ4),-DHAVE_LZ4=1) $(if $(HAVE_VNC),-DHAVE_VNC=1 -I/usr/include/pixman-1)
 ldflags  = -pthread $(extra) $(LDFLAGS)
 # Engine code runs while the guest's vector registers are live: it must not touch them.
 # libvitro.a's other folders run outside translated code and are compiled like anything else.
@@ -113,7 +118,7 @@ endif
 # -- Sources: by wildcard, nothing to list --------------------------------------
 
 lib_src   := $(wildcard src/base/*.c src/x86/*.c src/mem/*.c src/engine/*.c src/engine/*.S)
-board_src := $(wildcard src/storage/*.c src/net/*.c src/virtio/*.c src/machine/*.c src/machine/chips/*.c src/paravirt/*.c src/boot/*.c src/monitor/*.c)
+board_src := $(wildcard src/storage/*.c src/net/*.c src/virtio/*.c src/machine/*.c src/machine/chips/*.c src/paravirt/*.c src/paravirt/xen/*.c src/boot/*.c src/monitor/*.c)
 test_src  := $(wildcard tests/*/test_*.c)
 tlib_src  := $(wildcard tests/lib/*.c)
 

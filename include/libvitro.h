@@ -60,12 +60,68 @@ struct vitro_cpuid_leaf {
     uint32_t leaf;
     uint32_t r[4]; /* EAX EBX ECX EDX */
 };
+/*
+ * A guest whose kernel runs outside ring 0, as with Xen's PV interface. The engine runs that kernel at CPL 1 behind selectors
+ * that show level 3, its user code at CPL 3, and hands every crossing between the two, and all that would need ring 0, to
+ * this table. The board's interrupts are not asked for. GS's base is exchanged for the other one (MSR KERNEL_GS_BASE) when
+ * `kernel` changes; selectors are looked up in the guest's GDT and LDT, and count as level 3. docs/engine.md has the rules.
+ *
+ * Called on the vCPU's thread. The vCPU's registers are in the frame meanwhile, except segments.
+ */
+struct vitro_frame {
+    uint64_t *gpr;          /* the guest's registers, in the order of struct vitro_regs; RSP too may be written */
+    uint64_t rip, rflags;   /* IF is always set */
+    uint64_t cr3;           /* page tables in use: the kernel's or the user code's */
+    uint16_t cs, ss;
+    bool kernel;            /* the guest's kernel, not its user code */
+};
+enum vitro_crossing {
+    VITRO_STAY,   /* go on behind the instruction; only registers but RSP were changed */
+    VITRO_GO,     /* go on as the frame says now */
+    VITRO_HALT,   /* the same, but halt first */
+    VITRO_REFUSE, /* soft_interrupt, privileged: #GP, as on a CPU. syscall: #UD */
+    VITRO_DEAD,   /* vitro_vcpu_fail() said why */
+};
+struct vitro_trap {
+    uint8_t vector;
+    bool has_error;
+    uint32_t error;
+    uint64_t cr2, dr6; /* of #PF and #DB */
+};
+/* What would need ring 0. `reg` and `value`: of MSRs, control and debug registers, ports (size in bytes). */
+enum vitro_privileged_op {
+    VITRO_RDMSR, VITRO_WRMSR, VITRO_RDCR, VITRO_WRCR, VITRO_RDDR, VITRO_WRDR, VITRO_CLTS, VITRO_HLT, VITRO_CLI, VITRO_STI,
+    VITRO_WBINVD, VITRO_INVLPG, VITRO_XSETBV, VITRO_IN, VITRO_OUT,
+};
+struct vitro_privileged {
+    enum vitro_privileged_op op;
+    uint32_t reg;
+    uint8_t size;
+    uint64_t value;    /* to be written; or what was read */
+};
+struct vitro_outer {
+    void *opaque;
+    enum vitro_crossing (*trap)(void *opaque, unsigned vcpu, struct vitro_frame *f, const struct vitro_trap *t);
+    /* INT n, INT3, INTO; rip is behind it. */
+    enum vitro_crossing (*soft_interrupt)(void *opaque, unsigned vcpu, struct vitro_frame *f, unsigned vector);
+    /* SYSCALL, from the kernel too. rip is behind it, RCX and R11 are as SYSCALL leaves them. code64: from 64-bit code. */
+    enum vitro_crossing (*syscall)(void *opaque, unsigned vcpu, struct vitro_frame *f, bool code64);
+    enum vitro_crossing (*privileged)(void *opaque, unsigned vcpu, struct vitro_frame *f, struct vitro_privileged *p);
+    /* After VITRO_KICK_INTR: deliver an event if one is due. */
+    enum vitro_crossing (*event)(void *opaque, unsigned vcpu, struct vitro_frame *f);
+    /* VITRO_GO to a CS or SS that cannot be loaded; the frame is what it was to be. */
+    enum vitro_crossing (*bad_frame)(void *opaque, unsigned vcpu, struct vitro_frame *f);
+    /* The kernel writes where its page tables do not allow it. True: to be done as if it were memory-mapped I/O. */
+    bool (*write_fault)(void *opaque, unsigned vcpu, uint64_t gpa);
+};
+
 #define VITRO_CPUID_PV 0x40000000u   /* first and last leaf that may be given */
 #define VITRO_CPUID_PV_LAST 0x4000ffffu
 #define VITRO_CPUID_PV_MAX 32        /* how many */
 
 struct vitro_pv {
     void *opaque;
+    const struct vitro_outer *outer; /* NULL, or the guest's kernel runs outside ring 0; not copied */
     const struct vitro_cpuid_leaf *leaves; /* copied; others between the limits read as zero */
     unsigned nr_leaves;
     /*
@@ -233,6 +289,34 @@ void vitro_vcpu_flush_others(struct vitro_vcpu *vcpu);
 #define VITRO_POPULATE_WRITE 0x1u
 #define VITRO_POPULATE_USER 0x2u /* the access comes from CPL 3 */
 uint64_t vitro_vcpu_populate(struct vitro_vcpu *vcpu, uint64_t va, uint64_t pages, unsigned flags);
+
+/* -- For struct vitro_outer, from within its functions ------------------------------------------------ */
+/* vitro_vcpu_copy_in, _out - guest memory at a linear address, by the rights of the guest's kernel: 0 or -EFAULT. */
+int vitro_vcpu_copy_in(struct vitro_vcpu *vcpu, uint64_t la, void *buf, size_t len);
+int vitro_vcpu_copy_out(struct vitro_vcpu *vcpu, uint64_t la, const void *buf, size_t len);
+/* vitro_vcpu_fail - stop with VITRO_EXIT_FAIL; the first message stays. */
+void vitro_vcpu_fail(struct vitro_vcpu *vcpu, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void vitro_vcpu_cpuid(struct vitro_vcpu *vcpu, uint32_t leaf, uint32_t subleaf, uint32_t r[4]);
+/* vitro_vcpu_rdmsr, _wrmsr, _write_cr, _write_dr - as ring 0 does it; -EINVAL: it would be #GP. cr 9 stands for XCR0. */
+int vitro_vcpu_rdmsr(struct vitro_vcpu *vcpu, uint32_t msr, uint64_t *value);
+int vitro_vcpu_wrmsr(struct vitro_vcpu *vcpu, uint32_t msr, uint64_t value);
+int vitro_vcpu_write_cr(struct vitro_vcpu *vcpu, unsigned cr, uint64_t value);
+int vitro_vcpu_write_dr(struct vitro_vcpu *vcpu, unsigned dr, uint64_t value);
+uint64_t vitro_vcpu_read_dr(struct vitro_vcpu *vcpu, unsigned dr);
+/* vitro_vcpu_load_gs - GS of the side that does not run gets this selector's base. -EINVAL: no such segment. */
+int vitro_vcpu_load_gs(struct vitro_vcpu *vcpu, uint16_t selector);
+/* vitro_vcpu_set_ldt - bytes 0: none. */
+void vitro_vcpu_set_ldt(struct vitro_vcpu *vcpu, uint64_t base, uint32_t bytes);
+/* vitro_vcpu_switch_space - other page tables from now on, the kernel's being `cr3`: what is remembered of the ones before is
+ * forgotten. The frame's cr3 is the caller's to set. */
+void vitro_vcpu_switch_space(struct vitro_vcpu *vcpu, uint64_t cr3);
+void vitro_vcpu_flush_all(struct vitro_vcpu *vcpu);
+/* vitro_vcpu_use_cr3 - what vitro_vcpu_copy_out() goes by, of the two tables of this space, until the frame is entered. */
+void vitro_vcpu_use_cr3(struct vitro_vcpu *vcpu, uint64_t cr3);
+/* vitro_vcpu_data_selectors - of DS, ES, FS and GS. */
+void vitro_vcpu_data_selectors(const struct vitro_vcpu *vcpu, uint64_t sel[4]);
+/* vitro_vcpu_unwrite_page - drop what lets guests write the page at gpa without a look at page tables. */
+void vitro_vcpu_unwrite_page(struct vitro_vcpu *vcpu, uint64_t gpa);
 
 /* -- Debugger support (the gdb stub is its user) ------------------------------------------------ */
 /* Copies of guest memory at linear addresses, no rights checked, no A/D bits: 0 or -EFAULT. */

@@ -95,6 +95,28 @@ int boot_load(struct ram *ram, const struct boot_input *in,
 /* -- The loaders behind it ------------------------------------------------------------------- */
 
 bool bzimage_probe(const u8 *image, u64 size);
+/*
+ * payload_open - the ELF file in a bzImage, unpacked if need be; what is no bzImage is its own payload.
+ * -ENOEXEC (a compression that is not known, or was not built in), -EINVAL, -ENOMEM. To be closed after 0.
+ */
+struct payload {
+    const u8 *elf;
+    u64 size;
+    u8 *unpacked; /* NULL: elf points into the image */
+};
+int payload_open(struct payload *p, const char *name, const u8 *image, u64 size, char *err);
+void payload_close(struct payload *p);
+/* What a kernel's Xen notes say. Pseudo-physical address = virtual address - virt_base for [lo, hi), where it was loaded. */
+struct boot_xen {
+    u64 entry, virt_base, paddr_offset, hypercall_page /* 0: none */, p2m_base, hv_start_low;
+    u64 lo, hi;
+    bool pv, has_entry, has_virt_base, has_p2m_base, mod_start_pfn;
+};
+/*
+ * xenimage_load - a kernel for Xen's PV interface, bare or in a bzImage, into memory. Entry and hypercall page are inside
+ * of what was loaded. -ENOEXEC, -EINVAL, -ENOMEM as boot_load().
+ */
+int xenimage_load(struct ram *ram, const struct boot_input *in, struct boot_xen *x, char *err);
 int bzimage_load(struct ram *ram, const struct boot_input *in,
                  struct boot_entry *entry, char *err);
 /* ELF with a PVH note, or what has a Multiboot header of either version: entered in 32-bit protected mode. */

@@ -304,6 +304,8 @@ static bool makes_double_fault(unsigned first, unsigned second)
 
 enum xret exc_deliver(struct vcpu *v)
 {
+    if (unlikely(vcpu_has_outer(v)))
+        return outer_trap(v);
     for (;;) {
         struct exc x = v->exc;
         struct event e = {
@@ -361,6 +363,8 @@ enum xret intr_deliver(struct vcpu *v, unsigned vector)
 enum xret exc_software(struct vcpu *v, unsigned vector, u64 next_rip, bool is_int1)
 {
     struct event e = { .vector = (u8)vector, .soft = !is_int1, .ext = is_int1, .rip = next_rip };
+    if (unlikely(vcpu_has_outer(v)))
+        return outer_soft_interrupt(v, vector, next_rip);
     enum xret r = deliver(v, &e);
 
     if (r != X_OK)

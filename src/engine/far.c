@@ -69,7 +69,7 @@ static enum xret return_cs(struct vcpu *v, u16 sel, struct target *t)
     u32 attr = desc_attr(d);
     unsigned dpl = attr_dpl(attr);
 
-    if (unlikely(!attr_is_code(attr) || rpl < v->cpl || (attr & SEG_C ? dpl > rpl : dpl != rpl)))
+    if (unlikely(!attr_is_code(attr) || rpl < vcpu_shown_cpl(v) || (attr & SEG_C ? dpl > rpl : dpl != rpl)))
         return raise_error(v, VEC_GP, sel_error(sel, 0));
     if (unlikely(!(attr & SEG_P)))
         return raise_error(v, VEC_NP, sel_error(sel, 0));
@@ -126,7 +126,7 @@ static inline void enter_outer(struct vcpu *v, const struct target *t, const str
 {
     unsigned cpl = t->cs.sel & 3;
 
-    if (cpl != v->cpl) {
+    if (cpl != vcpu_shown_cpl(v)) {
         seg_drop_inner(v, cpl);
         v->cpl = (u8)cpl;
     }
@@ -241,7 +241,7 @@ enum xret sys_iret(struct vcpu *v, const struct insn *in)
     r = return_cs(v, (u16)f[1], &t);
     if (unlikely(r != X_OK))
         return r;
-    if (!code64 && (t.cs.sel & 3) > v->cpl) {
+    if (!code64 && (t.cs.sel & 3) > vcpu_shown_cpl(v)) {
         r = stack_pop(v, 3 * size, 2, size, f + 3);
         if (r != X_OK)
             return r;
@@ -269,6 +269,8 @@ enum xret sys_syscall(struct vcpu *v, const struct insn *in)
     u16 cs = (u16)(v->star >> 32) & 0xfffc;
     u32 flags = vcpu_eflags(v) & ~EFL_RF;
 
+    if (unlikely(vcpu_has_outer(v)))
+        return outer_syscall(v, next_rip(v, in));
     if (unlikely(!(v->efer & EFER_SCE) || !vcpu_long_mode(v)))
         return raise_ud(v);
     if (unlikely(!vcpu_code64(v) && is_vendor(v, CPU_VENDOR_INTEL)))
@@ -314,6 +316,8 @@ enum xret sys_sysenter(struct vcpu *v, const struct insn *in)
     u16 cs = (u16)v->sysenter_cs & 0xfffc;
     bool lma = vcpu_long_mode(v);
 
+    if (vcpu_has_outer(v))
+        return raise_ud(v);
     if (lma && is_vendor(v, CPU_VENDOR_AMD))
         return raise_ud(v);
     if (!vcpu_protected(v) || !cs)

@@ -136,6 +136,7 @@ struct vitro_vcpu *vitro_vcpu_create(struct vitro_vm *pub, unsigned index, char 
     v->index = index;
     v->host = &vm->host;
     v->model = vm->model;
+    v->outer = vm->pv.outer != NULL;
     if (fpu_init(v)) {
         snprintf(err, err_len, "out of memory");
         tlb_destroy(v);

@@ -281,7 +281,7 @@ void vcpu_mode_changed(struct vcpu *v)
     }
     /* The short way of SYSCALL and SYSRET: 64-bit on both sides, nothing being debugged or traced. */
     u32 common = m & (MODE_TS | MODE_EM | MODE_MP | MODE_SSE | MODE_AVX | MODE_AVX512 | MODE_SMAP | MODE_TSD | MODE_FSGS);
-    bool plain = code64 && !(m & (MODE_STEP | MODE_BRK | MODE_REAL)) && (v->efer & EFER_SCE) && !v->vm->debug;
+    bool plain = code64 && !(m & (MODE_STEP | MODE_BRK | MODE_REAL)) && (v->efer & EFER_SCE) && !v->vm->debug && !v->vm->pv.outer;
     v->mode_kernel = common | MODE_64 | MODE_CPL0 | SLOT_K;
     v->mode_user = common | MODE_64 | SLOT_U;
     v->syscall_ok = plain && slot == SLOT_U && !(v->eflags & EFL_AC) && ev->jc_mode[SLOT_K] == v->mode_kernel;
@@ -635,6 +635,8 @@ u64 engine_sys(struct vcpu *v, const struct sys_site *site)
                  (unsigned long long)v->rip, (unsigned long long)v->regs[RAX], (unsigned long long)v->regs[RCX],
                  (unsigned long long)v->regs[RDX]);
     enum xret x = site->handler(v, &site->in);
+    if (unlikely(x == X_FAULT) && vcpu_has_outer(v) && v->cpl == CPL_OUTER && v->exc.vector == VEC_GP)
+        x = outer_privileged(v, &site->in);
     ev->smp.c_holds = false;
     ev->smp.store_len = 0;
     if (site->in.id == I_WRMSR)
@@ -719,6 +721,10 @@ static void handle_events(struct vcpu *v)
     if (e & EVENT_INTR) {
         if (!(v->eflags & EFL_IF) || v->int_shadow || v->exit != EXIT_NONE) {
             v->intr_wait |= EVENT_INTR;
+            return;
+        }
+        if (unlikely(vcpu_has_outer(v))) {
+            outer_event(v);
             return;
         }
         int vec = -1;

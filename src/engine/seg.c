@@ -308,14 +308,14 @@ enum xret seg_load(struct vcpu *v, unsigned segreg, u16 sel)
     u32 attr = desc_attr(d);
 
     if (segreg == SEG_SS) {
-        if (rpl != v->cpl || attr_dpl(attr) != v->cpl || !attr_is_writable(attr))
+        if (rpl != vcpu_shown_cpl(v) || attr_dpl(attr) != rpl || !attr_is_writable(attr))
             return raise_error(v, VEC_GP, sel_error(sel, 0));
         if (!(attr & SEG_P))
             return raise_error(v, VEC_SS, sel_error(sel, 0));
     } else {
         if (!(attr & SEG_S) || (attr & (SEG_CODE | SEG_R)) == SEG_CODE)
             return raise_error(v, VEC_GP, sel_error(sel, 0));
-        if (!attr_is_conforming(attr) && MAX(rpl, v->cpl) > attr_dpl(attr))
+        if (!attr_is_conforming(attr) && MAX(rpl, vcpu_shown_cpl(v)) > attr_dpl(attr))
             return raise_error(v, VEC_GP, sel_error(sel, 0));
         if (!(attr & SEG_P))
             return raise_error(v, VEC_NP, sel_error(sel, 0));

@@ -312,8 +312,13 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
 {
     struct mmu_span span;
     enum xret x = mmu_walk(v, la, acc, &span);
-    if (x != X_OK)
-        return x;
+    if (unlikely(x != X_OK)) {
+        if (!vcpu_has_outer(v) || !outer_write_fault(v, la, acc, &ref->gpa))
+            return x;
+        ref->host = NULL;
+        ref->watched = ref->evicted = false;
+        return X_OK;
+    }
     v->nr_walk++;
     ref->gpa = span.gpa;
     ref->watched = ref->evicted = false;

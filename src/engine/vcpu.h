@@ -105,6 +105,7 @@ struct vcpu {
     u8 int_shadow;    /* SHADOW_*, between sti / mov ss / pop ss and the end of the next instruction */
     u8 nmi_masked;    /* between NMI delivery and iret                                       */
     u8 halted;
+    u8 outer;         /* the guest's kernel runs outside ring 0 (outer.c) */
     u8 a20_off;       /* bit 20 of physical addresses is masked (mmu.c)                      */
     u8 wake;          /* EVENT_WAKE came while not halted: the next HLT goes on at once */
     struct exc exc;   /* valid when a helper returns X_FAULT */
@@ -261,6 +262,24 @@ enum xret exc_deliver(struct vcpu *v);
 enum xret intr_deliver(struct vcpu *v, unsigned vector);
 /* exc_software - INT n, INT3, INTO, INT1: @next_rip is pushed; gate DPL checked unless INT1. */
 enum xret exc_software(struct vcpu *v, unsigned vector, u64 next_rip, bool is_int1);
+
+/* outer.c: guests whose kernel runs outside ring 0 (struct vitro_outer in libvitro.h). That kernel runs at CPL_OUTER. */
+#define CPL_OUTER 1
+static inline bool vcpu_has_outer(const struct vcpu *v) { return v->outer; }
+/* vcpu_shown_cpl - the level that selectors and descriptors are compared with. */
+static inline unsigned vcpu_shown_cpl(const struct vcpu *v)
+{
+    return unlikely(v->cpl == CPL_OUTER) && vcpu_has_outer(v) ? 3 : v->cpl;
+}
+/* outer_trap - v->exc; outer_syscall - SYSCALL; outer_event - something may be due. X_JUMP or X_EXIT.
+ * outer_soft_interrupt, outer_privileged (the instruction raised #GP(0)) - X_FAULT too: v->exc is for outer_trap. */
+enum xret outer_trap(struct vcpu *v);
+enum xret outer_soft_interrupt(struct vcpu *v, unsigned vector, u64 next_rip);
+enum xret outer_syscall(struct vcpu *v, u64 next_rip);
+enum xret outer_privileged(struct vcpu *v, const struct insn *in);
+enum xret outer_event(struct vcpu *v);
+/* outer_write_fault - a write met #PF: is it to be done as memory-mapped I/O? Then *gpa is where. */
+bool outer_write_fault(struct vcpu *v, gla_t la, unsigned acc, gpa_t *gpa);
 
 /* Reset and INIT values (SDM vol. 3 table 9-1). run.c. INIT leaves MSRs, TSC, XCR0, vector state and pending events. */
 void vcpu_reset(struct vcpu *v);

@@ -130,7 +130,7 @@ static const struct option options[] = {
     { "no-reboot",  NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(no_reboot),  NULL, 0, 0,
       "leave with status 0 when the guest resets, instead of starting it again" },
     { "pv",         "WHAT",   OPT_PV,    AT(pv),         NULL, 0, 0,
-      "what the guest may ask the hypervisor: kvm, vitro, none, or parts, as in kvm,-eoi" },
+      "what the guest may ask the hypervisor: kvm, vitro, none, or parts, as in kvm,-eoi; or xen: run it as a Xen PV guest" },
     { "stats",      NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(stats),      NULL, 0, 0,
       "print counters to stderr at the end" },
     { "counters",   NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(counters),   NULL, 0, 0,

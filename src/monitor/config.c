@@ -3,6 +3,7 @@
 #include "monitor/firmware.h"
 #include "monitor/snapshot.h"
 #include "monitor/vnc.h"
+#include "paravirt/paravirt.h"
 #include <errno.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -59,6 +60,11 @@ int config_complete(struct config *c)
         if (r)
             return r;
     }
+    const char *refused = c->pv & PV_BIT(PV_XEN) ? xen_refuses(c) : NULL;
+    if (refused) {
+        say("%s", refused);
+        return STATUS_USAGE;
+    }
     if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->nr_option_roms || c->boot.given || c->screen || c->vnc))) {
         if (c->kernel || c->initrd || c->append) {
             say("--%s does not go with --firmware, which starts what is on a disk; leave one out",
@@ -110,7 +116,7 @@ int config_complete(struct config *c)
     int n = snprintf(user, sizeof(user), " %s", c->append ? c->append : "");
     if (n >= 0 && (size_t)n < sizeof(user))
         n = snprintf(c->cmdline, sizeof(c->cmdline), "%s%s",
-                     names_console(user) ? "" : "console=ttyS0",
+                     names_console(user) ? "" : c->pv & PV_BIT(PV_XEN) ? "console=hvc0" : "console=ttyS0",
                      user[1] ? user : "");
     if (n < 0 || (size_t)n >= sizeof(c->cmdline)) {
         say("--append: longer than any kernel takes (%d bytes)",

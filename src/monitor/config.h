@@ -102,6 +102,8 @@ int config_vm_path(char *path, size_t len, const char *name, const char *file);
 /* option_is_path - does this value of the option begin with a file's path? False too if there is no such option. */
 bool option_is_path(const char *name, const char *value);
 
+/* xen_refuses - with --pv xen: a sentence about what does not go with it, or NULL. */
+const char *xen_refuses(const struct config *c);
 /* config_complete - the default guest and the command line, after cli_parse. 0 or a status. */
 int config_complete(struct config *c);
 /* config_forget_snapshot - the VM was made from it, or not at all. */

@@ -181,6 +181,12 @@ static int make_ram(struct guest *vm)
             (unsigned long long)size >> 20, strerror(-r));
         return r;
     }
+    if (xen_wanted(vm->config)) {
+        r = xen_lay_out_ram(vm);
+        if (r)
+            say("cannot lay out the guest's memory: %s", strerror(-r));
+        return r;
+    }
     unsigned nr = machine_ram_ranges(size, range);
     for (unsigned i = 0; i < nr && !r; i++) {
         bug_on(range[i].offset + range[i].size > size);
@@ -371,6 +377,8 @@ static int make_paravirt(struct guest *vm)
         .shutdown = on_pv_shutdown,
         .start = on_pv_start,
         .stop = on_pv_stop,
+        .host = vm->ram.host,
+        .size = vm->config->mem,
         .disk = disk,
         .nr_disks = nr_disks,
         .nic = nic,
@@ -386,7 +394,7 @@ static int make_paravirt(struct guest *vm)
 static int make_engine(struct guest *vm)
 {
     const struct config *c = vm->config;
-    const struct vitro_ops ops = {
+    struct vitro_ops ops = {
         .opaque = vm->machine,
         .port_in = machine_port_in,
         .port_out = machine_port_out,
@@ -407,6 +415,8 @@ static int make_engine(struct guest *vm)
     };
     char err[256] = "";
 
+    if (xen_wanted(c))
+        xen_ops(vm, &ops);
     vm->vm = vitro_vm_create(&vc, &ops, err, sizeof(err));
     if (!vm->vm) {
         say("%s%s%s%s", c->cpu ? "--cpu " : "", c->cpu ? c->cpu : "",
@@ -423,6 +433,10 @@ static int make_engine(struct guest *vm)
             say("cannot give the engine the guest's memory: %s", strerror(-r));
             return r;
         }
+    }
+    if (xen_wanted(c) && xen_add_memory(vm)) {
+        say("cannot give the engine the hypervisor's memory");
+        return -ENOMEM;
     }
     for (unsigned i = 0; i < c->cpus; i++) {
         int r = vm_vcpu_init(vm, i);
@@ -646,7 +660,7 @@ enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status)
         (c->firmware && (firmware_load(vm) || nvram_load(vm))) || make_machine(vm) ||
         make_paravirt(vm) || make_engine(vm) || devices_create(vm) ||
         (c->counters && counters_create(vm)) || (c->firmware && firmware_files(vm)) ||
-        (c->saved ? snapshot_apply(vm) : !c->firmware && load_guest(vm)) ||
+        (c->saved ? snapshot_apply(vm) : xen_wanted(c) ? xen_load_guest(vm) : !c->firmware && load_guest(vm)) ||
         (c->vnc && start_vnc(vm)) || (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
         destroy(vm);
         return VM_FAIL;

@@ -99,6 +99,14 @@ void vm_end(struct guest *vm, enum vm_outcome outcome, int status,
             const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 bool vm_has_ended(struct guest *vm);
 
+/* -- xen.c: with --pv xen ------------------------------------------------------------------------ */
+bool xen_wanted(const struct config *c);
+int xen_lay_out_ram(struct guest *vm);
+void xen_ops(struct guest *vm, struct vitro_ops *ops);
+/* xen_add_memory - to the engine, what is not the guest's own. */
+int xen_add_memory(struct guest *vm);
+int xen_load_guest(struct guest *vm);
+
 /* -- pause.c --------------------------------------------------------------------------------- */
 void vm_pause_init(struct guest *vm);
 void vm_pause_fini(struct guest *vm);

@@ -4,6 +4,7 @@
  * constants serves every vCPU for ever.
  */
 #include "paravirt/inner.h"
+#include "paravirt/xen/xen.h"
 #include <time.h>
 
 /* mul in [2^31, 2^32) keeps 32 bits of precision: an error below 1 ns in 4 s, one constant for everyone. */
@@ -55,4 +56,6 @@ struct timespec pv_wall_now(u64 *tsc)
 void paravirt_clock_skip(struct paravirt *pv, u64 ticks)
 {
     pv->tsc_base += ticks;
+    if (pv->xen)
+        xen_clock_skip(pv->xen, ticks);
 }

@@ -6,6 +6,9 @@
  */
 #include "paravirt/inner.h"
 #include "paravirt/native.h"
+#include "paravirt/xen/xen.h"
+#include "vitro/abi.h"
+#include "vitro/xen.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,6 +30,7 @@ const struct paravirt_word paravirt_words[] = {
     { "poll", PV_BIT(PV_POLL) },
     { "yield", PV_BIT(PV_YIELD) },
     { "map-gpa", PV_BIT(PV_MAP_GPA) },
+    { "xen", PV_BIT(PV_XEN) },
     { NULL, 0 },
 };
 
@@ -152,6 +156,35 @@ void paravirt_vcpu_reset(struct paravirt *pv, unsigned cpu)
 
 /* -- Life --------------------------------------------------------------------------------------------- */
 
+static void on_xen_shutdown(void *opaque, unsigned reason)
+{
+    struct paravirt *pv = opaque;
+    static const u8 meaning[] = { [XEN_SHUTDOWN_poweroff] = VT_SHUTDOWN_POWEROFF, [XEN_SHUTDOWN_reboot] = VT_SHUTDOWN_REBOOT,
+                                  [XEN_SHUTDOWN_suspend] = VT_SHUTDOWN_CRASH, [XEN_SHUTDOWN_crash] = VT_SHUTDOWN_CRASH,
+                                  [XEN_SHUTDOWN_watchdog] = VT_SHUTDOWN_CRASH };
+
+    pv->config.shutdown(pv->config.opaque, meaning[reason], 0);
+}
+
+static int make_xen(struct paravirt *pv)
+{
+    const struct paravirt_config *c = &pv->config;
+    const struct xen_config xc = {
+        .ram = c->ram, .host = c->host, .size = c->size, .nr_cpus = c->nr_cpus, .tsc_khz = c->tsc_khz, .machine = c->machine,
+        .opaque = c->opaque, .kick = c->kick, .console = c->console, .shutdown_opaque = pv, .shutdown = on_xen_shutdown,
+    };
+    int r = xen_create(&xc, &pv->xen);
+
+    if (!r)
+        pv->ops.outer = xen_outer(pv->xen);
+    return r;
+}
+
+struct xen *paravirt_xen(struct paravirt *pv)
+{
+    return pv->xen;
+}
+
 int paravirt_create(const struct paravirt_config *config, struct paravirt **out)
 {
     struct paravirt *pv = calloc(1, sizeof(*pv) + config->nr_cpus * sizeof(pv->cpu[0]));
@@ -165,6 +198,13 @@ int paravirt_create(const struct paravirt_config *config, struct paravirt **out)
     for (unsigned i = 0; i < pv->nr_cpus; i++) {
         pv->cpu[i].kvm.schedstat_fd = -1;
         paravirt_vcpu_reset(pv, i);
+    }
+    if (pv_has(pv, PV_XEN)) {
+        int r = make_xen(pv);
+        if (r) {
+            free(pv);
+            return r;
+        }
     }
     if (kvm_offered(pv)) {
         kvm_leaves(pv, base);
@@ -195,6 +235,8 @@ void paravirt_destroy(struct paravirt *pv)
 {
     if (pv && pv->native)
         native_destroy(pv->native);
+    if (pv)
+        xen_destroy(pv->xen);
     free(pv);
 }
 
@@ -207,4 +249,6 @@ void paravirt_attach(struct paravirt *pv, unsigned index, struct vitro_vcpu *vcp
 {
     bug_on(index >= pv->nr_cpus);
     pv->cpu[index].vcpu = vcpu;
+    if (pv->xen)
+        xen_attach(pv->xen, index, vcpu);
 }

@@ -32,6 +32,7 @@ struct native;
 struct paravirt {
     struct paravirt_config config;
     struct native *native; /* contract 2, if it is offered */
+    struct xen *xen;       /* contract 3, which excludes the others */
     struct vitro_pv ops;
     struct vitro_cpuid_leaf leaf[VITRO_CPUID_PV_MAX];
     u64 tsc_base;  /* host TSC at creation: system time 0 of both contracts */

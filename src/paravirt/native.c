@@ -5,6 +5,7 @@
 #include "paravirt/inner.h"
 #include "libvitro.h"
 #include "machine/machine.h"
+#include "paravirt/xen/xen.h"
 #include "paravirt/native.h"
 #include "x86/x86.h"
 #include <stdio.h>
@@ -210,12 +211,14 @@ void paravirt_resume(struct paravirt *pv)
 
 long paravirt_console_room(struct paravirt *pv)
 {
-    return pv->native ? native_console_room(pv->native) : -1;
+    return pv->xen ? xen_console_room(pv->xen) : pv->native ? native_console_room(pv->native) : -1;
 }
 
 void paravirt_console_feed(struct paravirt *pv, const u8 *bytes, size_t len)
 {
-    if (pv->native)
+    if (pv->xen)
+        xen_console_feed(pv->xen, bytes, len);
+    else if (pv->native)
         native_console_feed(pv->native, bytes, len);
 }
 

@@ -28,6 +28,7 @@ enum pv_feature {
     PV_YIELD,     /* give up the CPU for another vCPU */
     PV_MAP_GPA,   /* answers about encrypted memory and migration: there is none, and it may */
     PV_VITRO,
+    PV_XEN,       /* Xen's PV interface instead of all others: the guest's kernel runs outside ring 0 (xen/xen.h) */
     NR_PV_FEATURES,
 };
 #define PV_BIT(feature) (1u << (feature))
@@ -68,6 +69,9 @@ struct paravirt_config {
      * stop: the caller's vCPU waits again, before its next instruction. */
     bool (*start)(void *opaque, unsigned vcpu, const struct vitro_sregs *sregs, const struct vitro_regs *regs);
     void (*stop)(void *opaque, unsigned vcpu);
+    /* Of a Xen PV guest, whose memory is one piece from guest-physical 0 on: where it is and how long. */
+    u8 *host;
+    u64 size;
     /* Disks that are reached by hypercalls; the list is copied. */
     struct disk *const *disk;
     unsigned nr_disks;
@@ -83,6 +87,9 @@ void paravirt_destroy(struct paravirt *pv);
 const struct vitro_pv *paravirt_ops(struct paravirt *pv);
 /* paravirt_attach - tell it a vCPU that was made. */
 void paravirt_attach(struct paravirt *pv, unsigned index, struct vitro_vcpu *vcpu);
+/* paravirt_xen - the Xen PV guest (xen/xen.h), or NULL. */
+struct xen;
+struct xen *paravirt_xen(struct paravirt *pv);
 /* paravirt_clock_skip - so many ticks of the host's TSC did not count: the guest stood still. While no vCPU runs. */
 void paravirt_clock_skip(struct paravirt *pv, u64 ticks);
 

@@ -27,7 +27,10 @@ int paravirt_save(struct paravirt *pv, struct state_set *set, const char **why)
     struct saved_clock clock = { pv->tsc_base + vitro_vcpu_tsc_offset(pv->cpu[0].vcpu) };
     char name[32];
 
-    (void)why;
+    if (pv->xen) {
+        *why = "Xen PV guests cannot be saved";
+        return -EOPNOTSUPP;
+    }
     if (pv->native)
         native_save(pv->native, set);
     state_set_save(set, "paravirt", clock_fields, &clock);

@@ -69,6 +69,9 @@ enum xret mem_probe(struct vcpu *c, gla_t la, unsigned len, unsigned acc)
 void tlb_switch(struct vcpu *c, bool noflush) { }
 void vcpu_mode_changed(struct vcpu *c) { }
 void vcpu_cs_changed(struct vcpu *c) { }
+enum xret outer_trap(struct vcpu *c) { abort(); }
+enum xret outer_soft_interrupt(struct vcpu *c, unsigned vector, u64 next_rip) { abort(); }
+enum xret outer_syscall(struct vcpu *c, u64 next_rip) { abort(); }
 
 /* -- The world ---------------------------------------------------------------------------------------- */
 

@@ -1,0 +1,87 @@
+/* xen.c - what is different when the guest is to run as a Xen PV guest: its memory is one piece, and it has no PC. */
+#include "monitor/vm_inner.h"
+#include "monitor/file.h"
+#include "paravirt/paravirt.h"
+#include "paravirt/xen/xen.h"
+#include <errno.h>
+#include <string.h>
+
+#define LOW (1ull << 20)
+
+bool xen_wanted(const struct config *c)
+{
+    return c->pv & PV_BIT(PV_XEN);
+}
+
+/* Two slots of one piece, as the walker expects most memory in the second. */
+int xen_lay_out_ram(struct guest *vm)
+{
+    u8 *host = vm->ram.host;
+    int r = ram_add_slot(&vm->view, 0, LOW, host, false);
+
+    return r || vm->config->mem == LOW ? r : ram_add_slot(&vm->view, LOW, vm->config->mem - LOW, host + LOW, false);
+}
+
+void xen_ops(struct guest *vm, struct vitro_ops *ops)
+{
+    *ops = (struct vitro_ops){ .opaque = paravirt_xen(vm->pv), .mmio_read = xen_mmio_read, .mmio_write = xen_mmio_write };
+}
+
+int xen_add_memory(struct guest *vm)
+{
+    struct xen_memory m[2];
+    int r = 0;
+
+    xen_own_memory(paravirt_xen(vm->pv), m);
+    for (unsigned i = 0; i < ARRAY_SIZE(m) && !r; i++)
+        r = vitro_vm_add_memory(vm->vm, m[i].gpa, m[i].size, m[i].host, m[i].readonly ? VITRO_MEM_READONLY : 0);
+    return r;
+}
+
+int xen_load_guest(struct guest *vm)
+{
+    const struct config *c = vm->config;
+    const struct boot_e820 e820 = { 0, c->mem, BOOT_E820_RAM };
+    struct file kernel, initrd = { 0 };
+    char err[BOOT_ERR_LEN] = "";
+    struct boot_xen k;
+
+    int r = file_map(&kernel, "kernel", c->kernel);
+    if (!r && c->initrd)
+        r = file_map(&initrd, "initrd", c->initrd);
+    if (r)
+        goto out;
+    const struct boot_input in = { .kernel_name = c->kernel, .kernel = kernel.data, .kernel_size = kernel.size,
+                                   .e820 = &e820, .nr_e820 = 1 };
+    r = xenimage_load(&vm->view, &in, &k, err);
+    if (!r) {
+        const struct xen_guest g = {
+            .entry = k.entry, .virt_base = k.virt_base, .hypercall_page = k.hypercall_page, .p2m_base = k.p2m_base,
+            .lo = k.lo, .hi = k.hi, .has_p2m_base = k.has_p2m_base, .mod_start_pfn = k.mod_start_pfn,
+            .initrd = initrd.data, .initrd_size = initrd.size, .cmdline = c->cmdline,
+        };
+        char why[XEN_ERR_LEN] = "";
+        r = xen_build(paravirt_xen(vm->pv), &g, why);
+        if (r)
+            snprintf(err, sizeof(err), "%s: %s", c->kernel, why);
+    }
+    if (r)
+        say("%s", err);
+out:
+    file_unmap(&kernel);
+    file_unmap(&initrd);
+    return r;
+}
+
+const char *xen_refuses(const struct config *c)
+{
+    if (c->pv != PV_BIT(PV_XEN))
+        return "--pv xen is the whole interface: it cannot be had with others, or without parts";
+    if (c->cpus > 1)
+        return "--pv xen: one CPU only so far";
+    if (c->nr_drives || c->nr_nics || c->rng || c->balloon || c->hvc || c->vsock || c->nr_shares)
+        return "--pv xen: a Xen PV guest has no PCI, and no disks or network yet; leave those devices out";
+    if (c->firmware || c->screen || c->vnc || c->nr_modules)
+        return "--pv xen: a Xen PV guest has no firmware, screen or modules; it boots with --kernel and --initrd";
+    return NULL;
+}

@@ -1,0 +1,84 @@
+/* calls.c - hypercalls by number, and lists of them. Source: Xen's public xen.h. */
+#include "paravirt/xen/inner.h"
+
+static xen_call_fn xen_multicall;
+
+static s64 xen_physdev_op(struct xen *x, struct xen_call *c)
+{
+    (void)x;
+    switch ((u32)c->a[0]) {
+    case 6: /* set_iopl */
+    case 7: /* set_iobitmap: there are no ports */
+        return 0;
+    }
+    return -XEN_ENOSYS;
+}
+
+static xen_call_fn *const calls[XEN_nr_hypercalls] = {
+    [XEN_set_trap_table] = xen_set_trap_table, [XEN_mmu_update] = xen_mmu_update, [XEN_set_gdt] = xen_set_gdt,
+    [XEN_stack_switch] = xen_stack_switch, [XEN_set_callbacks] = xen_set_callbacks,
+    [XEN_fpu_taskswitch] = xen_fpu_taskswitch, [XEN_set_debugreg] = xen_set_debugreg,
+    [XEN_get_debugreg] = xen_get_debugreg, [XEN_update_descriptor] = xen_update_descriptor,
+    [XEN_memory_op] = xen_memory_op, [XEN_multicall] = xen_multicall, [XEN_update_va_mapping] = xen_update_va_mapping,
+    [XEN_set_timer_op] = xen_set_timer_op, [XEN_xen_version] = xen_xen_version, [XEN_console_io] = xen_console_io,
+    [XEN_vm_assist] = xen_vm_assist, [XEN_iret] = xen_iret, [XEN_vcpu_op] = xen_vcpu_op,
+    [XEN_set_segment_base] = xen_set_segment_base, [XEN_mmuext_op] = xen_mmuext_op, [XEN_sched_op] = xen_sched_op,
+    [XEN_callback_op] = xen_callback_op, [XEN_event_channel_op] = xen_event_channel_op,
+    [XEN_physdev_op] = xen_physdev_op,
+};
+
+static xen_call_fn *call_of(u64 number)
+{
+    return number < ARRAY_SIZE(calls) ? calls[number] : NULL;
+}
+
+/* Calls that do not come back to where they were made cannot be in a list. */
+static s64 xen_multicall(struct xen *x, struct xen_call *c)
+{
+    u64 list = c->a[0], count = (u32)c->a[1];
+
+    if (count > 1u << 16)
+        return -XEN_E2BIG;
+    for (u64 i = 0; i < count; i++) {
+        struct xen_multicall_entry e;
+        u64 at = list + i * sizeof(e);
+        if (vitro_vcpu_copy_in(c->cpu->vcpu, at, &e, sizeof(e)))
+            return -XEN_EFAULT;
+        struct xen_call one = { .cpu = c->cpu, .frame = c->frame };
+        for (unsigned k = 0; k < ARRAY_SIZE(one.a); k++)
+            one.a[k] = e.args[k];
+        bool listed = e.op != XEN_multicall && e.op != XEN_iret && e.op != XEN_sched_op;
+        xen_call_fn *fn = listed ? call_of(e.op) : NULL;
+        s64 r = fn ? fn(x, &one) : -XEN_ENOSYS;
+        if (vitro_vcpu_copy_out(c->cpu->vcpu, at + offsetof(struct xen_multicall_entry, result), &r, sizeof(r)))
+            return -XEN_EFAULT;
+    }
+    return 0;
+}
+
+enum vitro_crossing xen_syscall(void *opaque, unsigned vcpu, struct vitro_frame *f, bool code64)
+{
+    struct xen *x = opaque;
+    struct xen_cpu *c = &x->cpu[vcpu];
+    u64 *g = f->gpr;
+
+    if (!f->kernel)
+        return cpu_syscall(c, f, code64);
+    if (!code64)
+        return VITRO_REFUSE;
+
+    struct xen_call call = { .cpu = c, .frame = f, .a = { g[RDI], g[RSI], g[RDX], g[R10], g[R8] } };
+    xen_call_fn *fn = call_of((u32)g[RAX]);
+
+    pthread_mutex_lock(&x->lock);
+    s64 r = fn ? fn(x, &call) : -XEN_ENOSYS;
+    pthread_mutex_unlock(&x->lock);
+    if (call.dead)
+        return VITRO_DEAD;
+    if (!call.jump)
+        g[RAX] = (u64)r;
+    if (call.halt && !cpu_upcall_due(c))
+        return VITRO_HALT;
+    enum vitro_crossing up = cpu_upcall(c, f);
+    return up == VITRO_STAY ? VITRO_GO : up;
+}

@@ -1,0 +1,158 @@
+/*
+ * inner.h - struct xen, shared by this folder's files only.
+ *
+ * Machine frames are the guest's page frames, one to one: the p2m list and the machine-to-physical table say so. Behind the
+ * guest's memory lies a piece of our own:
+ *
+ *   own + 0          shared_info, then FRAMES_SHARED - 1 pages that may be shared: the guest may map these
+ *   own + FRAMES_SHARED pages   level 3, 2 and 1 tables for the hole in the guest's address space; GDT pages
+ *   2 MiB aligned    the machine-to-physical table
+ */
+#pragma once
+#include "machine/clock.h"
+#include "mem/ram.h"
+#include "paravirt/xen/xen.h"
+#include "vitro/xen.h"
+#include "x86/x86.h"
+#include <pthread.h>
+
+#define FRAMES_SHARED 64u
+#define GDT_AREA_STRIDE (16 * PAGE_SIZE)                 /* of address space for each vCPU */
+#define GDT_AREA (XEN_VIRT_START + (1ull << 39))         /* level-4 slot 257 */
+#define PTE_MFN(e) (((e) & 0x000ffffffffff000ull) >> PAGE_SHIFT)
+
+/* What a frame is used as: a page table, a descriptor table and a writable page exclude each other. */
+enum frame_type { FRAME_NONE, FRAME_L1, FRAME_L2, FRAME_L3, FRAME_L4, FRAME_WRITABLE, FRAME_DESC };
+struct frame {
+    u32 count;   /* uses as that type */
+    u8 type;
+    u8 pinned;   /* one of them is the guest's pin */
+};
+
+struct trap_gate {
+    u64 address; /* 0: none */
+    u8 flags;    /* XEN_TI_* */
+};
+
+struct xen_cpu {
+    struct xen *xen;
+    unsigned index;
+    struct vitro_vcpu *vcpu;
+    struct xen_vcpu_info *info;      /* in memory the guest may write */
+    u64 kernel_sp;
+    struct trap_gate trap[256];
+    struct { u64 address; bool mask; } callback[XEN_NR_CALLBACKS];
+    u64 kernel_cr3, user_cr3;        /* 0: none */
+    u64 cr0, cr4;                    /* as the guest sees them */
+    bool initialised, up;
+    bool polling;                    /* in sched_op poll, or about to be */
+    u32 gdt_frame[XEN_GDT_RESERVED_PAGE];
+    unsigned nr_gdt;
+    u32 virq_port[XEN_NR_VIRQS];     /* 0: not bound */
+    struct vm_timer timer, poll_timer;
+    u64 deadline;                    /* system time in ns; CLOCK_NEVER */
+    u64 info_frame;                  /* where the guest put its vcpu_info, plus 1; 0: in shared_info */
+};
+
+struct port {
+    u8 state;                        /* enum xen_evtchn_state */
+    u8 vcpu;
+    u8 virq;
+    bool global;                     /* a VIRQ that one vCPU has for all */
+    u16 remote;                      /* of interdomain and unbound: always domain 0 */
+};
+
+struct xen {
+    struct xen_config c;
+    struct vitro_outer outer;
+    pthread_mutex_t lock;            /* everything below, but what vCPUs keep for themselves */
+    u64 nr_frames;                   /* of the guest's */
+    struct frame *frame;             /* [nr_frames] */
+    u8 *own;                         /* our own piece, */
+    u64 own_size;
+    gpa_t own_gpa;                   /* and where the guest's tables find it */
+    u64 hole[2];                     /* what level-4 slots 256 and 257 hold */
+    u64 gdt_l1;                      /* entry of the level 1 table behind GDT_AREA */
+    u64 gdt_none;                    /* entry of a page of null descriptors */
+    u64 *m2p;
+    struct xen_shared_info *shared;
+    struct port port[XEN_EVTCHNS];
+    u32 console_port, store_port;
+    struct xen_console_ring *console;
+    struct store *store;
+    u64 tsc_base;
+    u32 tsc_mul;
+    s8 tsc_shift;
+    struct xen_cpu cpu[];            /* [c.nr_cpus] */
+};
+
+static inline u64 *xen_table(struct xen *x, u64 mfn) { return (u64 *)(x->c.host + (mfn << PAGE_SHIFT)); }
+
+/* -- What a call is: arguments in, result out. ------------------------------------------------------------ */
+struct xen_call {
+    struct xen_cpu *cpu;
+    struct vitro_frame *frame;
+    u64 a[5];
+    bool halt;      /* sleep until an event */
+    bool jump;      /* the frame says where to go on, and RAX is set */
+    bool dead;
+};
+typedef s64 xen_call_fn(struct xen *x, struct xen_call *c);
+
+/* -- mmu.c: page tables, frame types ---------------------------------------------------------------------------- */
+xen_call_fn xen_mmu_update, xen_update_va_mapping, xen_mmuext_op;
+/* frame_get - one more use of a frame as a type; a page table is checked through and through first. 0, or -XEN_EINVAL: it is
+ * not the guest's, is used as something else, or holds what may not be there. */
+int frame_get(struct xen *x, u64 mfn, enum frame_type type);
+void frame_put(struct xen *x, u64 mfn);
+bool xen_write_fault(void *opaque, unsigned vcpu, u64 gpa);
+
+/* -- memory.c: reservations, the machine-to-physical table, descriptor tables -------------------------------------- */
+xen_call_fn xen_memory_op, xen_set_gdt, xen_update_descriptor, xen_vm_assist;
+/* descriptor_fix - make a descriptor one that a guest may have. False: it may not. */
+bool descriptor_fix(u64 *d);
+int gdt_load(struct xen_cpu *c, const u64 *mfn, unsigned nr);
+
+/* -- cpu.c: traps, frames, privileged instructions ------------------------------------------------------------------- */
+xen_call_fn xen_set_trap_table, xen_set_callbacks, xen_callback_op, xen_stack_switch, xen_fpu_taskswitch, xen_set_debugreg,
+    xen_get_debugreg, xen_iret, xen_set_segment_base;
+void cpu_table(struct vitro_outer *o);
+/* cpu_upcall_due - an event is pending and not masked. */
+enum vitro_crossing cpu_syscall(struct xen_cpu *c, struct vitro_frame *f, bool code64);
+/* xen_cpuid (version.c) - as the kernel sees it by the forced form. */
+void xen_cpuid(struct xen_cpu *c, u32 leaf, u32 subleaf, u32 r[4]);
+bool cpu_upcall_due(const struct xen_cpu *c);
+/* cpu_upcall - go to the event callback if one is due. */
+enum vitro_crossing cpu_upcall(struct xen_cpu *c, struct vitro_frame *f);
+
+/* -- calls.c: which function a hypercall is ---------------------------------------------------------------------------- */
+enum vitro_crossing xen_syscall(void *opaque, unsigned vcpu, struct vitro_frame *f, bool code64);
+
+/* -- evtchn.c ------------------------------------------------------------------------------------------------------------ */
+xen_call_fn xen_event_channel_op;
+/* port_raise - mark pending; any thread, with or without the lock. */
+void port_raise(struct xen *x, u32 port);
+void virq_raise(struct xen_cpu *c, unsigned virq);
+/* port_open - a port of the guest's whose other end is ours. 0: none left. */
+u32 port_open(struct xen *x);
+
+/* -- sched.c: sleeping, timers, processors -------------------------------------------------------------------------------- */
+xen_call_fn xen_sched_op, xen_vcpu_op, xen_set_timer_op;
+int sched_init(struct xen_cpu *c);
+/* xen_now - system time: ns since the guest was made. */
+u64 xen_now(const struct xen *x);
+/* time_init - the TSC's scale; time_publish - a vCPU's time information; time_wall - the wall clock at system time 0. */
+void time_init(struct xen *x);
+void time_publish(struct xen_cpu *c);
+void time_wall(struct xen *x);
+
+/* -- console.c ---------------------------------------------------------------------------------------------------------------- */
+xen_call_fn xen_console_io, xen_xen_version;
+void console_notified(struct xen *x);
+
+/* -- store.c: xenstore ----------------------------------------------------------------------------------------------------------- */
+struct store *store_create(struct xen *x);
+void store_destroy(struct store *s);
+void store_attach(struct store *s, struct xen_store_ring *ring);
+/* store_notified - the guest rang: serve its ring. With the lock held. */
+void store_notified(struct store *s);

@@ -1,0 +1,463 @@
+/*
+ * mmu.c - the guest's page tables: what it may write there, and in which frames.
+ *
+ * A frame is a page table of one level, a descriptor table, or writable, and only one of these while it has uses. Uses are
+ * the guest's pins, base pointers, and entries of tables. So no page table can be written but through here, where
+ * each entry is checked: it names a frame of the guest's own (or one that is shared with it), of the right type.
+ * The walker confines every access to guest memory anyway; these rules are the interface's, not the wall.
+ *
+ * A/D bits are set by the walker while we look: entries are exchanged, not stored.
+ * Source: Xen's public xen.h (MMU_*, MMUEXT_*). Not done: superpages, linear page tables, pinning below
+ * a level that is in use as another one, foreign domains.
+ */
+#include "paravirt/xen/inner.h"
+#include <errno.h>
+#include <string.h>
+
+#define AD (PTE_A | PTE_D)
+
+static bool is_table(unsigned type) { return type >= FRAME_L1 && type <= FRAME_L4; }
+
+static bool frame_is_shared(const struct xen *x, u64 mfn)
+{
+    return mfn - (x->own_gpa >> PAGE_SHIFT) < FRAMES_SHARED;
+}
+
+/* -- Entries ------------------------------------------------------------------------------------------------ */
+
+/* entry_get - one more use, by an entry of a table of this level. */
+static int entry_get(struct xen *x, unsigned level, u64 e)
+{
+    u64 mfn = PTE_MFN(e);
+
+    if (!(e & PTE_P))
+        return 0;
+    if (level > 1)
+        return e & PTE_PS ? -XEN_EINVAL : frame_get(x, mfn, (enum frame_type)(level - 1));
+    if (mfn >= x->nr_frames)
+        return frame_is_shared(x, mfn) ? 0 : -XEN_EINVAL;
+    return e & PTE_W ? frame_get(x, mfn, FRAME_WRITABLE) : 0;
+}
+
+static void entry_put(struct xen *x, unsigned level, u64 e)
+{
+    u64 mfn = PTE_MFN(e);
+
+    if ((e & PTE_P) && mfn < x->nr_frames && (level > 1 || (e & PTE_W)))
+        frame_put(x, mfn);
+}
+
+static bool in_hole(unsigned level, unsigned i)
+{
+    return level == 4 && i >= XEN_HOLE_FIRST && i <= XEN_HOLE_LAST;
+}
+
+static int table_check(struct xen *x, u64 mfn, unsigned level)
+{
+    u64 *t = xen_table(x, mfn);
+    unsigned i;
+    int r = 0;
+
+    for (i = 0; i < 512; i++) {
+        if (in_hole(level, i))
+            continue;
+        r = entry_get(x, level, t[i]);
+        if (r)
+            break;
+    }
+    if (!r) {
+        for (unsigned h = XEN_HOLE_FIRST; level == 4 && h <= XEN_HOLE_LAST; h++)
+            t[h] = h - XEN_HOLE_FIRST < ARRAY_SIZE(x->hole) ? x->hole[h - XEN_HOLE_FIRST] : 0;
+        return 0;
+    }
+    while (i--)
+        if (!in_hole(level, i))
+            entry_put(x, level, t[i]);
+    return r;
+}
+
+static void table_drop(struct xen *x, u64 mfn, unsigned level)
+{
+    u64 *t = xen_table(x, mfn);
+
+    for (unsigned i = 0; i < 512; i++)
+        if (!in_hole(level, i))
+            entry_put(x, level, t[i]);
+}
+
+static int descriptors_check(struct xen *x, u64 mfn)
+{
+    u64 *d = xen_table(x, mfn);
+
+    for (unsigned i = 0; i < 512; i++)
+        if (!descriptor_fix(&d[i]))
+            return -XEN_EINVAL;
+    return 0;
+}
+
+/* -- Frames --------------------------------------------------------------------------------------------------- */
+
+int frame_get(struct xen *x, u64 mfn, enum frame_type type)
+{
+    if (mfn >= x->nr_frames)
+        return -XEN_EINVAL;
+
+    struct frame *p = &x->frame[mfn];
+    int r = 0;
+
+    if (p->count) {
+        if (p->type != type || p->count == ~0u)
+            return -XEN_EINVAL;
+        p->count++;
+        return 0;
+    }
+    p->type = (u8)type;
+    p->count = 1;
+    if (type == FRAME_WRITABLE)
+        return 0;
+    /* Whoever could write it a moment ago may still have a mapping that was not flushed. */
+    if (x->cpu[0].vcpu)
+        vitro_vcpu_unwrite_page(x->cpu[0].vcpu, mfn << PAGE_SHIFT);
+    r = type == FRAME_DESC ? descriptors_check(x, mfn) : table_check(x, mfn, type);
+    if (r) {
+        p->count = 0;
+        p->type = FRAME_NONE;
+    }
+    return r;
+}
+
+void frame_put(struct xen *x, u64 mfn)
+{
+    struct frame *p = mfn < x->nr_frames ? &x->frame[mfn] : NULL;
+
+    if (!p || !p->count)
+        return; /* a table was written behind our back, by a device: the guest's own harm */
+    if (--p->count)
+        return;
+
+    unsigned type = p->type;
+    p->type = FRAME_NONE;
+    if (is_table(type))
+        table_drop(x, mfn, type);
+}
+
+/* -- Changing one entry ------------------------------------------------------------------------------------------ */
+
+/*
+ * entry_write - entry `i` of the table `mfn` becomes `e`. keep_ad: but for A and D. soft: a page that may not be writable is
+ * mapped without that right.
+ */
+static int entry_write(struct xen *x, u64 mfn, unsigned i, u64 e, bool keep_ad, bool soft)
+{
+    unsigned level = x->frame[mfn].type;
+    u64 *at = xen_table(x, mfn) + i, old = __atomic_load_n(at, __ATOMIC_RELAXED), new;
+
+    if (in_hole(level, i))
+        return -XEN_EINVAL;
+
+    bool same = (e & PTE_P) && (old & PTE_P) && PTE_MFN(e) == PTE_MFN(old) && !((e ^ old) & PTE_W) &&
+                (level == 1 || !(e & PTE_PS));
+
+    if (!same) {
+        int r = entry_get(x, level, e);
+        if (r && soft && level == 1 && (e & PTE_W)) {
+            e &= ~PTE_W;
+            r = entry_get(x, level, e);
+        }
+        if (r)
+            return r;
+    }
+    do {
+        new = keep_ad ? (e & ~AD) | (old & AD) : e;
+    } while (!__atomic_compare_exchange_n(at, &old, new, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
+    if (!same)
+        entry_put(x, level, old);
+    return 0;
+}
+
+s64 xen_mmu_update(struct xen *x, struct xen_call *c)
+{
+    u64 list = c->a[0], count = (u32)c->a[1], done = 0;
+    s64 r = 0;
+
+    if ((u16)c->a[3] != XEN_DOMID_SELF)
+        return -XEN_EPERM;
+    if (count > 1u << 20)
+        return -XEN_E2BIG;
+    for (; done < count; done++) {
+        struct xen_mmu_update u;
+        if (vitro_vcpu_copy_in(c->cpu->vcpu, list + done * sizeof(u), &u, sizeof(u))) {
+            r = -XEN_EFAULT;
+            break;
+        }
+        unsigned cmd = u.ptr & 3;
+        u64 mfn = u.ptr >> PAGE_SHIFT;
+        if (mfn >= x->nr_frames || (cmd != XEN_MMU_MACHPHYS_UPDATE && (u.ptr & 4))) {
+            r = -XEN_EINVAL;
+            break;
+        }
+        if (cmd == XEN_MMU_MACHPHYS_UPDATE) {
+            x->m2p[mfn] = u.val;
+        } else if (cmd == XEN_MMU_NORMAL_PT_UPDATE || cmd == XEN_MMU_PT_UPDATE_PRESERVE_AD) {
+            if (x->frame[mfn].count && is_table(x->frame[mfn].type)) {
+                r = entry_write(x, mfn, u.ptr >> 3 & 511, u.val, cmd == XEN_MMU_PT_UPDATE_PRESERVE_AD, false);
+            } else {
+                r = frame_get(x, mfn, FRAME_WRITABLE);
+                if (!r) {
+                    __atomic_store_n(xen_table(x, mfn) + (u.ptr >> 3 & 511), u.val, __ATOMIC_SEQ_CST);
+                    ram_written(x->c.ram, u.ptr & ~7ull, 8);
+                    frame_put(x, mfn);
+                }
+            }
+        } else {
+            r = -XEN_ENOSYS;
+        }
+        if (r)
+            break;
+    }
+    u32 out = (u32)done;
+    if (c->a[2] && vitro_vcpu_copy_out(c->cpu->vcpu, c->a[2], &out, sizeof(out)))
+        return -XEN_EFAULT;
+    return r;
+}
+
+/* The level 1 table that maps va in the current address space, as far as there is one. */
+static bool table_of(struct xen *x, u64 cr3, u64 va, u64 *mfn)
+{
+    u64 t = cr3 >> PAGE_SHIFT;
+
+    for (unsigned level = 4; level > 1; level--) {
+        if (t >= x->nr_frames || x->frame[t].type != level)
+            return false;
+        u64 e = xen_table(x, t)[va >> (12 + 9 * (level - 1)) & 511];
+        if (!(e & PTE_P) || in_hole(level, va >> (12 + 9 * (level - 1)) & 511))
+            return false;
+        t = PTE_MFN(e);
+    }
+    *mfn = t;
+    return t < x->nr_frames && x->frame[t].type == FRAME_L1;
+}
+
+/* -- Flushing ---------------------------------------------------------------------------------------------------- */
+
+static void flush_pages(struct xen_cpu *c, u64 va, u64 pages)
+{
+    vitro_vcpu_flush_pages(c->vcpu, 0, va, pages, true);
+}
+
+/* Which vCPUs a mask in guest memory names; ~0 if it cannot be read. */
+static int read_mask(struct xen *x, struct xen_cpu *c, u64 at, u64 *mask)
+{
+    *mask = 0;
+    return vitro_vcpu_copy_in(c->vcpu, at, mask, (x->c.nr_cpus + 7) / 8) ? -XEN_EFAULT : 0;
+}
+
+/* Of the vCPUs in a mask: a page, or (va ~0) everything. */
+static void flush_mask(struct xen *x, struct xen_cpu *c, u64 mask, u64 va)
+{
+    if (mask >> c->index & 1) {
+        if (va == ~0ull)
+            vitro_vcpu_flush_all(c->vcpu);
+        else
+            flush_pages(c, va, 1);
+    }
+    if (x->c.nr_cpus > 1 && (mask & ~(1ull << c->index)))
+        vitro_vcpu_flush_others(c->vcpu);
+}
+
+s64 xen_update_va_mapping(struct xen *x, struct xen_call *c)
+{
+    u64 va = c->a[0], val = c->a[1], flags = c->a[2], mfn, mask = 1ull << c->cpu->index;
+    int r;
+
+    if (!table_of(x, c->cpu->kernel_cr3, va, &mfn))
+        return -XEN_EINVAL;
+    r = entry_write(x, mfn, va >> PAGE_SHIFT & 511, val, false, false);
+    if (r)
+        return r;
+    if (flags & ~7ull)
+        r = read_mask(x, c->cpu, flags & ~7ull, &mask);
+    else if (flags & XEN_UVMF_ALL)
+        mask = ~0ull;
+    if (r)
+        return r;
+    if ((flags & 3) == XEN_UVMF_TLB_FLUSH)
+        flush_mask(x, c->cpu, mask, ~0ull);
+    else if ((flags & 3) == XEN_UVMF_INVLPG)
+        flush_mask(x, c->cpu, mask, va);
+    return 0;
+}
+
+/* -- mmuext_op ------------------------------------------------------------------------------------------------------- */
+
+static int pin(struct xen *x, u64 mfn, enum frame_type type)
+{
+    int r = frame_get(x, mfn, type);
+
+    if (r)
+        return r;
+    if (x->frame[mfn].pinned) {
+        frame_put(x, mfn);
+        return -XEN_EINVAL;
+    }
+    x->frame[mfn].pinned = 1;
+    return 0;
+}
+
+static int unpin(struct xen *x, u64 mfn)
+{
+    if (mfn >= x->nr_frames || !x->frame[mfn].pinned)
+        return -XEN_EINVAL;
+    x->frame[mfn].pinned = 0;
+    frame_put(x, mfn);
+    return 0;
+}
+
+static int new_base(struct xen *x, struct xen_call *c, u64 *base, u64 mfn)
+{
+    u64 old = *base >> PAGE_SHIFT;
+
+    if (mfn || base == &c->cpu->kernel_cr3) {
+        int r = frame_get(x, mfn, FRAME_L4);
+        if (r)
+            return r;
+    }
+    *base = mfn << PAGE_SHIFT;
+    if (old)
+        frame_put(x, old);
+    return 0;
+}
+
+static int page_op(struct xen *x, u64 to, u64 from, bool copy)
+{
+    if (copy && from >= x->nr_frames)
+        return -XEN_EINVAL;
+    int r = frame_get(x, to, FRAME_WRITABLE);
+    if (r)
+        return r;
+    if (copy)
+        memmove(xen_table(x, to), xen_table(x, from), PAGE_SIZE);
+    else
+        memset(xen_table(x, to), 0, PAGE_SIZE);
+    ram_written(x->c.ram, to << PAGE_SHIFT, PAGE_SIZE);
+    frame_put(x, to);
+    return 0;
+}
+
+static int one_op(struct xen *x, struct xen_call *c, const struct xen_mmuext_op *op)
+{
+    struct xen_cpu *cpu = c->cpu;
+    u64 mask;
+    int r;
+
+    switch (op->cmd) {
+    case XEN_MMUEXT_PIN_L1: case XEN_MMUEXT_PIN_L2: case XEN_MMUEXT_PIN_L3: case XEN_MMUEXT_PIN_L4:
+        return pin(x, op->arg1, (enum frame_type)(op->cmd - XEN_MMUEXT_PIN_L1 + FRAME_L1));
+    case XEN_MMUEXT_UNPIN:
+        return unpin(x, op->arg1);
+    case XEN_MMUEXT_NEW_BASEPTR:
+        r = new_base(x, c, &cpu->kernel_cr3, op->arg1);
+        if (r)
+            return r;
+        c->frame->cr3 = cpu->kernel_cr3;
+        vitro_vcpu_switch_space(cpu->vcpu, cpu->kernel_cr3);
+        return 0;
+    case XEN_MMUEXT_NEW_USER_BASEPTR:
+        r = new_base(x, c, &cpu->user_cr3, op->arg1);
+        if (!r)
+            vitro_vcpu_switch_space(cpu->vcpu, cpu->kernel_cr3);
+        return r;
+    case XEN_MMUEXT_TLB_FLUSH_LOCAL:
+        vitro_vcpu_flush_all(cpu->vcpu);
+        return 0;
+    case XEN_MMUEXT_INVLPG_LOCAL:
+        flush_pages(cpu, op->arg1, 1);
+        return 0;
+    case XEN_MMUEXT_TLB_FLUSH_MULTI: case XEN_MMUEXT_INVLPG_MULTI:
+        r = read_mask(x, cpu, op->arg2, &mask);
+        if (!r)
+            flush_mask(x, cpu, mask, op->cmd == XEN_MMUEXT_INVLPG_MULTI ? op->arg1 & PAGE_MASK : ~0ull);
+        return r;
+    case XEN_MMUEXT_TLB_FLUSH_ALL: case XEN_MMUEXT_INVLPG_ALL:
+        flush_mask(x, cpu, ~0ull, op->cmd == XEN_MMUEXT_INVLPG_ALL ? op->arg1 & PAGE_MASK : ~0ull);
+        return 0;
+    case XEN_MMUEXT_FLUSH_CACHE: case XEN_MMUEXT_FLUSH_CACHE_GLOBAL:
+        return 0; /* memory is coherent */
+    case XEN_MMUEXT_SET_LDT:
+        if (op->arg2 > 8192 || (op->arg2 && (op->arg1 & ~PAGE_MASK)))
+            return -XEN_EINVAL;
+        vitro_vcpu_set_ldt(cpu->vcpu, op->arg1, (u32)op->arg2 * 8);
+        return 0;
+    case XEN_MMUEXT_CLEAR_PAGE:
+        return page_op(x, op->arg1, 0, false);
+    case XEN_MMUEXT_COPY_PAGE:
+        return page_op(x, op->arg1, op->arg2, true);
+    }
+    return -XEN_ENOSYS;
+}
+
+s64 xen_mmuext_op(struct xen *x, struct xen_call *c)
+{
+    u64 list = c->a[0], count = (u32)c->a[1], done = 0;
+    s64 r = 0;
+
+    if ((u16)c->a[3] != XEN_DOMID_SELF)
+        return -XEN_EPERM;
+    if (count > 1u << 20)
+        return -XEN_E2BIG;
+    for (; done < count && !r; done += !r) {
+        struct xen_mmuext_op op;
+        r = vitro_vcpu_copy_in(c->cpu->vcpu, list + done * sizeof(op), &op, sizeof(op)) ? -XEN_EFAULT
+                                                                                         : one_op(x, c, &op);
+    }
+    u32 out = (u32)done;
+    if (c->a[2] && vitro_vcpu_copy_out(c->cpu->vcpu, c->a[2], &out, sizeof(out)))
+        return -XEN_EFAULT;
+    return r;
+}
+
+/* -- Stores into page tables that are mapped without the right to ------------------------------------------------------- */
+
+bool xen_write_fault(void *opaque, unsigned vcpu, u64 gpa)
+{
+    struct xen *x = opaque;
+    u64 mfn = gpa >> PAGE_SHIFT;
+
+    (void)vcpu;
+    pthread_mutex_lock(&x->lock);
+    bool mine = mfn < x->nr_frames && x->frame[mfn].count && x->frame[mfn].type == FRAME_L1;
+    pthread_mutex_unlock(&x->lock);
+    return mine;
+}
+
+void xen_mmio_read(void *opaque, unsigned vcpu, gpa_t gpa, void *buf, unsigned len)
+{
+    struct xen *x = opaque;
+
+    (void)vcpu;
+    if (gpa >= x->c.size || len > x->c.size - gpa)
+        memset(buf, 0xff, len);
+    else
+        memcpy(buf, x->c.host + gpa, len);
+}
+
+/* An entry that may not be there is not written, and the guest's kernel dies of it as it would of the page fault. */
+void xen_mmio_write(void *opaque, unsigned vcpu, gpa_t gpa, const void *buf, unsigned len)
+{
+    struct xen *x = opaque;
+    u64 mfn = gpa >> PAGE_SHIFT, at = gpa & ~7ull;
+    int r = 0;
+
+    pthread_mutex_lock(&x->lock);
+    if (mfn >= x->nr_frames || x->frame[mfn].type != FRAME_L1)
+        r = -XEN_EINVAL;
+    for (; at < gpa + len && !r; at += 8) {
+        u64 e = *(u64 *)(x->c.host + at), from = MAX(at, gpa), to = MIN(at + 8, gpa + len);
+        memcpy((u8 *)&e + (from - at), (const u8 *)buf + (from - gpa), to - from);
+        r = entry_write(x, mfn, at >> 3 & 511, e, false, true);
+    }
+    pthread_mutex_unlock(&x->lock);
+    if (r)
+        vitro_vcpu_fail(x->cpu[vcpu].vcpu, "the guest's kernel wrote a page-table entry that may not be, at machine address "
+                        "%#llx", (unsigned long long)at);
+}

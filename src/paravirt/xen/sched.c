@@ -1,0 +1,269 @@
+/*
+ * sched.c - time, sleeping, and what is asked about processors.
+ * Source: Xen's public sched.h, vcpu.h, xen.h (vcpu_time_info).
+ *
+ * The host's TSC counts at one rate on every core (docs/decisions/0009), so a vCPU's time information is written once.
+ * Not done: more than one vCPU, periodic timers; time stolen by the host is not told.
+ */
+#include "paravirt/xen/inner.h"
+#include "machine/machine.h"
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+/* -- Time ------------------------------------------------------------------------------------------------ */
+
+void time_init(struct xen *x)
+{
+    u64 num = 1000000, den = x->c.tsc_khz;
+
+    x->tsc_shift = 0;
+    while (num >= den) {
+        den <<= 1;
+        x->tsc_shift++;
+    }
+    while (num * 2 < den) {
+        num <<= 1;
+        x->tsc_shift--;
+    }
+    x->tsc_mul = (u32)((num << 32) / den);
+    x->tsc_base = __builtin_ia32_rdtsc();
+}
+
+u64 xen_now(const struct xen *x)
+{
+    u64 d = __builtin_ia32_rdtsc() - x->tsc_base;
+
+    d = x->tsc_shift < 0 ? d >> -x->tsc_shift : d << x->tsc_shift;
+    return (u64)((unsigned __int128)d * x->tsc_mul >> 32);
+}
+
+void xen_clock_skip(struct xen *x, u64 ticks)
+{
+    x->tsc_base += ticks; /* the guest's copies are in terms of its own TSC, which did not count them either */
+}
+
+static struct xen_time_info time_info(const struct xen_cpu *c)
+{
+    const struct xen *x = c->xen;
+    u64 offset = c->vcpu ? vitro_vcpu_tsc_offset(c->vcpu) : 0;
+
+    return (struct xen_time_info){ .version = 2, .tsc_timestamp = x->tsc_base + offset, .tsc_to_system_mul = x->tsc_mul,
+                                   .tsc_shift = x->tsc_shift, .flags = 1 /* the same on every vCPU */ };
+}
+
+void time_publish(struct xen_cpu *c)
+{
+    c->info->time = time_info(c);
+}
+
+void time_wall(struct xen *x)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_REALTIME, &now);
+    u64 ns = (u64)now.tv_sec * NS_PER_SEC + (u64)now.tv_nsec - xen_now(x);
+    x->shared->wc_sec = (u32)(ns / NS_PER_SEC);
+    x->shared->wc_sec_hi = (u32)(ns / NS_PER_SEC >> 32);
+    x->shared->wc_nsec = (u32)(ns % NS_PER_SEC);
+    x->shared->wc_version = 2;
+}
+
+/* -- Timers: callbacks on the machine's I/O thread ---------------------------------------------------------- */
+
+static void arm(struct xen_cpu *c, struct vm_timer *t, u64 deadline)
+{
+    struct vm_clock *clock = machine_clock(c->xen->c.machine);
+    u64 now = xen_now(c->xen);
+    u64 in = deadline > now ? deadline - now : 0;
+
+    timer_arm(clock, t, clock_now(clock) + MIN(in, 1000ull * 86400 * NS_PER_SEC));
+}
+
+static void on_timer(void *opaque)
+{
+    struct xen_cpu *c = opaque;
+    u64 deadline = __atomic_load_n(&c->deadline, __ATOMIC_SEQ_CST);
+
+    if (deadline == CLOCK_NEVER)
+        return;
+    if (xen_now(c->xen) < deadline) { /* set anew, or the two clocks differ a little */
+        arm(c, &c->timer, deadline);
+        return;
+    }
+    if (__atomic_compare_exchange_n(&c->deadline, &deadline, CLOCK_NEVER, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+        virq_raise(c, XEN_VIRQ_TIMER);
+}
+
+static void on_poll_timer(void *opaque)
+{
+    struct xen_cpu *c = opaque;
+
+    c->xen->c.kick(c->xen->c.opaque, c->index, VITRO_KICK_WAKE);
+}
+
+int sched_init(struct xen_cpu *c)
+{
+    struct vm_clock *clock = machine_clock(c->xen->c.machine);
+
+    c->deadline = CLOCK_NEVER;
+    int r = timer_init(clock, &c->timer, on_timer, c);
+    return r ? r : timer_init(clock, &c->poll_timer, on_poll_timer, c);
+}
+
+static void set_deadline(struct xen_cpu *c, u64 deadline)
+{
+    __atomic_store_n(&c->deadline, deadline, __ATOMIC_SEQ_CST);
+    if (deadline == CLOCK_NEVER)
+        timer_cancel(machine_clock(c->xen->c.machine), &c->timer);
+    else
+        arm(c, &c->timer, deadline);
+}
+
+s64 xen_set_timer_op(struct xen *x, struct xen_call *call)
+{
+    (void)x;
+    set_deadline(call->cpu, call->a[0] ? call->a[0] : CLOCK_NEVER);
+    return 0;
+}
+
+/* -- Sleeping --------------------------------------------------------------------------------------------------- */
+
+static s64 poll(struct xen *x, struct xen_call *call)
+{
+    struct xen_cpu *c = call->cpu;
+    struct xen_sched_poll p;
+    u32 port[128];
+
+    if (vitro_vcpu_copy_in(c->vcpu, call->a[1], &p, sizeof(p)))
+        return -XEN_EFAULT;
+    if (p.nr_ports > ARRAY_SIZE(port))
+        return -XEN_EINVAL;
+    if (vitro_vcpu_copy_in(c->vcpu, p.ports, port, p.nr_ports * sizeof(port[0])))
+        return -XEN_EFAULT;
+    __atomic_store_n(&c->polling, true, __ATOMIC_SEQ_CST); /* before the look: port_raise() does it the other way round */
+    for (unsigned i = 0; i < p.nr_ports; i++) {
+        if (port[i] >= XEN_EVTCHNS) {
+            c->polling = false;
+            return -XEN_EINVAL;
+        }
+        if (__atomic_load_n(&x->shared->evtchn_pending[port[i] >> 6], __ATOMIC_SEQ_CST) >> (port[i] & 63) & 1) {
+            c->polling = false;
+            return 0;
+        }
+    }
+    if (p.timeout)
+        arm(c, &c->poll_timer, p.timeout);
+    call->halt = true;
+    return 0;
+}
+
+s64 xen_sched_op(struct xen *x, struct xen_call *call)
+{
+    u32 reason;
+
+    switch ((u32)call->a[0]) {
+    case XEN_SCHEDOP_yield:
+        return 0;
+    case XEN_SCHEDOP_block:
+        __atomic_store_n(&call->cpu->info->upcall_mask, 0, __ATOMIC_SEQ_CST);
+        call->halt = true;
+        return 0;
+    case XEN_SCHEDOP_poll:
+        return poll(x, call);
+    case XEN_SCHEDOP_shutdown:
+        if (vitro_vcpu_copy_in(call->cpu->vcpu, call->a[1], &reason, sizeof(reason)))
+            return -XEN_EFAULT;
+        if (reason > XEN_SHUTDOWN_watchdog)
+            return -XEN_EINVAL;
+        x->c.shutdown(x->c.shutdown_opaque, reason);
+        call->halt = true;
+        return 0;
+    }
+    return -XEN_ENOSYS;
+}
+
+/* -- vcpu_op ------------------------------------------------------------------------------------------------------ */
+
+/* The guest names a frame that it keeps: the structure lives there from now on. */
+static s64 register_info(struct xen *x, struct xen_cpu *c, struct vitro_vcpu *v, u64 arg)
+{
+    struct xen_register_vcpu_info r;
+
+    if (vitro_vcpu_copy_in(v, arg, &r, sizeof(r)))
+        return -XEN_EFAULT;
+    if (r.mfn >= x->nr_frames || r.offset > PAGE_SIZE - sizeof(struct xen_vcpu_info) || (r.offset & 7) || c->info_frame)
+        return -XEN_EINVAL;
+    /* It can be no page table for as long as the guest lives. */
+    int rc = frame_get(x, r.mfn, FRAME_WRITABLE);
+    if (rc)
+        return rc;
+    struct xen_vcpu_info *info = (struct xen_vcpu_info *)(x->c.host + (r.mfn << PAGE_SHIFT) + r.offset);
+    *info = *c->info;
+    c->info_frame = r.mfn + 1;
+    __atomic_store_n(&c->info, info, __ATOMIC_SEQ_CST);
+    /* What was raised meanwhile may have gone to the old place: look at everything once. */
+    __atomic_store_n(&info->pending_sel, ~0ull, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&info->upcall_pending, 1, __ATOMIC_SEQ_CST);
+    return 0;
+}
+
+static struct xen_runstate_info runstate(const struct xen_cpu *c)
+{
+    u64 now = xen_now(c->xen);
+
+    return (struct xen_runstate_info){ .state = c->up ? 0 : 3, .state_entry_time = now, .time = { [0] = now } };
+}
+
+s64 xen_vcpu_op(struct xen *x, struct xen_call *call)
+{
+    struct vitro_vcpu *v = call->cpu->vcpu;
+    u64 arg = call->a[2];
+
+    if (call->a[1] >= x->c.nr_cpus)
+        return -XEN_ENOENT;
+    struct xen_cpu *c = &x->cpu[call->a[1]];
+    switch ((u32)call->a[0]) {
+    case XEN_VCPUOP_is_up:
+        return c->up;
+    case XEN_VCPUOP_get_runstate_info: {
+        struct xen_runstate_info r = runstate(c);
+        return vitro_vcpu_copy_out(v, arg, &r, sizeof(r)) ? -XEN_EFAULT : 0;
+    }
+    case XEN_VCPUOP_register_runstate: {
+        struct xen_runstate_info r = runstate(c);
+        u64 la;
+        if (vitro_vcpu_copy_in(v, arg, &la, sizeof(la)))
+            return -XEN_EFAULT;
+        return vitro_vcpu_copy_out(v, la, &r, sizeof(r)) ? -XEN_EFAULT : 0;
+    }
+    case XEN_VCPUOP_register_time_info: {
+        struct xen_time_info t = time_info(c);
+        u64 la;
+        if (vitro_vcpu_copy_in(v, arg, &la, sizeof(la)))
+            return -XEN_EFAULT;
+        return vitro_vcpu_copy_out(v, la, &t, sizeof(t)) ? -XEN_EFAULT : 0;
+    }
+    case XEN_VCPUOP_register_vcpu_info:
+        return register_info(x, c, v, arg);
+    case XEN_VCPUOP_stop_periodic_timer:
+        return 0;
+    case XEN_VCPUOP_set_singleshot_timer: {
+        struct xen_set_singleshot s;
+        if (c != call->cpu)
+            return -XEN_EINVAL;
+        if (vitro_vcpu_copy_in(v, arg, &s, sizeof(s)))
+            return -XEN_EFAULT;
+        if ((s.flags & XEN_SSHOT_FUTURE) && s.timeout_abs_ns < xen_now(x))
+            return -XEN_ETIME;
+        set_deadline(c, MIN(s.timeout_abs_ns, CLOCK_NEVER - 1));
+        return 0;
+    }
+    case XEN_VCPUOP_stop_singleshot_timer:
+        if (c != call->cpu)
+            return -XEN_EINVAL;
+        set_deadline(c, CLOCK_NEVER);
+        return 0;
+    }
+    return -XEN_ENOSYS;
+}

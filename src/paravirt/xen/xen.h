@@ -1,0 +1,64 @@
+/*
+ * xen.h - Xen's PV interface (include/vitro/xen.h, docs/xen.md) for one guest: what the rest of Vitro calls.
+ *
+ * Threads: as in paravirt.h. Everything the guest asks for is done on its vCPUs' threads under one lock (xen->lock);
+ * xen_console_feed() comes from the console's thread, timers from the machine's I/O thread.
+ */
+#pragma once
+#include "base/types.h"
+#include "libvitro.h"
+
+struct machine;
+struct ram;
+struct xen;
+
+struct xen_config {
+    struct ram *ram;         /* the guest's memory: one piece from 0 on */
+    u8 *host;                /* where that is, and how long, in bytes */
+    u64 size;
+    unsigned nr_cpus;
+    u64 tsc_khz;
+    struct machine *machine; /* for its clock */
+    void *opaque;
+    void (*kick)(void *opaque, unsigned vcpu, unsigned why);
+    void (*console)(void *opaque, const u8 *bytes, size_t len);
+    void *shutdown_opaque;
+    void (*shutdown)(void *opaque, unsigned reason); /* XEN_SHUTDOWN_* */
+};
+
+/* What a loader found, and what goes with it. */
+struct xen_guest {
+    u64 entry, virt_base, hypercall_page, p2m_base; /* hypercall_page 0: none */
+    u64 lo, hi;             /* pseudo-physical: where the kernel is */
+    bool has_p2m_base, mod_start_pfn;
+    const u8 *initrd;
+    u64 initrd_size;
+    const char *cmdline;
+};
+#define XEN_ERR_LEN 160
+
+int xen_create(const struct xen_config *config, struct xen **out);
+void xen_destroy(struct xen *x);
+/* xen_outer - for struct vitro_pv. */
+const struct vitro_outer *xen_outer(struct xen *x);
+/* xen_own_memory - a piece of guest-physical memory beside the guest's own: tables that only the hypervisor writes, and the
+ * pages it shares. To be given to the engine. */
+struct xen_memory {
+    gpa_t gpa;
+    u64 size;
+    void *host;
+    bool readonly; /* to the guest */
+};
+void xen_own_memory(struct xen *x, struct xen_memory m[2]);
+void xen_attach(struct xen *x, unsigned index, struct vitro_vcpu *vcpu);
+/* xen_build - page tables, start_info and all that for a kernel that was loaded, and the state of vCPU 0. 0, or -errno with
+ * a sentence. */
+int xen_build(struct xen *x, const struct xen_guest *g, char *err);
+/* xen_mmio - the engine's memory-mapped I/O: writes to page tables that the engine was told to bring here. */
+void xen_mmio_read(void *xen, unsigned vcpu, gpa_t gpa, void *buf, unsigned len);
+void xen_mmio_write(void *xen, unsigned vcpu, gpa_t gpa, const void *buf, unsigned len);
+/* xen_clock_skip - as paravirt_clock_skip(). */
+void xen_clock_skip(struct xen *x, u64 ticks);
+/* xen_console_room, _feed - as paravirt_console_room(). */
+long xen_console_room(struct xen *x);
+void xen_console_feed(struct xen *x, const u8 *bytes, size_t len);
