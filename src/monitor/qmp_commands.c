@@ -3,6 +3,7 @@
  * QEMU's QMP reference where it has the command; what it does not have begins with "x-".
  */
 #include "monitor/control.h"
+#include "monitor/qmp_input.h"
 #include "monitor/snapshot.h"
 #include "monitor/vm_inner.h"
 #include "machine/machine.h"
@@ -154,6 +155,11 @@ CMD(screendump)
     return 0;
 }
 
+CMD(input_send_event)
+{
+    return qmp_input(vm->machine, json_object_get(args, "events"), e);
+}
+
 /* Counters are read while nothing runs. */
 CMD(x_stats)
 {
@@ -236,6 +242,7 @@ const struct control_command control_commands[] = {
     { "system_reset",              "", system_reset,     true },
     { "inject-nmi",                "", inject_nmi,       true },
     { "screendump",                "filename!", screendump, true },
+    { "input-send-event",          "events!", input_send_event, true },
     { "balloon",                   "value!", balloon,    true },
     { "query-balloon",             "", query_balloon,    true },
     { "quit",                      "", quit,             false },

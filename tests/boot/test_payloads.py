@@ -1,6 +1,8 @@
 #!/usr/bin/env python3
 """What people boot, unmodified from Debian's packages: GRUB from a disk, Debian's kernel started by it."""
+import json
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -161,6 +163,37 @@ def test_boot_menu():
             v.send(b"1")
             v.expect(rb"Boot failed: could not read the boot disk|Boot failed: Could not read from CDROM", 20)
             v.expect(rb"GNU GRUB +version", 20)
+
+
+def test_input_from_outside():
+    """A key and the mouse by the control socket: SeaBIOS takes the key; what makes no sense is named."""
+    with tempfile.TemporaryDirectory() as d:
+        os.environ["XDG_RUNTIME_DIR"] = d
+        with Vitro("run", "--name", "typed", "--firmware", "bios-256k.bin", "--boot", "menu=on") as v:
+            v.expect(rb"Press ESC for boot menu", 20)
+            with socket.socket(socket.AF_UNIX) as s:
+                s.connect(os.path.join(d, "vitro", "typed.qmp"))
+                f = s.makefile("rw")
+
+                def do(*events, execute="input-send-event"):
+                    f.write(json.dumps({"execute": execute, **({"arguments": {"events": events}} if events else {})}))
+                    f.flush()
+                    return json.loads(f.readline())
+
+                f.readline()
+                check("return" in do(execute="qmp_capabilities"), "no capabilities")
+                for down in (True, False):
+                    event = {"type": "key", "data": {"down": down, "key": {"type": "qcode", "data": "esc"}}}
+                    check("return" in do(event), "the key was refused")
+                v.expect(rb"Select boot device:|No bootable device", 20)
+                for event in ({"type": "rel", "data": {"axis": "x", "value": 1 << 40}},
+                              {"type": "btn", "data": {"down": True, "button": "wheel-up"}}):
+                    check("return" in do(event), f"{event} was refused")
+                for event in ({"type": "rel", "data": {"axis": "z", "value": 1}}, {"type": "abs"}, 5, [],
+                              {"type": "btn", "data": {"down": True, "button": "none"}},
+                              {"type": "key", "data": {"down": True, "key": {"type": "qcode", "data": "no"}}}):
+                    check("error" in do(event), f"{event} was taken")
+            check(b"Select boot device:" in v.seen, v.tail())
 
 
 def test_uefi():
