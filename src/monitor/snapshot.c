@@ -113,6 +113,10 @@ static const struct state_field disk_fields[] = {
 
 static int save_disks(struct guest *vm, struct state_set *set, char *err)
 {
+    if (vm->nvram_disk) {
+        snprintf(err, SNAPSHOT_ERR_LEN, "a VM with --nvram cannot be saved yet");
+        return -EOPNOTSUPP;
+    }
     for (unsigned i = 0; i < vm->config->nr_drives; i++) {
         if (vm->config->drive[i].bus == DRIVE_FDC) {
             snprintf(err, SNAPSHOT_ERR_LEN, "a VM with a floppy drive cannot be saved yet");

@@ -257,6 +257,21 @@ def test_bad_nvram():
             check(v.wait(20) == 2 and b"--nvram" in v.errors, v.tail())
 
 
+def test_snapshot_in_grub():
+    """Saved in GRUB's menu and gone on with elsewhere: shadow RAM and its services (int 13h, int 10h) are there again."""
+    with tempfile.TemporaryDirectory() as d:
+        os.environ["XDG_RUNTIME_DIR"] = d
+        saved = os.path.join(d, "saved")
+        image = grub_disk(d, MENU % -1 + DEBIAN, f"{GUEST}/vmlinuz", f"{GUEST}/initrd.img")
+        with Vitro("run", "--name", "grub", "--disk", image) as v:
+            v.expect(rb"\*Debian", 60)
+            subprocess.run([VITRO, "snapshot", "--quit", "grub", saved], check=True)
+            v.wait(30)
+        with Vitro("run", "--restore", saved) as v:
+            v.send(b"\r")
+            v.expect(BANNER, 90)
+
+
 def test_no_boot_sector():
     """A disk of zeros: SeaBIOS's own message; it stays, as a PC does."""
     with tempfile.NamedTemporaryFile() as f:
