@@ -547,6 +547,8 @@ void cache_wake(struct vcpu *v, struct code_cache *c, struct block *b)
 
 static void want_recipe(struct code_cache *c, const struct block *b)
 {
+    if (cache_wants(c, b->page + b->off, b->mode, WANT_RECIPE))
+        return;
     if (c->nr_recipe_places++ == RECIPE_PLACES) {
         for (unsigned i = 0; i < ARRAY_SIZE(c->wants[0]); i++)
             c->wants[WANT_RECIPE][i] = 0;
@@ -615,10 +617,9 @@ bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned 
             self = true;
         bool last = !next && p->blocks == b;
         block_kill(c, b);
+        want_recipe(c, b);
         if (b->recipe)
             asleep_add(c, b);
-        else
-            want_recipe(c, b);
         if (last) { /* the page's record is free now */
             *any_left = false;
             break;

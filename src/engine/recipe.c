@@ -57,6 +57,21 @@ void recipe_looked(struct xl *x, s32 off, const struct insn *in)
     mark(x, x->looked, off, in->len - (recipe_copies(x, in) ? in->imm_size : 0u));
 }
 
+unsigned recipe_padding(const struct xl *x, const struct insn *in)
+{
+    unsigned at = (hot_at(x) - in->imm_size) % 8;
+    return x->vm->smp && recipe_copies(x, in) && at + in->imm_size > 8 ? 8 - at : 0;
+}
+
+void recipe_pad(struct buf *b, unsigned len)
+{
+    static const u8 nops[7][7] = { /* SDM vol. 2, table 4-12 */
+        { 0x90 }, { 0x66, 0x90 }, { 0x0f, 0x1f, 0x00 }, { 0x0f, 0x1f, 0x40, 0 }, { 0x0f, 0x1f, 0x44, 0, 0 },
+        { 0x66, 0x0f, 0x1f, 0x44, 0, 0 }, { 0x0f, 0x1f, 0x80, 0, 0, 0, 0 }
+    };
+    e_bytes(b, nops[len - 1], len);
+}
+
 void recipe_imm(struct xl *x, const struct insn *in)
 {
     if (!recipe_copies(x, in) || x->nr_imms == RECIPE_IMMS)

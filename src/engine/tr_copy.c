@@ -413,9 +413,17 @@ void tr_copy(struct xl *x, const struct insn *in)
         for (unsigned gst = 0; gst < 4; gst++)
             if (high >> gst & 1)
                 swap_bytes(b, gst);
+        u8 *start = b->p;
         reencode(x, b, in, &r);
-        if (unlikely(x->recipe))
+        if (unlikely(x->recipe)) {
+            unsigned pad = recipe_padding(x, in);
+            if (pad) {
+                b->p = start;
+                recipe_pad(b, pad);
+                reencode(x, b, in, &r);
+            }
             recipe_imm(x, in);
+        }
         for (unsigned gst = 0; gst < 4; gst++)
             if (high >> gst & 1)
                 swap_bytes(b, gst);

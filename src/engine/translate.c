@@ -589,7 +589,8 @@ again:
     if (!claimed(x, x->page_pa))
         return X_RETRY;
     smp_note_stores(v); /* before a byte is read: a store that happens from here on may be in what is read, or not */
-    struct block *old = cache_asleep(x->cache, x->page_pa + x->start, x->mode, fixed);
+    recipe_begin(x);
+    struct block *old = x->recipe ? cache_asleep(x->cache, x->page_pa + x->start, x->mode, fixed) : NULL;
     if (old && recipe_fits(x, old)) {
         if ((x->in_the_way = smp_conflict(x->vm, old)))
             return X_RETRY;
@@ -598,7 +599,6 @@ again:
         *out = old;
         return X_OK;
     }
-    recipe_begin(x);
     struct fetched f;
     xr = fetch(x, &f);
     if (xr != X_OK)

@@ -240,6 +240,10 @@ void recipe_begin(struct xl *x);
 void recipe_looked(struct xl *x, s32 off, const struct insn *in);
 /* recipe_copies - does the code made from this instruction hold its immediate as it is, and depend on it in no other way? */
 bool recipe_copies(const struct xl *x, const struct insn *in);
+/* recipe_padding - how much later this instruction, just emitted, should start for its immediate to be corrected in one piece.
+ * recipe_pad - no operation, in that many bytes. */
+unsigned recipe_padding(const struct xl *x, const struct insn *in);
+void recipe_pad(struct buf *b, unsigned len);
 /* recipe_imm - the hot code just emitted for instruction x->cur ends with its immediate. */
 void recipe_imm(struct xl *x, const struct insn *in);
 /* recipe_make - of the block that was just placed; NULL if it depends on too much. */
