@@ -7,7 +7,7 @@
  * and holds no translated code.
  *
  * An unused entry i carries the tag of page i ^ TLB_UNUSED_BIT: no address that picks entry i can match it, canonical or not, by
- * the plain index or the hashed one (which flips only bits 0 and 1 of so small a page number), so emitted
+ * the plain index or the hashed one (which flips only lower bits of so small a page number), so emitted
  * code needs no valid bit.
  *
  * Memory: one shared part (struct vcpu, the kernel's tables) and NR_SPACES private parts, one for each
