@@ -52,6 +52,7 @@ struct segment {
     u32 gen;
     u8 *meta, *meta_cur;   /* blocks and their maps */
     struct block **blocks; /* ascending by code address */
+    struct { u32 hot, cold; } *at; /* where the code of each is, from `start`: what a search reads */
     u32 nr_blocks;
 };
 struct code_page {
@@ -174,7 +175,8 @@ struct code_cache *cache_create(struct vm *vm, size_t bytes)
         s->end = s->cold = s->start + c->seg_size;
         s->meta = s->meta_cur = reserve(META_SIZE(c));
         s->blocks = reserve(c->seg_size / 32 * sizeof(*s->blocks));
-        if (!s->meta || !s->blocks)
+        s->at = reserve(c->seg_size / 32 * sizeof(*s->at));
+        if (!s->meta || !s->blocks || !s->at)
             goto fail_fd;
     }
     for (unsigned nr = CODE_NRS - 1; nr; nr--)
@@ -199,7 +201,8 @@ void cache_destroy(struct code_cache *c)
     munmap(c->rx + c->to_rw, c->size);
     for (unsigned i = 0; i < NR_SEGMENTS; i++) {
         munmap(c->seg[i].meta, META_SIZE(c));
-        munmap(c->seg[i].blocks, c->seg_size / 32 * sizeof(struct block *));
+        munmap(c->seg[i].blocks, c->seg_size / 32 * sizeof(*c->seg[i].blocks));
+        munmap(c->seg[i].at, c->seg_size / 32 * sizeof(*c->seg[i].at));
     }
     munmap(c->far, MAX_FAR * sizeof(*c->far));
     munmap(c->page_pool, MAX_CODE_PAGES * sizeof(struct code_page));
@@ -346,6 +349,15 @@ static void page_add(struct vcpu *v, struct code_cache *c, gpa_t page, struct bl
     tlb_unwrite_page(v, ram_find(&c->vm->ram, page), page);
 }
 
+/* cache_block_at takes no lock. */
+static void segment_add(struct segment *s, struct block *b)
+{
+    s->blocks[s->nr_blocks] = b;
+    s->at[s->nr_blocks].hot = (u32)(b->code - s->start);
+    s->at[s->nr_blocks].cold = (u32)(b->cold - s->start);
+    __atomic_store_n(&s->nr_blocks, s->nr_blocks + 1, __ATOMIC_RELEASE);
+}
+
 /* The number of a page that has blocks; 0: they are all in use. */
 static u16 page_number(struct code_cache *c, gpa_t page)
 {
@@ -377,9 +389,7 @@ static void index_add(struct vcpu *v, struct code_cache *c, struct block *b)
 
 void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b)
 {
-    struct segment *s = &c->seg[c->cur];
-    s->blocks[s->nr_blocks] = b;
-    __atomic_store_n(&s->nr_blocks, s->nr_blocks + 1, __ATOMIC_RELEASE); /* cache_block_at takes no lock */
+    segment_add(&c->seg[c->cur], b);
     index_add(v, c, b);
     c->nr_made++;
     c->bytes_guest += b->end - b->off;
@@ -715,8 +725,7 @@ u8 *cache_reserve_edge(struct code_cache *c, unsigned len, struct block **block)
         return NULL;
     struct block *b = *block = cache_meta(c, sizeof(*b));
     *b = (struct block){ .is_edge = true, .page = ~0ull, .page2 = ~0ull, .code = s->cur, .hot_len = len, .cold = s->cold };
-    s->blocks[s->nr_blocks] = b;
-    __atomic_store_n(&s->nr_blocks, s->nr_blocks + 1, __ATOMIC_RELEASE);
+    segment_add(s, b);
     advance(c, s, len);
     return b->code;
 }
@@ -751,9 +760,9 @@ void *cache_meta(struct code_cache *c, size_t len)
 {
     struct segment *s = &c->seg[c->cur];
     len = (len + 63) & ~63ull; /* what a look-up reads of a block lies in one cache line */
-    u8 *p = s->meta_cur;
+    u8 *p = (u8 *)(((u64)s->meta_cur + 63) & ~63ull);
     bug_on(p + len > s->meta + META_SIZE(c));
-    s->meta_cur += len;
+    s->meta_cur = p + len;
     for (size_t i = 0; i < len; i += 8)
         *(u64 *)(p + i) = 0;
     return p;
@@ -787,10 +796,10 @@ struct block *cache_block_at(struct code_cache *c, const u8 *pc)
     struct segment *s = segment_of(c, pc);
     /* Hot code ascends with the block's number, cold code descends: the first block that is too far. */
     bool in_cold = pc >= s->cold;
-    u32 lo = 0, hi = __atomic_load_n(&s->nr_blocks, __ATOMIC_ACQUIRE);
+    u32 at = (u32)(pc - s->start), lo = 0, hi = __atomic_load_n(&s->nr_blocks, __ATOMIC_ACQUIRE);
     while (lo < hi) {
         u32 mid = (lo + hi) / 2;
-        if (in_cold ? s->blocks[mid]->cold > pc : s->blocks[mid]->code <= pc)
+        if (in_cold ? s->at[mid].cold > at : s->at[mid].hot <= at)
             lo = mid + 1;
         else
             hi = mid;

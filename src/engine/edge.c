@@ -31,6 +31,7 @@ struct edge {
     bool host;
 };
 
+#define EDGE_LOOK 8   /* so many edges of a target are looked at for one to share: from popular ones more are made twice */
 #define EDGE_MAX 64   /* bytes, */
 #define EDGE_SAVED 48 /* with flags in fl */
 
@@ -65,7 +66,8 @@ static void emit(struct code_cache *c, u8 *at, const struct block *to, s32 page,
 
 static struct edge *find(struct code_cache *c, struct block *to, s32 page, enum block_entry entry, bool host)
 {
-    for (struct edge *e = to->edges; e; e = e->next)
+    unsigned n = 0;
+    for (struct edge *e = to->edges; e && n < EDGE_LOOK; e = e->next, n++)
         if (e->page == page && e->entry == entry && e->host == host && cache_generation(c, e->code) == e->gen &&
             !e->block->dead)
             return e;

@@ -460,6 +460,8 @@ static void *enter_at(struct vcpu *v, bool after_poll)
     unsigned slot = v->mode & MODE_SLOT;
     u64 key = v->rip | v->cs_tag;
     struct jc_entry *e = jc_at(v, slot, key);
+    if (e->rip != key)
+        e = jc_second(e);
     if (e->rip == key && chains(v) && !after_poll)
         return (void *)e->host;
     v->eng->nr_lookup++;
@@ -607,8 +609,9 @@ u64 engine_poll(struct vcpu *v, const struct site *site)
     v->eng->nr_poll++;
     /* A dropped block leaves this way too: the jump cache must not lead back to it. */
     struct jc_entry *e = jc_at(v, v->mode & MODE_SLOT, v->rip);
-    if (e->rip == (v->rip | v->cs_tag))
-        e->rip = JC_NONE;
+    for (unsigned i = 0; i < 2; i++, e = jc_second(e))
+        if (e->rip == (v->rip | v->cs_tag))
+            e->rip = JC_NONE;
     return DISPATCH;
 }
 

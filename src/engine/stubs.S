@@ -595,6 +595,10 @@ stub_lookup:
     xor %r10d, %r11d
     and $\mask, %r11d
     cmp %r10, (\off - 128)(%r14, %r11, 8)
+    jne 1f
+    jmp *(\off - 128 + 8)(%r14, %r11, 8)
+1:  xor $2, %r11d             /* its neighbour (jc_second) */
+    cmp %r10, (\off - 128)(%r14, %r11, 8)
     jne stub_lookup
     jmp *(\off - 128 + 8)(%r14, %r11, 8)
 .endm

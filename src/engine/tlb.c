@@ -122,8 +122,14 @@ void jc_set(struct vcpu *v, unsigned slot, gla_t rip, void *host)
 {
     struct jc_entry *e = jc_at(v, slot, rip);
     struct tlb_space *sp = slot < SLOT_U ? &v->eng->space[0] : v->space;
-    if (e->rip == JC_NONE) /* else it was noted */
-        fill_note(&sp->jc_log[slot], (unsigned)(e - (struct jc_entry *)(v->space->base + tlb_geo[slot].jc_off)));
+    struct jc_entry *table = (struct jc_entry *)(v->space->base + tlb_geo[slot].jc_off), *second = jc_second(e);
+    if (e->rip == JC_NONE) { /* else it was noted */
+        fill_note(&sp->jc_log[slot], (unsigned)(e - table));
+    } else if (e->rip != rip) {
+        if (second->rip == JC_NONE)
+            fill_note(&sp->jc_log[slot], (unsigned)(second - table));
+        *second = *e;
+    }
     e->rip = rip;
     e->host = (u64)host;
 }

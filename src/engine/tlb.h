@@ -209,6 +209,8 @@ static inline struct jc_entry *jc_at(struct vcpu *v, unsigned slot, gla_t rip)
     const struct tlb_geometry *g = &tlb_geo[slot];
     return (struct jc_entry *)(v->space->base + g->jc_off + (((rip >> 12) ^ rip) & g->jc_mask) * 8);
 }
+/* jc_second - where the entry goes that another takes the place of: its neighbour. The stubs look there, code in line not. */
+static inline struct jc_entry *jc_second(struct jc_entry *e) { return (struct jc_entry *)((u64)e ^ sizeof(*e)); }
 /* jc_set - remember where a RIP's code is. */
 void jc_set(struct vcpu *v, unsigned slot, gla_t rip, void *host);
 /* tlb_note_code - user code page number nr was found at a linear page of the current space. With vm->lock held.

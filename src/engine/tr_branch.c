@@ -81,10 +81,10 @@ static void probe(struct xl *x, enum section sec, bool call, bool note)
     if (note)
         note_branch(x, SEC_COLD);
     if (call) {
-        xl_call_stub(x, SEC_COLD, STUB_LOOKUP);
+        xl_call_stub(x, SEC_COLD, probe_stub[x->slot]); /* which looks at the second entry too */
         xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, hot_at(x));
     } else {
-        xl_jmp_stub(x, SEC_COLD, STUB_LOOKUP);
+        xl_jmp_stub(x, SEC_COLD, probe_stub[x->slot]);
     }
 }
 
