@@ -472,7 +472,7 @@ void *cache_meta_at(struct code_cache *c, const u8 *pc, size_t len)
         return NULL;
     u8 *p = s->meta_cur;
     s->meta_cur += len;
-    __builtin_memset(p, 0, len);
+    engine_zero(p, len);
     return p;
 }
 

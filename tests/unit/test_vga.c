@@ -350,7 +350,7 @@ static void test_mouse(struct fixture *f)
     CHECK(MOUSE_SENDS(f, 0x08, 1, 0, 0));
     for (i = 0; i < 100000; i++) { /* anything at all */
         to_mouse(f, (u8)(i * 2654435761u >> 16));
-        machine_move(f->m, (int)(i << 20), -(int)(i << 19), (int)i);
+        machine_move(f->m, (int)(i << 20), (int)~(i << 19), (int)i);
         machine_button(f->m, (enum input_button)(i % 7), i & 8);
     }
     CHECK(ps2_mouse_possible(&f->m->kbd.mouse));

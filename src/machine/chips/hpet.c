@@ -78,6 +78,10 @@ static void fire(struct hpet *h, unsigned n)
     if (t->config & TN_LEVEL) {
         h->status |= BIT(n);
         update_line(h, n);
+    } else if ((t->config & TN_ENABLE) && (h->config & CONFIG_LEGACY) && n < 2) {
+        /* The 8259 forgets an edge that is gone before INTA: as the 8254's output, the line stays up until the next match. */
+        drive(h, n, false);
+        drive(h, n, true);
     } else if (t->config & TN_ENABLE) {
         drive(h, n, true);
         drive(h, n, false);
@@ -164,7 +168,7 @@ static void config_write(struct hpet *h, u32 value)
     u32 changed = (h->config ^ value) & (CONFIG_ENABLE | CONFIG_LEGACY);
 
     for (unsigned n = 0; n < HPET_TIMERS; n++) /* from where they are routed now */
-        if (h->t[n].level)
+        if (h->t[n].level || (h->config & CONFIG_LEGACY))
             drive(h, n, h->t[n].level = false);
     h->config ^= changed;
     if (changed & CONFIG_LEGACY)
