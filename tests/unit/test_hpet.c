@@ -126,8 +126,9 @@ static void test_legacy(void)
     CHECK(edges[GSI_PIT] == 1 && !edges[GSI_RTC] && !edges[20]);
     pass(100);
     CHECK(edges[GSI_RTC] == 1);
+    CHECK(level[GSI_PIT] && level[GSI_RTC]); /* until the next match: the 8259 forgets an edge that is gone before INTA */
     wr(0x10, 4, 1);
-    CHECK(!legacy);
+    CHECK(!legacy && !level[GSI_PIT] && !level[GSI_RTC]);
 }
 
 static void test_state(void)
