@@ -205,7 +205,7 @@ void tr_system(struct xl *x, const struct insn *in)
         eflags_op(x, 4, ~EFL_IF);
         return;
     case I_STI:
-        if (!cpl0 || x->single)
+        if (!cpl0 || x->cur + 1 == x->nr) /* no interrupt comes before the next one: the dispatcher knows how */
             break;
         eflags_op(x, 1, EFL_IF);
         /* An interrupt that waited comes after the next instruction: cmp dword [intr_wait], 0; jne */

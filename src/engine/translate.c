@@ -345,8 +345,6 @@ static enum xret fetch(struct xl *x, struct fetched *f)
         }
         x->off[x->nr++] = (u16)off;
         off += in->len;
-        if (in->id == I_STI && max == 1 && !x->single && x->nr == 1)
-            max = 2; /* its shadow: the next one goes with it */
         if (ends_block(x, in))
             break;
     }

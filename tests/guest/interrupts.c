@@ -89,8 +89,32 @@ static bool window(void (*fn)(void), unsigned n, const char *at, const char *or_
     return ok;
 }
 
+/* The shadow of an sti is not where its translation ends: behind any number of instructions, and at the end of a page. */
+static void shadows(void)
+{
+    u8 *buf = (u8 *)pages_alloc(4, PAGE);
+    bool ok = true, at_end = true;
+    for (unsigned n = 0; n < 128; n++) {
+        bool end = n >= 64;
+        u8 *code = end ? buf + PAGE - 1 - (n - 64) : buf + PAGE + n * 128, *p = code;
+        for (unsigned i = 0; i < n % 64; i++)
+            *p++ = 0x90;
+        *p++ = 0xfb;
+        const char *after = (char *)p + 1;
+        static const u8 rest[] = { 0x90, 0x90, 0x90, 0xfa, 0xc3 }; /* nop; nop; nop; cli; ret */
+        memcpy(p, rest, sizeof rest);
+        for (unsigned round = 0; round < 3; round++) { /* translated, linked, as it stays */
+            raise_pending();
+            *(end ? &at_end : &ok) &= window((void (*)(void))code, 1, after, NULL);
+        }
+    }
+    report("sti behind 0 to 63 instructions: one instruction of shadow", ok);
+    report("sti that ends a page: the same", at_end);
+}
+
 static void windows(void)
 {
+    shadows();
     report("sti: one instruction of shadow", window(w_sti, 1, w_sti_2, NULL));
     report("sti, cli: no window", window(w_sticli, 0, NULL, NULL));
     report("and it comes when the window opens", hits[0x40] == 1);

@@ -282,6 +282,41 @@ static void test_halt(void)
     wait_all();
 }
 
+/* Two tokens go round; who has none halts. An sti that ends its page or its translation has the same shadow as any other:
+ * an interrupt between sti and hlt would be the last one for long. */
+#define PASSES 300u
+static u8 *halts;
+static volatile u32 tokens[MAX_CPUS];
+static void pass(unsigned cpu)
+{
+    unsigned next = cpu + 1 < nr_cpus ? cpu + 1 : 1;
+    cli();
+    for (u32 i = 0; i < PASSES; i++) {
+        u8 *code = halts + cpu * 2 * 4096 + (i % 2 ? i * 4 : 4095);
+        while (tokens[cpu] <= i)
+            asm volatile("call *%0" ::"r"(code) : "memory", "cc");
+        add(&tokens[next], 1);
+        ipi(next, 0x4000 | VEC_COUNT);
+    }
+    sti();
+}
+static void test_pass(void)
+{
+    static const u8 halt[] = { 0xfb, 0xf4, 0xfa, 0xc3 }; /* sti; hlt; cli; ret */
+    halts = (u8 *)pages_alloc(2 * MAX_CPUS, PAGE);
+    for (unsigned cpu = 1; cpu < nr_cpus; cpu++) {
+        u8 *mine = halts + cpu * 2 * 4096;
+        for (u32 i = 1; i < PASSES; i += 2)
+            memcpy(mine + i * 4, halt, sizeof halt);
+        memcpy(mine + 4095, halt, sizeof halt);
+    }
+    tokens[1] = tokens[2] = 1;
+    start_all(pass);
+    for (unsigned i = 1; i < nr_cpus; i++)
+        reportf(until(&tokens[i], PASSES + (i <= 2)), "CPU %u: each token ends its HLT", i);
+    wait_all();
+}
+
 /* -- Locked operations ------------------------------------------------------------------------------------------------ */
 
 #define FREE_VA ((u8 *)0x50000000ull)
@@ -759,6 +794,7 @@ int main(void)
     test_ipi();
     test_storm();
     test_halt();
+    test_pass();
     test_split();
     test_patch();
     test_turns();
