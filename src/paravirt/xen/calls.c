@@ -1,5 +1,5 @@
 /* calls.c - hypercalls by number, and lists of them. Source: Xen's public xen.h. */
-#include "paravirt/xen/inner.h"
+#include "paravirt/xen/io.h"
 
 static xen_call_fn xen_multicall;
 
@@ -24,7 +24,7 @@ static xen_call_fn *const calls[XEN_nr_hypercalls] = {
     [XEN_vm_assist] = xen_vm_assist, [XEN_iret] = xen_iret, [XEN_vcpu_op] = xen_vcpu_op,
     [XEN_set_segment_base] = xen_set_segment_base, [XEN_mmuext_op] = xen_mmuext_op, [XEN_sched_op] = xen_sched_op,
     [XEN_callback_op] = xen_callback_op, [XEN_event_channel_op] = xen_event_channel_op,
-    [XEN_physdev_op] = xen_physdev_op,
+    [XEN_physdev_op] = xen_physdev_op, [XEN_grant_table_op] = xen_grant_table_op,
 };
 
 static xen_call_fn *call_of(u64 number)

@@ -80,6 +80,7 @@ struct xen {
     u32 console_port, store_port;
     struct xen_console_ring *console;
     struct store *store;
+    struct grants *grants;
     u64 tsc_base;
     u32 tsc_mul;
     s8 tsc_shift;
@@ -106,6 +107,11 @@ xen_call_fn xen_mmu_update, xen_update_va_mapping, xen_mmuext_op;
 int frame_get(struct xen *x, u64 mfn, enum frame_type type);
 void frame_put(struct xen *x, u64 mfn);
 bool xen_write_fault(void *opaque, unsigned vcpu, u64 gpa);
+/* mmu_table_of - the level 1 table that maps va in an address space. False: there is none. mmu_entry_write - an entry of a table
+ * of the guest's becomes `e`: 0, or -XEN_EINVAL if it may not be. mmu_flush_page - of every vCPU's translations. */
+bool mmu_table_of(struct xen *x, u64 cr3, u64 va, u64 *mfn);
+int mmu_entry_write(struct xen *x, u64 mfn, unsigned i, u64 e);
+void mmu_flush_page(struct xen *x, struct xen_cpu *c, u64 va);
 
 /* -- memory.c: reservations, the machine-to-physical table, descriptor tables -------------------------------------- */
 xen_call_fn xen_memory_op, xen_set_gdt, xen_update_descriptor, xen_vm_assist;

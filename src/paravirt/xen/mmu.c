@@ -222,7 +222,7 @@ s64 xen_mmu_update(struct xen *x, struct xen_call *c)
 }
 
 /* The level 1 table that maps va in the current address space, as far as there is one. */
-static bool table_of(struct xen *x, u64 cr3, u64 va, u64 *mfn)
+bool mmu_table_of(struct xen *x, u64 cr3, u64 va, u64 *mfn)
 {
     u64 t = cr3 >> PAGE_SHIFT;
 
@@ -236,6 +236,13 @@ static bool table_of(struct xen *x, u64 cr3, u64 va, u64 *mfn)
     }
     *mfn = t;
     return t < x->nr_frames && x->frame[t].type == FRAME_L1;
+}
+
+int mmu_entry_write(struct xen *x, u64 mfn, unsigned i, u64 e)
+{
+    if (mfn >= x->nr_frames || !x->frame[mfn].count || !is_table(x->frame[mfn].type))
+        return -XEN_EINVAL;
+    return entry_write(x, mfn, i, e, false, false);
 }
 
 /* -- Flushing ---------------------------------------------------------------------------------------------------- */
@@ -265,12 +272,17 @@ static void flush_mask(struct xen *x, struct xen_cpu *c, u64 mask, u64 va)
         vitro_vcpu_flush_others(c->vcpu);
 }
 
+void mmu_flush_page(struct xen *x, struct xen_cpu *c, u64 va)
+{
+    flush_mask(x, c, ~0ull, va);
+}
+
 s64 xen_update_va_mapping(struct xen *x, struct xen_call *c)
 {
     u64 va = c->a[0], val = c->a[1], flags = c->a[2], mfn, mask = 1ull << c->cpu->index;
     int r;
 
-    if (!table_of(x, c->cpu->kernel_cr3, va, &mfn))
+    if (!mmu_table_of(x, c->cpu->kernel_cr3, va, &mfn))
         return -XEN_EINVAL;
     r = entry_write(x, mfn, va >> PAGE_SHIFT & 511, val, false, false);
     if (r)

@@ -1,5 +1,5 @@
 /* xen.c - one PV guest: made, taken apart, and what it finds when its kernel is entered. Layout of our own piece: inner.h. */
-#include "paravirt/xen/inner.h"
+#include "paravirt/xen/io.h"
 #include "machine/machine.h"
 #include <errno.h>
 #include <stdarg.h>
@@ -112,7 +112,7 @@ int xen_create(const struct xen_config *config, struct xen **out)
         goto fail;
     r = -ENOMEM;
     x->store = store_create(x);
-    if (!x->store)
+    if (!x->store || grants_create(x))
         goto fail;
     time_init(x);
     time_wall(x);
@@ -140,6 +140,7 @@ void xen_destroy(struct xen *x)
     if (!x)
         return;
     store_destroy(x->store);
+    grants_destroy(x);
     if (x->own)
         munmap(x->own, x->own_size);
     free(x->frame);
