@@ -1,4 +1,8 @@
-/* console.c - print() and what it needs. Each print is one CONSOLE_WRITE. */
+/*
+ * console.c - print() and what it needs. Each print is one CONSOLE_WRITE.
+ *
+ * SPDX-License-Identifier: 0BSD
+ */
 #include "sdk/sdk.h"
 
 void *memset(void *d, int c, size_t n)

@@ -1,4 +1,8 @@
-/* cpus.c - other processors: started with a stack and an argument, stopped when their function returns. */
+/*
+ * cpus.c - other processors: started with a stack and an argument, stopped when their function returns.
+ *
+ * SPDX-License-Identifier: 0BSD
+ */
 #include "sdk/sdk.h"
 
 #define STACK_PAGES 8

@@ -3,6 +3,8 @@
  *
  * Entered in 64-bit mode, interrupts off, the first 4 GiB mapped to themselves, RSI = struct boot_params
  * (docs/paravirt-abi.md, "How a guest starts").
+ *
+ * SPDX-License-Identifier: 0BSD
  */
     .section .head, "ax"
     .globl _start

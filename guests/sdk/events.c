@@ -1,4 +1,8 @@
-/* events.c - the upcall, and the time page. */
+/*
+ * events.c - the upcall, and the time page.
+ *
+ * SPDX-License-Identifier: 0BSD
+ */
 #include "sdk/sdk.h"
 
 #define UPCALL_VECTOR 0x40

@@ -1,4 +1,8 @@
-/* start.c - what happens before and after main(): our own page tables, interrupts, Vitro found. */
+/*
+ * start.c - what happens before and after main(): our own page tables, interrupts, Vitro found.
+ *
+ * SPDX-License-Identifier: 0BSD
+ */
 #include "sdk/sdk.h"
 
 void sdk_main(void) __attribute__((noreturn));

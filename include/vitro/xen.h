@@ -3,8 +3,9 @@
  * error codes. docs/xen.md says what each call does here. Written from Xen's public interface documentation; the names
  * are Xen's, in lower case for structures and with the prefix XEN_ where a constant's own name says too little.
  *
- * Freestanding: needs only <stdint.h>, and static_assert by C11 or C++. Anybody may copy this file: it describes an
- * interface. Everything is little-endian.
+ * Freestanding: needs only <stdint.h>, and static_assert by C11 or C++. Everything is little-endian.
+ *
+ * SPDX-License-Identifier: 0BSD
  */
 #ifndef VITRO_XEN_H
 #define VITRO_XEN_H
