@@ -12,6 +12,8 @@ enum input_button { INPUT_LEFT, INPUT_RIGHT, INPUT_MIDDLE, INPUT_SIDE, INPUT_EXT
 
 /* machine_key - a key goes down or up: its code in scan code set 1, with the e0 prefix or not. */
 bool machine_key(struct machine *m, u8 set1, bool e0, bool down);
+/* machine_keys_taken - the guest has read every key so far: who types by itself waits for that. */
+bool machine_keys_taken(struct machine *m);
 /* machine_button - a button of the mouse goes down or up. */
 bool machine_button(struct machine *m, enum input_button button, bool down);
 /* machine_move - dx to the right, dy towards the user (down on a screen), wheel clicks away from the user (up). */

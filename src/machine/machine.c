@@ -389,6 +389,11 @@ bool machine_key(struct machine *m, u8 set1, bool e0, bool down)
     return i8042_key(&m->kbd, set1, e0, down);
 }
 
+bool machine_keys_taken(struct machine *m)
+{
+    return i8042_keys_taken(&m->kbd);
+}
+
 bool machine_button(struct machine *m, enum input_button button, bool down)
 {
     return i8042_button(&m->kbd, button, down);

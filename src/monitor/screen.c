@@ -160,12 +160,15 @@ static void press(struct screen *s, const struct key *k)
             machine_key(s->machine, mods[i].code, false, false);
 }
 
-/* A few keys a frame: what a BIOS's buffer of 15 takes while its reader keeps up. */
+/* A few keys a frame, when those before have been read: what a BIOS's buffer of 15 takes while its reader keeps up. */
 static void type(struct screen *s)
 {
-    u8 bytes[4];
-    ssize_t n = read(s->console->guest_fd, bytes, sizeof(bytes));
+    u8 bytes[2];
     struct key key;
+
+    if (!machine_keys_taken(s->machine))
+        return;
+    ssize_t n = read(s->console->guest_fd, bytes, sizeof(bytes));
 
     for (ssize_t i = 0; i < n; i++)
         if (keys_next(&s->keys, bytes[i], &key))

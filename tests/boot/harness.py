@@ -42,6 +42,21 @@ def check(condition, text):
         raise Failure(text)
 
 
+def drawn(text):
+    """What a terminal of 80 x 25 shows: of ECMA-48 what --screen writes."""
+    rows = [[" "] * 80 for _ in range(25)]
+    y = x = 0
+    for final, numbers, char in re.findall(r"\x1b\[(?=[?0-9;]*([a-zA-Z]))([?0-9;]*)[a-zA-Z]|([^\x1b])", text):
+        if final == "H":
+            y, x = (int(n) - 1 for n in (numbers or "1;1").split(";"))
+        elif final == "J":
+            rows = [[" "] * 80 for _ in range(25)]
+        elif char and x < 80 and y < 25:
+            rows[y][x] = char
+            x += 1
+    return "\n".join("".join(row).rstrip() for row in rows)
+
+
 class Vitro:
     """One running vitro. tty=True: on a pseudo-terminal; else on pipes (stdin=None: /dev/null)."""
 
@@ -116,6 +131,19 @@ class Vitro:
             ended = self.process.poll() is not None
             if not self.pump(min(left, 0.2)) and ended:
                 raise Failure(f"ended with {self.process.returncode} before {pattern!r}; {self.tail()}")
+
+    def expect_screen(self, pattern, seconds=BOOT_LIMIT_S):
+        """Wait for a regular expression in what a terminal of 80 x 25 shows. Bytes do not do: a line that was half drawn
+        when the screen was looked at comes in two pieces."""
+        end = time.monotonic() + seconds * TIME_SCALE
+        while True:
+            shown = drawn(self.seen.decode(errors="replace"))
+            match = re.search(pattern, shown)
+            if match:
+                return match
+            ended = self.process.poll() is not None
+            if time.monotonic() > end or (not self.pump(0.2) and ended):
+                raise Failure(f"no {pattern!r} within {seconds:.0f} s on the screen; it shows\n{shown}\n{self.tail()}")
 
     def send(self, data):
         os.write(self.inp, data.encode() if isinstance(data, str) else data)

@@ -99,6 +99,14 @@ bool i8042_key(struct i8042 *k, u8 set1, bool e0, bool down)
     return input_done(k, k->wiring.attached && ps2_kbd_key(&k->keyboard, set1, e0, down));
 }
 
+bool i8042_keys_taken(struct i8042 *k)
+{
+    pthread_mutex_lock(&k->lock);
+    bool taken = !k->keyboard.len && (k->status & (STAT_OBF | STAT_AUX)) != STAT_OBF;
+    pthread_mutex_unlock(&k->lock);
+    return taken;
+}
+
 bool i8042_button(struct i8042 *k, enum input_button button, bool down)
 {
     pthread_mutex_lock(&k->lock);

@@ -26,8 +26,9 @@ struct i8042 {
     struct ps2_mouse mouse;
 };
 
-/* i8042_key, i8042_button, i8042_move - as the machine_ functions in input.h. Any thread. */
+/* i8042_key, i8042_keys_taken, i8042_button, i8042_move - as the machine_ functions in input.h. Any thread. */
 bool i8042_key(struct i8042 *k, u8 set1, bool e0, bool down);
+bool i8042_keys_taken(struct i8042 *k);
 bool i8042_button(struct i8042 *k, enum input_button button, bool down);
 bool i8042_move(struct i8042 *k, int dx, int dy, int wheel);
 
