@@ -220,23 +220,34 @@ void tlb_destroy(struct vcpu *v)
 
 /* -- Large pages ---------------------------------------------------------------------------------- */
 
-static inline unsigned big_hash(gla_t la) { return (unsigned)(la >> BIG_SHIFT ^ la >> 32) & 1023; }
-static inline unsigned huge_hash(gla_t la) { return (unsigned)(la >> HUGE_SHIFT ^ la >> 39) & 127; }
+/* Bloom filters, two bits a page: kernels map all memory by large pages, and an address that is wrongly found drops a lot. */
+static inline unsigned large_hash(gla_t la, unsigned shift) { return (unsigned)((la >> shift) * 0x9e3779b97f4a7c15ull >> 32); }
+static inline void filter_add(u64 *bits, unsigned words, unsigned hash)
+{
+    unsigned a = hash & (words * 64 - 1), b = hash >> 16 & (words * 64 - 1);
+    bits[a >> 6] |= BITULL(a & 63);
+    bits[b >> 6] |= BITULL(b & 63);
+}
+static inline bool filter_has(const u64 *bits, unsigned words, unsigned hash)
+{
+    unsigned a = hash & (words * 64 - 1), b = hash >> 16 & (words * 64 - 1);
+    return bits[a >> 6] >> (a & 63) & bits[b >> 6] >> (b & 63) & 1;
+}
 
 void tlb_note_large(struct vcpu *v, unsigned slot, gla_t la, u64 page_size)
 {
     struct tlb_large *l = slot == SLOT_K ? &v->eng->k_large : &v->space->large;
     if (page_size > BITULL(BIG_SHIFT))
-        l->huge[huge_hash(la) >> 6] |= BITULL(huge_hash(la) & 63);
+        filter_add(l->huge, ARRAY_SIZE(l->huge), large_hash(la, HUGE_SHIFT));
     else
-        l->big[big_hash(la) >> 6] |= BITULL(big_hash(la) & 63);
+        filter_add(l->big, ARRAY_SIZE(l->big), large_hash(la, BIG_SHIFT));
 }
 /* How much around an address a set may hold of one page: a shift, 0 for 4 KiB only. */
 static inline unsigned large_shift(const struct tlb_large *l, gla_t la)
 {
-    if (unlikely(l->huge[huge_hash(la) >> 6] >> (huge_hash(la) & 63) & 1))
+    if (unlikely(filter_has(l->huge, ARRAY_SIZE(l->huge), large_hash(la, HUGE_SHIFT))))
         return HUGE_SHIFT;
-    return unlikely(l->big[big_hash(la) >> 6] >> (big_hash(la) & 63) & 1) ? BIG_SHIFT : 0;
+    return unlikely(filter_has(l->big, ARRAY_SIZE(l->big), large_hash(la, BIG_SHIFT))) ? BIG_SHIFT : 0;
 }
 
 static void table_drop_range(struct tlb_space *sp, unsigned slot, gla_t la, unsigned shift)
@@ -259,13 +270,19 @@ static void jc_drop_range(struct tlb_space *sp, unsigned slot, gla_t la, unsigne
         if (!((jc_linear(&e[i], la) ^ la) >> shift) || !(((jc_linear(&e[i], la) + INSN_MAX - 1) ^ la) >> shift))
             e[i].rip = JC_NONE;
 }
+/* A mapping that far links may trust is gone: they lead into the top 2 GiB, and so does a large page that they lead into. */
+static void cut_far_at(struct vcpu *v, gla_t la)
+{
+    if ((s64)la < 0 && (s64)la == (s32)la)
+        cache_cut_far(v->vm->cache);
+}
 static __attribute__((noinline)) void kernel_drop_range(struct vcpu *v, gla_t la, unsigned shift)
 {
     struct tlb_space *sp = &v->eng->space[0];
     table_drop_range(sp, SLOT_K, la, shift);
     jc_drop_range(sp, SLOT_K, la, shift);
     jc_drop_range(sp, SLOT_KAC, la, shift);
-    cache_cut_far(v->vm->cache);
+    cut_far_at(v, la);
     engine_drop_returns(v);
 }
 static __attribute__((noinline)) void space_drop_range(struct vcpu *v, struct tlb_space *sp, gla_t la, unsigned shift)
@@ -608,8 +625,7 @@ void tlb_flush_page(struct vcpu *v, gla_t la)
         if (user)
             code_drop(v->space, page, PAGE_SHIFT);
         engine_drop_returns(v);
-        if (page >> 63)
-            cache_cut_far(v->vm->cache);
+        cut_far_at(v, page);
     } else if (unlikely(v->vm->smp) && page >> 63 && (s64)page == (s32)page) { /* by a link another vCPU made */
         engine_drop_returns(v);
         if (cache_far_near(v->vm->cache, page))

@@ -119,7 +119,7 @@ _Static_assert(TLB_K_BITS <= TLB_U_BITS && 1 << (TLB_U_BITS > 10 ? TLB_U_BITS - 
 #define BIG_SHIFT 22
 #define HUGE_SHIFT 30
 struct tlb_large {
-    u64 big[16], huge[2];
+    u64 big[128], huge[16];
 };
 
 /* Which entries of a table were filled since its last flush, so that flushing costs what was used. */

@@ -168,12 +168,18 @@ static void set_vbase(struct xl *x, enum section sec, s32 t)
     e8(b, 0x49); e8(b, 0xc7); e_modrm_disp(b, 0, H_VCPU, VOFF(vbase));
     e32(b, (u32)((x->page_la + (u64)(s64)t) & PAGE_MASK));
 }
-/* The rel32 about to be emitted behind `n` opcode bytes is patched atomically: not across 8 bytes. */
+/*
+ * The rel32 about to be emitted behind `n` opcode bytes is patched atomically: not across 8 bytes. What is missing before a Jcc
+ * is made up by prefixes, which cost nothing, and leave it beside its compare: CS was a branch hint once.
+ */
 static void align_rel32(struct xl *x, enum section sec, unsigned n)
 {
     struct buf *b = sec == SEC_HOT ? &x->hot : &x->cold;
-    while (((u32)(b->p - b->start) + n) % 8 > 4 && !b->overflow)
-        e8(b, 0x90);
+    unsigned at = ((u32)(b->p - b->start) + n) % 8, pad = at > 4 ? 8 - at : 0;
+    if (n == 1 && pad)
+        recipe_pad(b, pad);
+    for (unsigned i = 0; n == 2 && i < pad; i++)
+        e8(b, 0x2e);
 }
 /* Record for C: link this rel32 to the block at page offset t, in another page; and the way by the jump cache. */
 static void page_link_stub(struct xl *x, struct fixup patch, s32 t, unsigned entry, bool host_flags)
@@ -527,8 +533,7 @@ static void loop(struct xl *x, const struct insn *in, s32 next)
         }
         tr_raise_cold(x, in, sys_raise_gp);
     } else if (in_page) {
-        while ((cold_at(x) + 1) % 8 > 4)
-            e8(&x->cold, 0x90);
+        align_rel32(x, SEC_COLD, 1);
         link_stub(x, xl_jmp(x, SEC_COLD), t, edge_entry(false, backward), false);
     } else {
         rip_to_s1(x, SEC_COLD, t);
