@@ -112,6 +112,17 @@ bool disk_extent(struct disk *disk, u64 sector, u32 count, bool write, struct di
     return disk->ops->extent(disk, sector, count, write, out);
 }
 
+int disk_sync_fd(struct disk *disk, int fd)
+{
+    if (__atomic_load_n(&disk->lost, __ATOMIC_RELAXED))
+        return -EIO;
+    if (!fdatasync(fd))
+        return 0;
+    int r = -errno;
+    __atomic_store_n(&disk->lost, true, __ATOMIC_RELAXED);
+    return r;
+}
+
 int disk_flush(struct disk *disk)
 {
     return disk->readonly ? 0 : disk->ops->flush(disk);
@@ -181,11 +192,10 @@ int disk_rwv(struct disk *disk, bool write, u64 sector, u32 count, const struct 
             return 0;
         /* Interrupted, short or failed: again the slow way, which says what is wrong. */
     }
-    if (!whole)
+    /* The guest may change its memory between a look and the write: what is looked at must be a copy. */
+    if (!whole || (write && disk->guessed && !sector))
         return rw_bounced(disk, write, sector, count, iov, nr);
     for (unsigned i = 0; i < nr && !r; i++) {
-        if (write && makes_qcow2(disk, sector, iov[i].iov_base, iov[i].iov_len))
-            return -EPERM;
         u32 n = (u32)(iov[i].iov_len / DISK_SECTOR);
         if (!n)
             continue;

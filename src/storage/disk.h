@@ -36,6 +36,7 @@ struct disk {
     u64 sectors; /* size; a last part of a sector reads as padded with zeros */
     bool readonly;
     bool guessed; /* raw, because it looked like nothing else */
+    bool lost;    /* the host could not write something out: see disk_sync_fd() */
 };
 
 struct disk_options {
@@ -72,6 +73,11 @@ int disk_rwv(struct disk *disk, bool write, u64 sector, u32 count, const struct 
 
 /* disk_write_zeros - for back ends: zeros written by ops->write, where there is no quicker way. 0 or -errno. */
 int disk_write_zeros(struct disk *disk, u64 sector, u64 count);
+/*
+ * disk_sync_fd - for back ends: fdatasync(2) a file of the disk's. Once that has failed it fails for ever (-EIO): the host's
+ * kernel tells of pages it could not write only once, and takes them for clean afterwards.
+ */
+int disk_sync_fd(struct disk *disk, int fd);
 /* disk_extent - ops->extent, for what may be read or written that way. */
 bool disk_extent(struct disk *disk, u64 sector, u32 count, bool write, struct disk_extent *out);
 

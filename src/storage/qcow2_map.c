@@ -260,24 +260,9 @@ static int write_words(struct qcow2 *q, const u64 *from, u32 count, u64 at, u64 
     return r;
 }
 
-static int write_refs(struct qcow2 *q)
-{
-    int r = 0;
-    for (u32 i = 0; i < q->refs_size && !r; i++) {
-        if (!q->block_dirty[i])
-            continue;
-        r = qcow2_pwrite(q->fd, q->block[i], q->cluster, q->refs[i] & ~511ull);
-        q->block_dirty[i] = r != 0;
-    }
-    if (!r && q->refs_dirty)
-        r = write_words(q, q->refs, q->refs_size, q->refs_offset, (u64)q->refs_clusters * q->cluster);
-    q->refs_dirty &= r != 0;
-    return r;
-}
-
 static int sync_fd(struct qcow2 *q)
 {
-    return fdatasync(q->fd) ? -errno : 0;
+    return disk_sync_fd(&q->disk, q->fd);
 }
 
 /* The header's pointer to the refcount table: bytes 48..59. */
@@ -286,9 +271,32 @@ static int write_header(struct qcow2 *q)
     struct { u64 offset; u32 clusters; } __attribute__((packed)) where = {
         __builtin_bswap64(q->refs_offset), __builtin_bswap32(q->refs_clusters)
     };
-    int r = q->header_dirty ? qcow2_pwrite(q->fd, &where, sizeof(where), 48) : 0;
+    int r = qcow2_pwrite(q->fd, &where, sizeof(where), 48);
+    if (!r)
+        r = sync_fd(q);
     q->header_dirty &= r != 0;
     return r;
+}
+
+/* Refcounts, and all data, to the medium: blocks, what points to them, what points to that. */
+static int sync_refs(struct qcow2 *q)
+{
+    int r = 0;
+    for (u32 i = 0; i < q->refs_size && !r; i++) {
+        if (!q->block_dirty[i])
+            continue;
+        r = qcow2_pwrite(q->fd, q->block[i], q->cluster, q->refs[i] & ~511ull);
+        q->block_dirty[i] = r != 0;
+    }
+    if (!r)
+        r = sync_fd(q);
+    if (!r && q->refs_dirty) {
+        r = write_words(q, q->refs, q->refs_size, q->refs_offset, (u64)q->refs_clusters * q->cluster);
+        if (!r)
+            r = sync_fd(q);
+        q->refs_dirty &= r != 0;
+    }
+    return r || !q->header_dirty ? r : write_header(q);
 }
 
 int qcow2_sync(struct qcow2 *q)
@@ -297,11 +305,7 @@ int qcow2_sync(struct qcow2 *q)
     if (!q->any_dirty)
         return sync_fd(q);
     /* Counted before it is pointed to; tables before what leads to them. */
-    r = write_refs(q);
-    if (!r)
-        r = sync_fd(q);
-    if (!r)
-        r = write_header(q);
+    r = sync_refs(q);
     for (u32 i = 0; i < q->l1_size && !r && q->nr_dirty; i++) {
         if (!q->l2_dirty[i])
             continue;

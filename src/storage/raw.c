@@ -65,7 +65,7 @@ static int raw_write(struct disk *disk, u64 sector, const void *buf, u32 count)
 
 static int raw_flush(struct disk *disk)
 {
-    return fdatasync(raw(disk)->fd) ? -errno : 0;
+    return disk_sync_fd(disk, raw(disk)->fd);
 }
 
 static int raw_discard(struct disk *disk, u64 sector, u64 count)

@@ -58,25 +58,26 @@ def drawn(text):
 
 
 class Vitro:
-    """One running vitro. tty=True: on a pseudo-terminal; else on pipes (stdin=None: /dev/null)."""
+    """One running vitro. tty=True: on a pseudo-terminal; else on pipes (stdin=None: /dev/null). env: more of that."""
 
-    def __init__(self, *args, tty=False, stdin=subprocess.PIPE):
+    def __init__(self, *args, tty=False, stdin=subprocess.PIPE, env=None):
         self.seen = b""      # everything so far
         self.at = 0          # what expect() has consumed
         self.tty = tty
         self.errors = b""
         command = [VITRO, *args]
+        env = dict(os.environ, **env) if env else None
         if tty:
             self.master, self.slave = pty.openpty()
             self.before = termios.tcgetattr(self.slave)
             self.process = subprocess.Popen(command, stdin=self.slave, stdout=self.slave,
-                                            stderr=subprocess.PIPE, start_new_session=True)
+                                            stderr=subprocess.PIPE, start_new_session=True, env=env)
             self.out = self.master
             self.inp = self.master
         else:
             self.process = subprocess.Popen(command, stdin=stdin or subprocess.DEVNULL,
                                             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                            start_new_session=True)
+                                            start_new_session=True, env=env)
             self.out = self.process.stdout.fileno()
             self.inp = self.process.stdin.fileno() if self.process.stdin else -1
         self.sources = {self.out, self.process.stderr.fileno()}

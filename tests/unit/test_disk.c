@@ -70,6 +70,38 @@ static void test_refused(const char *path)
     disk_close(NULL);
 }
 
+/* In the place of libc's: a host that cannot write something out says so once. */
+static bool host_fails;
+int fdatasync(int fd)
+{
+    if (!host_fails)
+        return fsync(fd);
+    host_fails = false;
+    errno = ENOSPC;
+    return -1;
+}
+
+static void test_lost(const char *path)
+{
+    static const char *const formats[] = { "raw", "qcow2" };
+    char err[DISK_ERR_LEN] = "";
+    u8 buf[DISK_SECTOR] = { 1 };
+
+    for (unsigned i = 0; i < 2; i++) {
+        struct disk *d = NULL;
+        const struct disk_options options = { .format = "raw" };
+        CHECK(disk_open(path, &options, &d, err) == 0);
+        if (d && i)
+            CHECK(qcow2_overlay(d, &d, err) == 0);
+        CHECK(d && !strcmp(d->ops->format, formats[i]));
+        CHECK(disk_write(d, 0, buf, 1) == 0 && disk_flush(d) == 0);
+        host_fails = true;
+        CHECK(disk_flush(d) == -ENOSPC);
+        CHECK(!host_fails && disk_flush(d) == -EIO); /* the host has forgotten it; the guest must not believe otherwise */
+        disk_close(d);
+    }
+}
+
 int main(void)
 {
     char path[] = "/tmp/vitro-test-disk-XXXXXX", text[1100];
@@ -81,6 +113,7 @@ int main(void)
     test_rw(path);
     test_readonly(path);
     test_refused(path);
+    test_lost(path);
     unlink(path);
     return check_done("test_disk");
 }

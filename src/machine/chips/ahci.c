@@ -67,6 +67,7 @@ struct ahci_port {
     u32 busy;              /* slots under way */
     unsigned generation;   /* of the commands: those of a stopped port report nothing */
     bool srst;
+    bool write_through;    /* SET FEATURES has switched the write cache off: a write ends on the medium */
     struct command *cmd[SLOTS];
 };
 
@@ -265,7 +266,7 @@ static int identify(struct command *c, u64 ctba, u32 entries)
     id[82] = 0x4020;  /* write cache */
     id[83] = 0x7400;  /* 48-bit addresses, FLUSH CACHE (EXT) */
     id[84] = 0x4000;
-    id[85] = 0x4020;
+    id[85] = p->write_through ? 0x4000 : 0x4020;
     id[86] = 0x3400;
     id[87] = 0x4000;
     id[88] = 0x407f;
@@ -282,7 +283,7 @@ static int identify(struct command *c, u64 ctba, u32 entries)
     return 0;
 }
 
-static int start_rw(struct command *c, u64 ctba, u32 entries, u64 sector, u32 count, bool write)
+static int start_rw(struct command *c, u64 ctba, u32 entries, u64 sector, u32 count, bool write, bool fua)
 {
     struct ahci_port *p = c->port;
     int result;
@@ -294,7 +295,7 @@ static int start_rw(struct command *c, u64 ctba, u32 entries, u64 sector, u32 co
     if (!gather(c, ctba, entries, (u64)count * DISK_SECTOR, !write))
         return ATA_ERR_ABRT;
     c->req.op = write ? DISK_WRITE : DISK_READ;
-    c->req.sync = false;
+    c->req.sync = write && (fua || p->write_through);
     c->req.sector = sector;
     c->req.count = count;
     c->req.iov = c->iov;
@@ -339,6 +340,15 @@ static u64 lba48(const u8 *f)
     return f[4] | (u64)f[5] << 8 | (u64)f[6] << 16 | (u64)f[8] << 24 | (u64)f[9] << 32 | (u64)f[10] << 40;
 }
 
+static int set_features(struct ahci_port *p, u8 what)
+{
+    if (what == 0x02 || what == 0x82) { /* write cache on, off: off, what was written before is written out too */
+        p->write_through = what == 0x82;
+        return p->write_through && disk_flush(p->disk) ? (int)ATA_ERR_ABRT : 0;
+    }
+    return 0; /* transfer modes, look-ahead, power: nothing depends on them here */
+}
+
 static int start_ata(struct command *c, const u8 *f, u64 ctba, u32 entries)
 {
     u32 count = f[12] | (u32)f[13] << 8, feature = f[3] | (u32)f[11] << 8;
@@ -348,13 +358,14 @@ static int start_ata(struct command *c, const u8 *f, u64 ctba, u32 entries)
     switch (f[2]) {
     case 0xec: return identify(c, ctba, entries);
     case 0x20: case 0x21: case 0xc4: c->pio = true; /* fall through */
-    case 0xc8: case 0xc9: return start_rw(c, ctba, entries, lba28, count28, false);
-    case 0x30: case 0x31: case 0xc5: case 0xca: case 0xcb: return start_rw(c, ctba, entries, lba28, count28, true);
+    case 0xc8: case 0xc9: return start_rw(c, ctba, entries, lba28, count28, false, false);
+    case 0x30: case 0x31: case 0xc5: case 0xca: case 0xcb: 
+        return start_rw(c, ctba, entries, lba28, count28, true, false);
     case 0x24: case 0x29: c->pio = true; /* fall through */
-    case 0x25: return start_rw(c, ctba, entries, lba48(f), count48, false);
-    case 0x34: case 0x39: case 0x35: return start_rw(c, ctba, entries, lba48(f), count48, true);
-    case 0x60: case 0x61: /* READ, WRITE FPDMA QUEUED: the count is where the features are */
-        return start_rw(c, ctba, entries, lba48(f), feature ? feature : 65536, f[2] == 0x61);
+    case 0x25: return start_rw(c, ctba, entries, lba48(f), count48, false, false);
+    case 0x34: case 0x39: case 0x35: return start_rw(c, ctba, entries, lba48(f), count48, true, false);
+    case 0x60: case 0x61: /* READ, WRITE FPDMA QUEUED: the count is where the features are; FUA in the device register */
+        return start_rw(c, ctba, entries, lba48(f), feature ? feature : 65536, f[2] == 0x61, f[7] & 0x80);
     case 0xe7: case 0xea:
         c->req.op = DISK_FLUSH;
         disk_aio_submit(c->port->aio, &c->req);
@@ -364,7 +375,8 @@ static int start_ata(struct command *c, const u8 *f, u64 ctba, u32 entries)
         if (!disk_has(c->port->disk, f[2] == 0x40 ? lba28 : lba48(f), f[2] == 0x40 ? count28 : count48))
             return ATA_ERR_IDNF;
         return 0;
-    case 0xef: case 0xc6: case 0x91: case 0xe0: case 0xe1: case 0xe2: case 0xe3: case 0xe5: case 0x10: return 0;
+    case 0xef: return set_features(c->port, f[3]);
+    case 0xc6: case 0x91: case 0xe0: case 0xe1: case 0xe2: case 0xe3: case 0xe5: case 0x10: return 0;
     default: return ATA_ERR_ABRT;
     }
 }
@@ -564,6 +576,8 @@ static void pci_reset(struct pci_dev *pci)
     struct ahci *a = container_of(pci, struct ahci, pci);
     pthread_mutex_lock(&a->lock);
     reset_all(a);
+    for (unsigned i = 0; i < a->nr; i++)
+        a->port[i].write_through = false;
     pthread_mutex_unlock(&a->lock);
 }
 
@@ -574,7 +588,7 @@ static const struct state_field ahci_fields[] = {
 };
 /* Commands under way: none, after quiesce(). */
 static const struct state_field port_fields[] = {
-    STATE(struct ahci_port, reg), STATE(struct ahci_port, srst), STATE_END
+    STATE(struct ahci_port, reg), STATE(struct ahci_port, srst), STATE(struct ahci_port, write_through), STATE_END
 };
 
 static void quiesce(void *obj)

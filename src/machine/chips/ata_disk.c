@@ -57,7 +57,7 @@ static void identify(const struct ide_drive *d, u16 id[256])
     id[82] = 0x4020; /* NOP; write cache */
     id[83] = 0x7400; /* 48-bit addresses, FLUSH CACHE, FLUSH CACHE EXT */
     id[84] = 0x4000;
-    id[85] = id[82];
+    id[85] = d->write_through ? 0x4000 : id[82];
     id[86] = 0x3400;
     id[87] = 0x4000;
     id[88] = 0x003f | (d->dma_mode >> 3 == 8 ? BIT(d->dma_mode & 7) << 8 : 0);
@@ -121,6 +121,8 @@ static void failed(struct ide_drive *d, u8 error)
 
 static void finished(struct ide_drive *d)
 {
+    if (d->to_drive && d->write_through && disk_flush(d->disk))
+        return failed(d, ATA_ERR_UNC);
     if (d->sector)
         d->sector--; /* the last one moved */
     show_address(d);

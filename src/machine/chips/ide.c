@@ -209,7 +209,11 @@ static void set_features(struct ide_drive *d)
         else if (d->nsector & 0xf0)
             return ide_fail(d, ATA_ERR_ABRT);
         break;
-    case 0x02: case 0x82: /* write cache: the host's */
+    case 0x02: case 0x82: /* write cache, the host's, on and off */
+        d->write_through = d->feature == 0x82 && !d->kind->atapi;
+        if (d->write_through && disk_flush(d->disk)) /* what was written before is written out too */
+            return ide_fail(d, ATA_ERR_ABRT);
+        break;
     case 0x55: case 0xaa: /* read look-ahead */
     case 0x05: case 0x85: /* power management */
     case 0x66: case 0xcc: /* defaults after a soft reset */
@@ -433,6 +437,7 @@ void ide_reset(struct ide *ide)
         c->bm_prd = 0;
         for (unsigned j = 0; j < 2; j++) {
             c->drive[j].multiple = 0;
+            c->drive[j].write_through = false;
             c->drive[j].device = 0;
             drive_reset(&c->drive[j]);
         }

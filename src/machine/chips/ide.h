@@ -59,6 +59,7 @@ struct ide_drive {
     bool to_drive, dma_wanted;   /* direction; a DMA command waits for the bus master */
     u64 sector;                  /* ATA: next sector; ATAPI: next 2048-byte block */
     u32 left;                    /* units of the same that are not yet in the buffer */
+    bool write_through;          /* the write cache is off: a write ends on the medium */
     bool ext;                    /* a 48-bit command: results go to 48-bit registers */
 
     /* ATAPI */

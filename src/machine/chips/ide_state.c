@@ -15,7 +15,7 @@ static const struct state_field channel_fields[] = {
 static const struct state_field drive_fields[] = {
     D(status), D(error), D(feature), D(nsector), D(lba_low), D(lba_mid), D(lba_high), D(device), D(hob_nsector),
     D(hob_low), D(hob_mid), D(hob_high), D(multiple), D(dma_mode), D(heads), D(sectors_per_track), D(at), D(len),
-    D(to_drive), D(dma_wanted), D(sector), D(left), D(ext), D(packet), D(wants_packet), D(changed), D(sense_key), D(asc),
+    D(to_drive), D(dma_wanted), D(sector), D(left), D(write_through), D(ext), D(packet), D(wants_packet), D(changed), D(sense_key), D(asc),
     D(reply), D(reply_at), STATE_END
 };
 #undef D
