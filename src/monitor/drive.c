@@ -39,7 +39,7 @@ int option_switch(const char *option, const char *key, const char *value, bool *
 int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const char *text)
 {
     static const char keys[] = "if=virtio|ide|ahci|vitro, format=raw|qcow2, readonly=on, snapshot=on, and for virtio "
-                               "serial=TEXT, queues=N, packed=on, aio=threads, transport=mmio";
+                               "serial=TEXT, queues=N, packed=on, aio=threads, transport=mmio; persistent=on for --pv xen";
 
     memset(d, 0, sizeof(*d));
     d->kind = kind;
@@ -78,6 +78,8 @@ int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const
             r = option_switch(option, piece, value, &d->snapshot);
         } else if (!strcmp(piece, "packed")) {
             r = option_switch(option, piece, value, &d->packed);
+        } else if (!strcmp(piece, "persistent")) {
+            r = option_switch(option, piece, value, &d->persistent);
         } else if (!strcmp(piece, "aio") && !strcmp(value, "threads")) {
             d->threads = true;
         } else if (!strcmp(piece, "format") && strlen(value) < sizeof(d->format)) {

@@ -18,6 +18,7 @@ struct drive {
     /* DRIVE_VIRTIO */
     unsigned queues;  /* 0: one */
     bool packed, threads, mmio;
+    bool persistent;  /* offer persistent grants; of a Xen PV guest's */
     bool snapshot;    /* throw writes away at the end */
     char serial[24];  /* "": none */
     char path[DRIVE_PATH_MAX];

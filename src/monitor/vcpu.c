@@ -152,7 +152,7 @@ static bool take_signals(struct vm_vcpu *cpu)
 /* Registers of devices are reached from here, and some of what they ask for is done at once. */
 static unsigned thread_kinds(const struct config *c)
 {
-    unsigned kinds = SANDBOX_VCPU | (c->nr_drives || c->nvram ? SANDBOX_DISK : 0) | (c->gdb_port ? SANDBOX_GDB : 0);
+    unsigned kinds = SANDBOX_VCPU | (c->nr_drives || c->nvram || xen_wanted(c) /* may be given some later */ ? SANDBOX_DISK : 0) | (c->gdb_port ? SANDBOX_GDB : 0);
 
     for (unsigned i = 0; i < c->nr_nics; i++)
         kinds |= c->nic[i].kind == NIC_TAP ? SANDBOX_TAP : SANDBOX_USERNET;

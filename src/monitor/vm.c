@@ -658,7 +658,7 @@ enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status)
 
     if (open_trace(vm) || open_drives(vm) || make_ram(vm) ||
         (c->firmware && (firmware_load(vm) || nvram_load(vm))) || make_machine(vm) ||
-        make_paravirt(vm) || make_engine(vm) || devices_create(vm) ||
+        make_paravirt(vm) || make_engine(vm) || (xen_wanted(c) ? xen_devices(vm) : devices_create(vm)) ||
         (c->counters && counters_create(vm)) || (c->firmware && firmware_files(vm)) ||
         (c->saved ? snapshot_apply(vm) : xen_wanted(c) ? xen_load_guest(vm) : !c->firmware && load_guest(vm)) ||
         (c->vnc && start_vnc(vm)) || (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {

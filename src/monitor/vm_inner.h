@@ -106,6 +106,8 @@ void xen_ops(struct guest *vm, struct vitro_ops *ops);
 /* xen_add_memory - to the engine, what is not the guest's own. */
 int xen_add_memory(struct guest *vm);
 int xen_load_guest(struct guest *vm);
+/* xen_devices - its disks and network cards, before it is loaded. */
+int xen_devices(struct guest *vm);
 
 /* -- pause.c --------------------------------------------------------------------------------- */
 void vm_pause_init(struct guest *vm);

@@ -73,14 +73,45 @@ out:
     return r;
 }
 
+static int add_disk(struct guest *vm, unsigned i)
+{
+    const struct drive *drive = &vm->config->drive[i];
+    const struct xen_disk disk = { .disk = vm->disk[i], .queues = drive->queues ? drive->queues : 1, .threads = drive->threads,
+                                   .persistent = drive->persistent };
+    char name[16];
+    int r = xen_disk_attach(paravirt_xen(vm->pv), &disk, name);
+
+    if (r)
+        say("cannot make the disk for %s: %s", drive->path, strerror(-r));
+    else
+        vm->disk[i] = NULL; /* the guest's now */
+    return r;
+}
+
+int xen_devices(struct guest *vm)
+{
+    int r = 0;
+
+    for (unsigned i = 0; i < vm->config->nr_drives && !r; i++)
+        r = add_disk(vm, i);
+    return r;
+}
+
 const char *xen_refuses(const struct config *c)
 {
     if (c->pv != PV_BIT(PV_XEN))
         return "--pv xen is the whole interface: it cannot be had with others, or without parts";
     if (c->cpus > 1)
         return "--pv xen: one CPU only so far";
-    if (c->nr_drives || c->nr_nics || c->rng || c->balloon || c->hvc || c->vsock || c->nr_shares)
-        return "--pv xen: a Xen PV guest has no PCI, and no disks or network yet; leave those devices out";
+    for (unsigned i = 0; i < c->nr_drives; i++) {
+        const struct drive *d = &c->drive[i];
+        if (d->kind != DRIVE_DISK || (d->bus_given && d->bus != DRIVE_VIRTIO) || d->packed || d->mmio)
+            return "--pv xen: a Xen PV guest has Xen's disks only: --disk FILE, without another if= and without virtio's own keys";
+    }
+    if (c->nr_nics)
+        return "--pv xen: a Xen PV guest has no network yet; leave --net out";
+    if (c->rng || c->balloon || c->hvc || c->vsock || c->nr_shares)
+        return "--pv xen: a Xen PV guest has no PCI: leave --rng, --balloon, --hvc, --vsock and --share out";
     if (c->firmware || c->screen || c->vnc || c->nr_modules)
         return "--pv xen: a Xen PV guest has no firmware, screen or modules; it boots with --kernel and --initrd";
     return NULL;

@@ -201,12 +201,16 @@ void paravirt_pause(struct paravirt *pv)
 {
     if (pv->native)
         native_pause(pv->native);
+    if (pv->xen)
+        xen_io_pause(pv->xen, true);
 }
 
 void paravirt_resume(struct paravirt *pv)
 {
     if (pv->native)
         native_resume(pv->native);
+    if (pv->xen)
+        xen_io_pause(pv->xen, false);
 }
 
 long paravirt_console_room(struct paravirt *pv)

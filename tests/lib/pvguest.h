@@ -256,3 +256,46 @@ static inline s64 pv_call(struct pvguest *g, unsigned nr, u64 a0, u64 a1, u64 a2
     g->crossing = o->syscall(o->opaque, 0, &g->frame, true);
     return (s64)g->gpr[RAX];
 }
+
+/* -- Xenstore -------------------------------------------------------------------------------------------------- */
+
+static char pv_reply[XEN_STORE_PAYLOAD + 1] __attribute__((unused));
+static struct xen_store_msg pv_head __attribute__((unused));
+
+static inline struct xen_store_ring *pv_store_ring(struct pvguest *g)
+{
+    return (struct xen_store_ring *)((u8 *)g->xen->console - PAGE_SIZE);
+}
+
+/* pv_take - the next message from xenstore: pv_head and pv_reply. False: there is none. */
+static inline bool pv_take(struct pvguest *g)
+{
+    struct xen_store_ring *r = pv_store_ring(g);
+    u8 raw[sizeof(pv_head) + 1024];
+    size_t n = 0;
+
+    while (n < sizeof(raw) && r->rsp_cons != r->rsp_prod && (n < sizeof(pv_head) || n < sizeof(pv_head) + pv_head.len)) {
+        raw[n++] = (u8)r->rsp[r->rsp_cons++ % 1024];
+        if (n == sizeof(pv_head))
+            memcpy(&pv_head, raw, sizeof(pv_head));
+    }
+    if (n < sizeof(pv_head))
+        return false;
+    memcpy(pv_reply, raw + sizeof(pv_head), n - sizeof(pv_head));
+    pv_reply[n - sizeof(pv_head)] = 0;
+    return true;
+}
+
+/* pv_ask - a message to xenstore, and what comes next from it. */
+static inline const char *pv_ask(struct pvguest *g, u32 type, u32 tx, const void *payload, size_t len)
+{
+    struct xen_store_ring *r = pv_store_ring(g);
+    const struct xen_store_msg m = { type, 42, tx, (u32)len };
+    u32 *port = pv_ptr(g, PV_AT(PV_DATA), true);
+
+    for (size_t i = 0; i < sizeof(m) + len; i++)
+        r->req[r->req_prod++ % 1024] = (char)(i < sizeof(m) ? ((const u8 *)&m)[i] : ((const u8 *)payload)[i - sizeof(m)]);
+    *port = g->xen->store_port;
+    pv_call(g, XEN_event_channel_op, XEN_EVTCHNOP_send, PV_AT(PV_DATA), 0, 0);
+    return pv_take(g) && pv_head.req_id == 42 ? pv_reply : "no answer";
+}

@@ -437,38 +437,10 @@ static void test_misc(void)
 
 /* -- Xenstore ---------------------------------------------------------------------------------------------- */
 
-static char reply[XEN_STORE_PAYLOAD + 1];
-static struct xen_store_msg head;
-
-static bool take(void)
-{
-    struct xen_store_ring *r = g.xen->cpu[0].xen ? (struct xen_store_ring *)((u8 *)g.xen->console - PAGE_SIZE) : NULL;
-    u8 raw[sizeof(head) + 1024];
-    size_t n = 0;
-
-    while (n < sizeof(raw) && r->rsp_cons != r->rsp_prod && (n < sizeof(head) || n < sizeof(head) + head.len)) {
-        raw[n++] = (u8)r->rsp[r->rsp_cons++ % 1024];
-        if (n == sizeof(head))
-            memcpy(&head, raw, sizeof(head));
-    }
-    if (n < sizeof(head))
-        return false;
-    memcpy(reply, raw + sizeof(head), n - sizeof(head));
-    reply[n - sizeof(head)] = 0;
-    return true;
-}
-
-static const char *ask(u32 type, u32 tx, const void *payload, size_t len)
-{
-    struct xen_store_ring *r = (struct xen_store_ring *)((u8 *)g.xen->console - PAGE_SIZE);
-    const struct xen_store_msg m = { type, 42, tx, (u32)len };
-
-    for (size_t i = 0; i < sizeof(m) + len; i++)
-        r->req[r->req_prod++ % 1024] = (char)(i < sizeof(m) ? ((const u8 *)&m)[i] : ((const u8 *)payload)[i - sizeof(m)]);
-    evtchn(XEN_EVTCHNOP_send, &g.xen->store_port, 4);
-    return take() && head.req_id == 42 ? reply : "no answer";
-}
-#define ASK(type, tx, text) ask(type, tx, text, sizeof(text) - 1)
+#define ASK(type, tx, text) pv_ask(&g, type, tx, text, sizeof(text) - 1)
+#define reply pv_reply
+#define head pv_head
+#define take() pv_take(&g)
 
 static void test_store(void)
 {
@@ -487,7 +459,7 @@ static void test_store(void)
     CHECK(!strcmp(ASK(XS_WATCH, 0, "data\0tok\0"), "OK"));
     CHECK(take() && head.type == XS_WATCH_EVENT && !strcmp(reply, "data") && !strcmp(reply + 5, "tok"));
     CHECK(!strcmp(ASK(XS_WATCH, 0, "data\0tok\0"), "EEXIST"));
-    CHECK(ask(XS_WRITE, 0, "data/c\0x", 8) && head.type == XS_WATCH_EVENT && !strcmp(reply, "data/c") && take() && !strcmp(reply, "OK"));
+    CHECK(pv_ask(&g, XS_WRITE, 0, "data/c\0x", 8) && head.type == XS_WATCH_EVENT && !strcmp(reply, "data/c") && take() && !strcmp(reply, "OK"));
     CHECK(!strcmp(ASK(XS_WRITE, 0, "attr/c\0x"), "OK") && !take());
     /* A transaction: seen inside, then everywhere; one that comes too late. */
     char id[16];
@@ -509,7 +481,7 @@ static void test_store(void)
     unsigned n = 0;
     do {
         int len = snprintf(path, sizeof(path), "data/n%u%c", n++, 0);
-        ask(XS_WRITE, 0, path, (size_t)len);
+        pv_ask(&g, XS_WRITE, 0, path, (size_t)len);
     } while (!strcmp(reply, "OK") && n < 5000);
     CHECK(!strcmp(reply, "ENOSPC") && n < 1001);
     /* A message that is too long loses its place: refused, and what follows is read again from the start. */

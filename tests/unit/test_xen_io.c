@@ -4,8 +4,13 @@
 #include "tests/lib/check.h"
 #include "tests/lib/pvguest.h"
 #include "paravirt/xen/io.h"
+#include "storage/disk.h"
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
 
 #define DATA PV_AT(PV_DATA)
 #define PAGE(n) ((PV_DATA >> PAGE_SHIFT) + 1 + (n)) /* frames of the test's own: six */
@@ -170,10 +175,364 @@ static void test_calls(void)
     pvguest_free(&g);
 }
 
+/* -- A front end: its nodes, its ring, its grants ------------------------------------------------------------ */
+
+/* Frames that nothing maps: rings at first, then data. */
+#define FRAME(n) (0x800u + (n))
+#define DISK_MIB 4u
+#define DIR "device/vbd/51712"
+#define BACK "/local/domain/0/backend/vbd/1/51712"
+
+static u8 *page(u64 frame) { return (u8 *)g.ram.host + (frame << PAGE_SHIFT); }
+
+static const char *store(u32 type, const char *path, const char *fmt, ...)
+{
+    char text[300];
+    va_list ap;
+    int n = snprintf(text, sizeof(text), "%s", path) + 1;
+
+    va_start(ap, fmt);
+    n += vsnprintf(text + n, sizeof(text) - (size_t)n, fmt, ap);
+    va_end(ap);
+    return pv_ask(&g, type, 0, text, (size_t)n);
+}
+static void say(const char *node, const char *value)
+{
+    char path[100];
+    snprintf(path, sizeof(path), DIR "/%s", node);
+    const char *r = store(XS_WRITE, path, "%s", value);
+    CHECK_MSG(!strcmp(r, "OK"), "%s: %s", path, r);
+}
+static void say_number(const char *node, u64 value)
+{
+    char text[24];
+    snprintf(text, sizeof(text), "%llu", (unsigned long long)value);
+    say(node, text);
+}
+
+/* Does a node become this? Within a time that no host is too slow for. */
+static bool becomes(const char *path, const char *value)
+{
+    const char *r = "";
+    for (unsigned i = 0; i < 30000; i++) {
+        r = store(XS_READ, path, "%s", "");
+        if (!strcmp(r, value))
+            return true;
+        nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+    }
+    fprintf(stderr, "%s: %s\n", path, r);
+    return false;
+}
+
+static u32 offer_port(u16 remote)
+{
+    put(DATA, &(struct xen_evtchn_alloc_unbound){ XEN_DOMID_SELF, remote, 0 }, 8);
+    CHECK(!pv_call(&g, XEN_event_channel_op, XEN_EVTCHNOP_alloc_unbound, DATA, 0, 0));
+    return ((const struct xen_evtchn_alloc_unbound *)pv_ptr(&g, DATA, false))->port;
+}
+static void ring_bell(u32 port)
+{
+    put(DATA, &port, 4);
+    CHECK(!pv_call(&g, XEN_event_channel_op, XEN_EVTCHNOP_send, DATA, 0, 0));
+}
+
+static int disk_fd;
+
+static void disk_make(bool readonly, unsigned queues, bool persistent)
+{
+    struct disk *disk;
+    char name[16];
+
+    pvguest_make(&g, "");
+    put(DATA, &(struct xen_gnttab_setup){ .dom = XEN_DOMID_SELF, .nr_frames = 4, .frame_list = DATA + 64 }, sizeof(struct xen_gnttab_setup));
+    CHECK(!pv_call(&g, XEN_grant_table_op, XEN_GNTTABOP_setup_table, DATA, 1, 0));
+    disk_fd = memfd_create("disk", MFD_CLOEXEC);
+    bug_on(disk_fd < 0 || ftruncate(disk_fd, DISK_MIB << 20));
+    for (unsigned i = 0; i < DISK_MIB << 11; i++) {
+        u32 sector[128];
+        for (unsigned k = 0; k < 128; k++)
+            sector[k] = i * 128 + k;
+        bug_on(pwrite(disk_fd, sector, 512, i * 512) != 512);
+    }
+    bug_on(raw_disk_open(dup(disk_fd), readonly, DISK_MIB << 20, &disk));
+    const struct xen_disk d = { .disk = disk, .queues = queues, .persistent = persistent };
+    CHECK(!xen_disk_attach(g.xen, &d, name) && !strcmp(name, "xvda") && xen_attached(g.xen, name));
+}
+
+struct front {
+    u32 port, order;
+    struct xen_ring_header *ring; /* of one page */
+};
+static struct front f;
+
+/* Its one ring, of 1 << order pages with grants 8, 9, ... */
+static void connect_disk(unsigned order)
+{
+    char name[24];
+
+    f = (struct front){ .port = offer_port(0), .order = order, .ring = (struct xen_ring_header *)page(FRAME(0)) };
+    for (unsigned i = 0; i < 1u << order; i++) {
+        memset(page(FRAME(i)), 0, PAGE_SIZE);
+        grant(8 + i, 0, XEN_GTF_permit_access, FRAME(i));
+        snprintf(name, sizeof(name), order ? "ring-ref%u" : "ring-ref", i);
+        say_number(name, 8 + i);
+    }
+    f.ring->req_event = f.ring->rsp_event = 1;
+    if (order)
+        say_number("ring-page-order", order);
+    say_number("event-channel", f.port);
+    say("protocol", "x86_64-abi");
+    say_number("state", XENBUS_INITIALISED);
+    CHECK(becomes(BACK "/state", "4"));
+    say_number("state", XENBUS_CONNECTED);
+}
+
+/* Entry i of the ring, which may lie across two pages. */
+static void ring_copy(u32 i, void *buf, size_t len, bool write)
+{
+    size_t at = 64 + (i & ((32u << f.order) - 1)) * 112;
+
+    for (size_t k = 0; k < len; k++, at++) {
+        u8 *p = page(FRAME(at >> PAGE_SHIFT)) + (at & 4095);
+        if (write)
+            *p = ((u8 *)buf)[k];
+        else
+            ((u8 *)buf)[k] = *p;
+    }
+}
+
+/* One request, and its answer's status. */
+static int ask_disk(const struct xen_blkif_request *r)
+{
+    struct xen_blkif_response rsp;
+    u32 was = f.ring->rsp_prod;
+
+    ring_copy(f.ring->req_prod, (void *)r, sizeof(*r), true);
+    f.ring->req_prod++;
+    ring_bell(f.port);
+    for (unsigned i = 0; i < 30000 && __atomic_load_n(&f.ring->rsp_prod, __ATOMIC_SEQ_CST) == was; i++)
+        nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+    CHECK(f.ring->rsp_prod == was + 1);
+    f.ring->rsp_event = was + 2;
+    ring_copy(was, &rsp, sizeof(rsp), false);
+    CHECK(rsp.id == r->id && rsp.operation == (r->operation == XEN_BLKIF_INDIRECT ? r->indirect_op : r->operation));
+    return rsp.status;
+}
+
+static struct xen_blkif_request asked(u8 op, u64 sector, u32 ref, u8 first, u8 last)
+{
+    return (struct xen_blkif_request){ .operation = op, .nr_segments = 1, .id = 0x1234567800000000 + sector, .sector = sector,
+                                       .u.seg = { { ref, first, last, 0 } } };
+}
+static bool holds(const u8 *p, u32 sector)
+{
+    u32 v[128];
+    memcpy(v, p, 512);
+    return v[0] == sector * 128 && v[127] == sector * 128 + 127;
+}
+
+static void test_disk(void)
+{
+    struct xen_blkif_request r;
+
+    disk_make(false, 1, false);
+    CHECK(becomes(BACK "/state", "2") && becomes(BACK "/sectors", "8192") && becomes(BACK "/feature-persistent", "0"));
+    CHECK(becomes(DIR "/backend", BACK) && becomes(DIR "/virtual-device", "51712"));
+    CHECK(!strcmp(store(XS_WRITE, BACK "/state", "4"), "EACCES"));
+    connect_disk(0);
+    CHECK(table()[8].flags & XEN_GTF_writing);
+    for (unsigned i = 0; i < 40; i++)
+        grant(20 + i, 0, XEN_GTF_permit_access, FRAME(20 + i));
+    grant(70, 0, XEN_GTF_permit_access | XEN_GTF_readonly, FRAME(70));
+    memset(page(FRAME(20)), 0xee, PAGE_SIZE);
+    r = asked(XEN_BLKIF_READ, 100, 20, 2, 4);
+    CHECK(ask_disk(&r) == XEN_BLKIF_OKAY && holds(page(FRAME(20)) + 1024, 100) && holds(page(FRAME(20)) + 2048, 102));
+    CHECK(page(FRAME(20))[1023] == 0xee && page(FRAME(20))[2560] == 0xee && table()[20].flags == XEN_GTF_permit_access);
+    /* Several pages, across which the data goes on. */
+    r.nr_segments = 3;
+    r.u.seg[0] = (struct xen_blkif_segment){ 21, 7, 7, 0 };
+    r.u.seg[1] = (struct xen_blkif_segment){ 22, 0, 7, 0 };
+    r.u.seg[2] = (struct xen_blkif_segment){ 24, 0, 0, 0 };
+    CHECK(ask_disk(&r) == XEN_BLKIF_OKAY && holds(page(FRAME(21)) + 3584, 100) && holds(page(FRAME(22)), 101) && holds(page(FRAME(24)), 109));
+    r.operation = XEN_BLKIF_WRITE, r.sector = 200;
+    r.u.seg[2].gref = 70; /* to read is enough, to write */
+    memset(page(FRAME(70)), 0x77, PAGE_SIZE);
+    u8 got[512];
+    CHECK(ask_disk(&r) == XEN_BLKIF_OKAY && pread(disk_fd, got, 512, 209 * 512) == 512 && got[0] == 0x77);
+    CHECK(pread(disk_fd, got, 512, 201 * 512) == 512 && holds(got, 101));
+    /* What may not be: nothing is done. */
+    struct { struct xen_blkif_request r; int status; } bad[] = {
+        { asked(XEN_BLKIF_READ, 8191, 20, 0, 1), XEN_BLKIF_ERROR }, { asked(XEN_BLKIF_READ, ~0ull, 20, 0, 0), XEN_BLKIF_ERROR },
+        { asked(XEN_BLKIF_READ, 0, 20, 3, 2), XEN_BLKIF_ERROR }, { asked(XEN_BLKIF_READ, 0, 20, 0, 8), XEN_BLKIF_ERROR },
+        { asked(XEN_BLKIF_READ, 0, 19, 0, 0), XEN_BLKIF_ERROR }, { asked(XEN_BLKIF_READ, 0, 0xffffffff, 0, 0), XEN_BLKIF_ERROR },
+        { asked(XEN_BLKIF_READ, 0, 70, 0, 0), XEN_BLKIF_ERROR }, { asked(XEN_BLKIF_WRITE_BARRIER, 0, 20, 0, 0), XEN_BLKIF_EOPNOTSUPP },
+        { asked(99, 0, 20, 0, 0), XEN_BLKIF_EOPNOTSUPP },
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++)
+        CHECK_MSG(ask_disk(&bad[i].r) == bad[i].status && table()[20].flags == XEN_GTF_permit_access, "bad %u", i);
+    r = asked(XEN_BLKIF_READ, 0, 20, 0, 0);
+    r.nr_segments = 12;
+    CHECK(ask_disk(&r) == XEN_BLKIF_ERROR);
+    r.nr_segments = 0;
+    CHECK(ask_disk(&r) == XEN_BLKIF_ERROR);
+    /* Flush alone, and before data; discard. */
+    r.operation = XEN_BLKIF_FLUSH;
+    CHECK(ask_disk(&r) == XEN_BLKIF_OKAY);
+    r.nr_segments = 1, r.sector = 300;
+    memset(page(FRAME(20)), 0x55, 512);
+    CHECK(ask_disk(&r) == XEN_BLKIF_OKAY && pread(disk_fd, got, 512, 300 * 512) == 512 && got[511] == 0x55);
+    r = (struct xen_blkif_request){ .operation = XEN_BLKIF_DISCARD, .sector = 4096, .u.nr_sectors = 1024 };
+    CHECK(ask_disk(&r) == XEN_BLKIF_OKAY && pread(disk_fd, got, 512, 4096 * 512) == 512 && got[0] == 0 && got[511] == 0);
+    r.u.nr_sectors = ~0ull;
+    CHECK(ask_disk(&r) == XEN_BLKIF_ERROR);
+    r.u.nr_sectors = 1, r.flag = 1;
+    CHECK(ask_disk(&r) == XEN_BLKIF_EOPNOTSUPP);
+    /* Indirect: 33 segments in a page of their own. */
+    struct xen_blkif_segment *seg = (struct xen_blkif_segment *)page(FRAME(71));
+    for (unsigned i = 0; i < 33; i++)
+        seg[i] = (struct xen_blkif_segment){ 20 + i, (u8)(i & 1), 7, 0 };
+    grant(71, 0, XEN_GTF_permit_access | XEN_GTF_readonly, FRAME(71));
+    r = (struct xen_blkif_request){ .operation = XEN_BLKIF_INDIRECT, .indirect_op = XEN_BLKIF_READ, .nr_indirect = 33, .id = 9, .sector = 1000,
+                                    .u.indirect = { .gref = { 71 } } };
+    CHECK(ask_disk(&r) == XEN_BLKIF_OKAY && holds(page(FRAME(20)), 1000) && holds(page(FRAME(21)) + 512, 1008) && holds(page(FRAME(52)), 1240));
+    CHECK(table()[71].flags == (XEN_GTF_permit_access | XEN_GTF_readonly));
+    seg[32].gref = 3;
+    CHECK(ask_disk(&r) == XEN_BLKIF_ERROR && table()[20].flags == XEN_GTF_permit_access);
+    r.nr_indirect = 257;
+    CHECK(ask_disk(&r) == XEN_BLKIF_ERROR);
+    r.nr_indirect = 1, r.u.indirect.gref[0] = 5;
+    CHECK(ask_disk(&r) == XEN_BLKIF_ERROR);
+    r.u.indirect.gref[0] = 71, r.indirect_op = XEN_BLKIF_INDIRECT;
+    CHECK(ask_disk(&r) == XEN_BLKIF_EOPNOTSUPP);
+    /* Closed, and begun anew. */
+    say_number("state", XENBUS_CLOSING);
+    CHECK(becomes(BACK "/state", "5"));
+    say_number("state", XENBUS_CLOSED);
+    CHECK(becomes(BACK "/state", "6") && table()[8].flags == XEN_GTF_permit_access);
+    say_number("state", XENBUS_INITIALISING);
+    CHECK(becomes(BACK "/state", "2"));
+    connect_disk(2);
+    for (unsigned i = 0; i < 150; i++) { /* round the ring, across its pages */
+        r = asked(XEN_BLKIF_READ, i, 20, 0, 0);
+        CHECK(ask_disk(&r) == XEN_BLKIF_OKAY && holds(page(FRAME(20)), i));
+    }
+    /* More requests than there can be: none is taken any more. */
+    f.ring->req_prod += 1000;
+    u32 was = f.ring->rsp_prod;
+    ring_bell(f.port);
+    CHECK(f.ring->rsp_prod == was);
+    /* Taken away. */
+    CHECK(!xen_detach(g.xen, "xvda") && xen_detach(g.xen, "xvdb") == -ENOENT && becomes(BACK "/state", "5"));
+    say_number("state", XENBUS_CLOSED);
+    CHECK(becomes(DIR, "ENOENT") && becomes(BACK, "ENOENT") && !xen_attached(g.xen, "xvda") && table()[8].flags == XEN_GTF_permit_access);
+    close(disk_fd);
+    pvguest_free(&g);
+}
+
+static void test_disk_variants(void)
+{
+    struct xen_blkif_request r;
+
+    disk_make(true, 1, true);
+    CHECK(becomes(BACK "/mode", "r") && becomes(BACK "/feature-persistent", "1") && becomes(BACK "/feature-discard", "0"));
+    say("feature-persistent", "1");
+    connect_disk(0);
+    grant(20, 0, XEN_GTF_permit_access, FRAME(20));
+    grant(21, 0, XEN_GTF_permit_access | XEN_GTF_readonly, FRAME(21));
+    r = asked(XEN_BLKIF_READ, 5, 20, 0, 0);
+    CHECK(ask_disk(&r) == XEN_BLKIF_OKAY && holds(page(FRAME(20)), 5) && table()[20].flags & XEN_GTF_writing);
+    r = asked(XEN_BLKIF_WRITE, 5, 20, 0, 0);
+    CHECK(ask_disk(&r) == XEN_BLKIF_ERROR);
+    r = asked(XEN_BLKIF_READ, 5, 21, 0, 0); /* cannot be kept, nor written */
+    CHECK(ask_disk(&r) == XEN_BLKIF_ERROR && !(table()[21].flags & XEN_GTF_reading));
+    table()[20] = (struct xen_grant_entry){ 0 }; /* it is kept, whatever the guest says now */
+    r = asked(XEN_BLKIF_READ, 6, 20, 0, 0);
+    CHECK(ask_disk(&r) == XEN_BLKIF_OKAY && holds(page(FRAME(20)), 6));
+    r = (struct xen_blkif_request){ .operation = XEN_BLKIF_DISCARD, .sector = 1, .u.nr_sectors = 1 };
+    CHECK(ask_disk(&r) == XEN_BLKIF_EOPNOTSUPP);
+    close(disk_fd);
+    pvguest_free(&g); /* connected */
+
+    /* Two queues. */
+    disk_make(false, 2, false);
+    CHECK(becomes(BACK "/multi-queue-max-queues", "2"));
+    say("multi-queue-num-queues", "2");
+    u32 port[2];
+    for (unsigned i = 0; i < 2; i++) {
+        char name[40];
+        port[i] = offer_port(0);
+        memset(page(FRAME(i)), 0, PAGE_SIZE);
+        grant(8 + i, 0, XEN_GTF_permit_access, FRAME(i));
+        snprintf(name, sizeof(name), "queue-%u/ring-ref", i);
+        say_number(name, 8 + i);
+        snprintf(name, sizeof(name), "queue-%u/event-channel", i);
+        say_number(name, port[i]);
+    }
+    say_number("state", XENBUS_INITIALISED);
+    CHECK(becomes(BACK "/state", "4"));
+    for (unsigned i = 0; i < 2; i++) {
+        struct xen_ring_header *h = (struct xen_ring_header *)page(FRAME(i));
+        grant(20 + i, 0, XEN_GTF_permit_access, FRAME(20 + i));
+        r = asked(XEN_BLKIF_READ, 50 + i, 20 + i, 0, 0);
+        memcpy(h + 1, &r, sizeof(r));
+        h->rsp_event = 1;
+        h->req_prod = 1;
+        ring_bell(port[i]);
+        for (unsigned k = 0; k < 30000 && !__atomic_load_n(&h->rsp_prod, __ATOMIC_SEQ_CST); k++)
+            nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
+        CHECK(h->rsp_prod == 1 && holds(page(FRAME(20 + i)), 50 + i));
+        CHECK(g.xen->shared->evtchn_pending[port[i] >> 6] >> (port[i] & 63) & 1);
+    }
+    close(disk_fd);
+    pvguest_free(&g);
+}
+
+/* Nodes that make no sense: the back end says so and closes; nothing stays in use. */
+static void test_disk_refusals(void)
+{
+    static const struct { const char *node, *value, *word; } bad[] = {
+        { "ring-ref", "x", "ring-ref" }, { "ring-ref", "99999999999999999999", "ring-ref" }, { "ring-ref", "9", "ring-ref" },
+        { "ring-ref", "", "ring-ref" }, { "event-channel", "4096", "event-channel" }, { "event-channel", "1", "event-channel" },
+        { "event-channel", "-1", "event-channel" }, { "protocol", "x86_32-abi", "protocol" },
+        { "multi-queue-num-queues", "2", "queues" }, { "multi-queue-num-queues", "0", "queues" },
+        { "ring-page-order", "1", "ring-ref" }, /* then they would have numbers */
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+        disk_make(false, 1, false);
+        memset(page(FRAME(0)), 0, PAGE_SIZE);
+        grant(8, 0, XEN_GTF_permit_access, FRAME(0));
+        say_number("ring-ref", 8);
+        say_number("event-channel", offer_port(0));
+        say(bad[i].node, bad[i].value);
+        say_number("state", XENBUS_INITIALISED);
+        CHECK(becomes(BACK "/state", "5"));
+        CHECK_MSG(strstr(store(XS_READ, BACK "/error", "%s", ""), bad[i].word), "bad %u: %s", i, pv_reply);
+        CHECK(table()[8].flags == XEN_GTF_permit_access);
+        /* Its directory gone. */
+        store(XS_RM, DIR, "%s", "");
+        CHECK(becomes(BACK "/state", "6"));
+        close(disk_fd);
+        pvguest_free(&g);
+    }
+    /* A port that is offered to somebody else. */
+    disk_make(false, 1, false);
+    grant(8, 0, XEN_GTF_permit_access, FRAME(0));
+    say_number("ring-ref", 8);
+    say_number("event-channel", offer_port(7));
+    say_number("state", XENBUS_INITIALISED);
+    CHECK(becomes(BACK "/state", "5") && table()[8].flags == XEN_GTF_permit_access);
+    close(disk_fd);
+    pvguest_free(&g);
+}
+
 int main(void)
 {
     test_table();
     test_use();
     test_calls();
+    test_disk();
+    test_disk_variants();
+    test_disk_refusals();
     return check_done("xen_io");
 }

@@ -3,7 +3,7 @@
  * Source: Xen's public event_channel.h.
  * Domain 0 is us: ports to it are opened for the guest (console, xenstore), or bound to what the guest allocates.
  */
-#include "paravirt/xen/inner.h"
+#include "paravirt/xen/io.h"
 
 static bool port_ok(const struct xen *x, u64 port)
 {
@@ -74,6 +74,24 @@ static void port_close(struct xen *x, u32 p)
     }
     x->port[p] = (struct port){ 0 };
     __atomic_fetch_and(&x->shared->evtchn_pending[p >> 6], ~(1ull << (p & 63)), __ATOMIC_SEQ_CST);
+}
+
+bool port_bind(struct xen *x, u64 port, void (*notify)(void *opaque), void *opaque)
+{
+    if (port >= XEN_EVTCHNS || x->port[port].state != XEN_EVTCHN_unbound || x->port[port].remote)
+        return false;
+    x->port[port].state = XEN_EVTCHN_interdomain;
+    x->port[port].notify = notify;
+    x->port[port].opaque = opaque;
+    return true;
+}
+
+void port_unbind(struct xen *x, u32 port, const void *opaque)
+{
+    struct port *p = &x->port[port];
+
+    if (p->state == XEN_EVTCHN_interdomain && p->opaque == opaque)
+        *p = (struct port){ .state = XEN_EVTCHN_unbound, .vcpu = p->vcpu };
 }
 
 static bool virq_is_global(u32 virq)
@@ -202,6 +220,19 @@ static s64 unmask(struct xen *x, u32 port)
     return 0;
 }
 
+/* It may take its time, and asks for the lock itself. A device is not freed before the guest is. */
+static void notify_backend(struct xen *x, u32 port)
+{
+    void (*notify)(void *) = x->port[port].notify;
+    void *opaque = x->port[port].opaque;
+
+    if (!notify)
+        return;
+    pthread_mutex_unlock(&x->lock);
+    notify(opaque);
+    pthread_mutex_lock(&x->lock);
+}
+
 static s64 send(struct xen *x, u32 port)
 {
     if (!port_ok(x, port))
@@ -212,6 +243,8 @@ static s64 send(struct xen *x, u32 port)
             console_notified(x);
         else if (port == x->store_port)
             store_notified(x->store);
+        else
+            notify_backend(x, port);
         return 0;
     case XEN_EVTCHN_ipi:
         port_raise(x, port);

@@ -59,7 +59,9 @@ struct port {
     u8 vcpu;
     u8 virq;
     bool global;                     /* a VIRQ that one vCPU has for all */
-    u16 remote;                      /* of interdomain and unbound: always domain 0 */
+    u16 remote;                      /* of unbound: who may bind it; of interdomain: always domain 0 */
+    void (*notify)(void *opaque);    /* of interdomain: who is told; NULL: console or xenstore */
+    void *opaque;
 };
 
 struct xen {
@@ -81,6 +83,7 @@ struct xen {
     struct xen_console_ring *console;
     struct store *store;
     struct grants *grants;
+    struct bus *bus;
     u64 tsc_base;
     u32 tsc_mul;
     s8 tsc_shift;

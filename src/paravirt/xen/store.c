@@ -7,34 +7,21 @@
  * its permissions: an owner, who may do anything, and what others may.
  *
  * Limits, so that a guest costs us no more than this: NODES_MAX nodes, WATCHES_MAX watches, TX_MAX transactions, values of
- * VALUE_MAX bytes. Nothing is answered while the ring has no room; no more requests are read then.
+ * VALUE_MAX bytes. Nodes that are not its own do not count. Nothing is answered while the ring has no room; no more requests are read then.
  */
-#include "paravirt/xen/inner.h"
+#include "paravirt/xen/io.h"
+#include "paravirt/xen/tree.h"
 #include <errno.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#define HOME "/local/domain/1"
-#define GUEST 1
-#define NODES_MAX 1000
 #define WATCHES_MAX 128
 #define TX_MAX 10
-#define PATH_MAX_ABS 3072
 #define VALUE_MAX 2048
-#define PERMS_MAX 8
 #define OUT_MAX (64u << 10)
 
-struct perm { char what; u16 dom; }; /* n r w b */
-struct node {
-    struct node *next;      /* in the list of its parent's children, by name */
-    struct node *child;
-    char *name;
-    u8 *value;
-    u32 len;
-    struct perm perm[PERMS_MAX]; /* [0]: owner, and what everybody else may */
-    unsigned nr_perms;
-};
 struct watch {
     char *path, *token;     /* as the guest gave them */
 };
@@ -62,151 +49,6 @@ struct store {
     u8 *out;                   /* [OUT_MAX]: what waits for room in the ring */
     u32 out_len;
 };
-
-/* -- The tree --------------------------------------------------------------------------------------------------- */
-
-static void node_free(struct node *n)
-{
-    while (n) {
-        struct node *next = n->next;
-        node_free(n->child);
-        free(n->name);
-        free(n->value);
-        free(n);
-        n = next;
-    }
-}
-
-static struct node *node_make(const char *name, size_t len)
-{
-    struct node *n = calloc(1, sizeof(*n));
-
-    if (n)
-        n->name = strndup(name, len);
-    if (!n || !n->name) {
-        free(n);
-        return NULL;
-    }
-    return n;
-}
-
-/* A copy of a node and those beside it. False: no memory, and *out is what there is. */
-static bool node_copy(const struct node *n, struct node **out)
-{
-    for (*out = NULL; n; n = n->next, out = &(*out)->next) {
-        *out = node_make(n->name, strlen(n->name));
-        if (!*out)
-            return false;
-        memcpy((*out)->perm, n->perm, sizeof(n->perm));
-        (*out)->nr_perms = n->nr_perms;
-        if (n->len) {
-            (*out)->value = malloc(n->len);
-            if (!(*out)->value)
-                return false;
-            memcpy((*out)->value, n->value, n->len);
-            (*out)->len = n->len;
-        }
-        if (!node_copy(n->child, &(*out)->child))
-            return false;
-    }
-    return true;
-}
-
-/* Where the child called name[0..len) hangs, or would. */
-static struct node **child_at(struct node *n, const char *name, size_t len)
-{
-    struct node **at = &n->child;
-
-    while (*at && (strlen((*at)->name) != len || memcmp((*at)->name, name, len)))
-        at = &(*at)->next;
-    return at;
-}
-
-static struct node *node_find(struct node *root, const char *path)
-{
-    struct node *n = root;
-
-    while (n && *path) {
-        size_t len;
-        path += *path == '/';
-        len = strcspn(path, "/");
-        if (len)
-            n = *child_at(n, path, len);
-        path += len;
-    }
-    return n;
-}
-
-/* node_create - with everything above it; new ones belong to who owns the nearest that was there. NULL: too many, no memory. */
-static struct node *node_create(struct node *root, unsigned *count, const char *path)
-{
-    struct node *n = root;
-
-    while (*path) {
-        path += *path == '/';
-        size_t len = strcspn(path, "/");
-        struct node **at = len ? child_at(n, path, len) : &n;
-        if (!*at) {
-            if (*count >= NODES_MAX || !(*at = node_make(path, len)))
-                return NULL;
-            ++*count;
-            memcpy((*at)->perm, n->perm, sizeof(n->perm));
-            (*at)->nr_perms = n->nr_perms;
-        }
-        n = *at;
-        path += len;
-    }
-    return n;
-}
-
-static unsigned node_count(const struct node *n)
-{
-    unsigned count = 0;
-    for (; n; n = n->next)
-        count += 1 + node_count(n->child);
-    return count;
-}
-
-static bool may(const struct node *n, char what)
-{
-    char others = n->perm[0].what;
-
-    if (n->perm[0].dom == GUEST)
-        return true;
-    for (unsigned i = 1; i < n->nr_perms; i++)
-        if (n->perm[i].dom == GUEST)
-            others = n->perm[i].what;
-    return others == what || others == 'b';
-}
-
-/* The permissions of the nearest node there is. */
-static bool may_create(struct node *root, const char *path)
-{
-    char up[PATH_MAX_ABS + 1];
-
-    snprintf(up, sizeof(up), "%s", path);
-    while (!node_find(root, up)) {
-        char *slash = strrchr(up, '/');
-        if (!slash)
-            return false;
-        *slash = 0;
-    }
-    return may(node_find(root, up), 'w');
-}
-
-static bool set_value(struct node *n, const void *value, size_t len)
-{
-    u8 *copy = NULL;
-
-    if (len && !(copy = malloc(len)))
-        return false;
-    if (len)
-        memcpy(copy, value, len);
-    free(n->value);
-    n->value = copy;
-    n->len = (u32)len;
-    return true;
-}
 
 /* -- Answers ------------------------------------------------------------------------------------------------------ */
 
@@ -248,6 +90,7 @@ static void changed(struct store *s, const char *path)
         if (!strncmp(path, at, len) && (!path[len] || path[len] == '/' || !strcmp(at, "/")))
             watch_fire(s, &s->watch[i], path);
     }
+    bus_changed(s->x, path);
 }
 
 /* -- Paths ------------------------------------------------------------------------------------------------------------ */
@@ -682,17 +525,89 @@ void store_attach(struct store *s, struct xen_store_ring *ring)
     s->ring = ring;
 }
 
+/* -- As domain 0 ------------------------------------------------------------------------------------------------------------------ */
+
+/* What is new belongs to `owner`; the other side may do `others`. */
 static bool add(struct store *s, const char *path, const char *value, char others, u16 owner)
 {
-    struct node *n = node_create(s->root, &s->nr_nodes, path);
+    bool there = node_find(s->root, path);
+    struct node *n = node_create(s->root, NULL, path);
 
     if (!n || !set_value(n, value, strlen(value)))
         return false;
-    n->perm[0] = (struct perm){ 'n', owner };
-    n->perm[1] = (struct perm){ others, owner ? 0 : GUEST };
-    n->nr_perms = 2;
+    if (!there) {
+        n->perm[0] = (struct perm){ 'n', owner };
+        n->perm[1] = (struct perm){ others, owner ? 0 : GUEST };
+        n->nr_perms = 2;
+        s->nr_nodes = node_count(s->root);
+    }
+    s->generation++;
     return true;
 }
+
+bool store_put(struct store *s, bool guests, const char *path, const char *fmt, ...)
+{
+    char value[VALUE_MAX];
+    va_list ap;
+
+    va_start(ap, fmt);
+    vsnprintf(value, sizeof(value), fmt, ap);
+    va_end(ap);
+    if (!add(s, path, value, 'r', guests ? GUEST : 0))
+        return false;
+    changed(s, path);
+    return true;
+}
+
+bool store_get(struct store *s, const char *path, char *buf, size_t len)
+{
+    const struct node *n = node_find(s->root, path);
+
+    if (!n || n->len >= len)
+        return false;
+    if (n->len)
+        memcpy(buf, n->value, n->len);
+    buf[n->len] = 0;
+    return strlen(buf) == n->len;
+}
+
+bool store_number(struct store *s, const char *path, u64 max, u64 *out)
+{
+    char text[24];
+
+    if (!store_get(s, path, text, sizeof(text)) || !text[0] || strspn(text, "0123456789") != strlen(text))
+        return false;
+    errno = 0;
+    *out = strtoull(text, NULL, 10);
+    return !errno && *out <= max;
+}
+
+void store_rm(struct store *s, const char *path)
+{
+    char up[PATH_MAX_ABS + 1];
+
+    snprintf(up, sizeof(up), "%s", path);
+    char *slash = strrchr(up, '/');
+    *slash = 0;
+    struct node *parent = node_find(s->root, up), **at = parent ? child_at(parent, slash + 1, strlen(slash + 1)) : NULL;
+    if (!at || !*at)
+        return;
+    struct node *n = *at;
+    *at = n->next;
+    n->next = NULL;
+    node_free(n);
+    s->nr_nodes = node_count(s->root);
+    s->generation++;
+    changed(s, path);
+}
+
+void store_flush(struct store *s)
+{
+    if (s->ring && s->out_len && push(s))
+        port_raise(s->x, s->x->store_port);
+}
+
+/* -- Life ---------------------------------------------------------------------------------------------------------------------------- */
 
 struct store *store_create(struct xen *x)
 {
@@ -706,7 +621,6 @@ struct store *store_create(struct xen *x)
     s->root = node_make("", 0);
     if (!s->out || !s->root)
         goto fail;
-    s->nr_nodes = 1;
     s->root->perm[0] = (struct perm){ 'n', 0 };
     s->root->nr_perms = 1;
     /* What tools make for a guest: its own are where it says what it can do. */

@@ -112,7 +112,7 @@ int xen_create(const struct xen_config *config, struct xen **out)
         goto fail;
     r = -ENOMEM;
     x->store = store_create(x);
-    if (!x->store || grants_create(x))
+    if (!x->store || grants_create(x) || bus_create(x))
         goto fail;
     time_init(x);
     time_wall(x);
@@ -139,6 +139,7 @@ void xen_destroy(struct xen *x)
 {
     if (!x)
         return;
+    bus_destroy(x);
     store_destroy(x->store);
     grants_destroy(x);
     if (x->own)

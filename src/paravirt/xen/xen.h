@@ -8,7 +8,9 @@
 #include "base/types.h"
 #include "libvitro.h"
 
+struct disk;
 struct machine;
+struct net_backend;
 struct ram;
 struct xen;
 
@@ -62,3 +64,20 @@ void xen_clock_skip(struct xen *x, u64 ticks);
 /* xen_console_room, _feed - as paravirt_console_room(). */
 long xen_console_room(struct xen *x);
 void xen_console_feed(struct xen *x, const u8 *bytes, size_t len);
+
+/* -- Devices of split drivers: at the start, or while the guest runs ------------------------------------------------- */
+
+struct xen_disk {
+    struct disk *disk;
+    unsigned queues;
+    bool threads;    /* no io_uring */
+    bool persistent; /* offer persistent grants */
+};
+/* xen_disk_attach - a disk, and what it is called ("xvda"). On success the disk is the guest's, and closed with it. 0; -ENOSPC:
+ * there are 16; -errno. */
+int xen_disk_attach(struct xen *x, const struct xen_disk *disk, char name[16]);
+/* xen_detach - ask the guest to let go of a device; it is gone when xen_attached() says so. 0 or -ENOENT. */
+int xen_detach(struct xen *x, const char *name);
+bool xen_attached(struct xen *x, const char *name);
+/* xen_io_pause - while no vCPU runs: back ends touch nothing of the guest's until it is switched off again. */
+void xen_io_pause(struct xen *x, bool on);

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""Disks and network cards of Debian's stock kernel as a Xen PV guest: its own drivers, our back ends."""
+import os
+import re
+import subprocess
+import sys
+import tempfile
+
+from harness import GUEST, Skip, Vitro, check, error_line, main, script
+from test_disk import MIB, Image
+
+KERNEL = os.path.join(GUEST, "vmlinuz")
+INITRD = os.path.join(GUEST, "initrd.img")
+XEN = ("run", "--pv", "xen", "--kernel", KERNEL)
+TROUBLE = ("Oops", "BUG:", "Call Trace", "disabled for further use", "WARNING:")
+
+
+def run_script(text, *args, seconds=120, initrd=INITRD, kernel=KERNEL):
+    """The output of a script in the guest that must succeed."""
+    with Vitro("run", "--pv", "xen", "--kernel", kernel, "--initrd", initrd, "--append", script("set -e\n" + text), *args,
+               stdin=None) as v:
+        v.expect(rb"vitro.test: status 0", seconds)
+        check(v.wait() == 0, v.tail())
+        seen = v.seen.decode(errors="replace").replace("\r", "")
+    for word in TROUBLE:
+        check(word not in seen, f"{word} in {seen[-3000:]!r}")
+    return seen
+
+
+def test_read_and_write():
+    """Each way the disk can be set up gives the same bytes, both ways."""
+    for options in ("", ",persistent=on", ",aio=threads,queues=2"):
+        with Image(32, fill=True) as image:
+            before = image.md5()
+            out = run_script("md5sum /dev/xvda; cat /proc/interrupts\n"
+                             "dd if=/dev/xvda of=/dev/xvda bs=1M count=8 seek=16 conv=fsync 2>/dev/null\n"
+                             "echo tail | dd of=/dev/xvda bs=512 seek=65535 conv=fsync 2>/dev/null",
+                             "--disk", image.path + options)
+            check(before in out, f"{options}: the guest read something else")
+            check("blkif" in out, f"{options}: no event channel")
+            check(f"persistent grants: {'enabled' if 'persist' in options else 'disabled'}" in out, f"{options}: {out[-2000:]}")
+            check("flush diskcache: enabled" in out and "indirect descriptors: enabled" in out, out[-2000:])
+            check(image.md5(0, 8 * MIB) == image.md5(16 * MIB, 8 * MIB), f"{options}: a copy is wrong")
+            with open(image.path, "rb") as f:
+                f.seek(65535 * 512)
+                check(f.read(5) == b"tail\n", f"{options}: the last sector is wrong")
+
+
+def test_generic_kernel():
+    version = os.path.join(GUEST, "version-generic")
+    if not os.path.exists(version):
+        raise Skip(f"{version} is not there; `make guests` fetches it")
+    modules = os.path.join(GUEST, "modules", open(version).read().strip())
+    with tempfile.TemporaryDirectory() as work, Image(16, fill=True) as image:
+        subprocess.run(["tools/mk-initrd", f"{work}/initrd.img", "--modules", modules], check=True)
+        out = run_script("md5sum /dev/xvda", "--disk", image.path, initrd=f"{work}/initrd.img",
+                         kernel=os.path.join(GUEST, "vmlinuz-generic"))
+        check(image.md5() in out, "the guest read something else")
+
+
+def test_read_only():
+    with Image(8, fill=True) as image:
+        before = image.md5()
+        out = run_script("echo ro=$(cat /sys/block/xvda/ro); dd if=/dev/zero of=/dev/xvda bs=4k count=1 && exit 1; true",
+                         "--disk", image.path + ",readonly=on")
+        check("ro=1\n" in out, "not read-only in the guest")
+        check(image.md5() == before, "a read-only disk was written")
+
+
+def test_discard():
+    with Image(64, fill=True) as image:
+        used = os.stat(image.path).st_blocks
+        run_script("blkdiscard -o 1M -l 32M /dev/xvda", "--disk", image.path)
+        freed = (used - os.stat(image.path).st_blocks) * 512
+        check(freed >= 31 * MIB, f"only {freed} bytes were given back to the host")
+
+
+def test_file_system():
+    """Two disks, each with a file system that e2fsck likes afterwards; unmounted and mounted again in between."""
+    with Image(64) as a, Image(64) as b:
+        out = run_script("mkdir /mnt\n"
+                         "for d in xvda xvdb; do mke2fs -F /dev/$d >/dev/null; mount -t ext2 /dev/$d /mnt\n"
+                         "for i in $(seq 20); do cp /bin/busybox /mnt/$i; done; umount /mnt\n"
+                         "mount -t ext2 /dev/$d /mnt; cat /mnt/[0-9]* | md5sum; umount /mnt; done\n"
+                         "for i in $(seq 20); do cat /bin/busybox; done | md5sum", "--disk", a.path, "--disk", b.path)
+        sums = re.findall(r"\b[0-9a-f]{32}\b", out)
+        check(len(sums) == 3 and len(set(sums)) == 1, f"{sums}")
+        for image in a, b:
+            fsck = subprocess.run(["e2fsck", "-fn", image.path], capture_output=True, text=True)
+            check(fsck.returncode == 0, fsck.stdout)
+
+
+def test_qcow2():
+    with tempfile.TemporaryDirectory() as work:
+        path = f"{work}/disk.qcow2"
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "64M"], check=True)
+        run_script("yes vitro | dd of=/dev/xvda bs=1M count=9 iflag=fullblock conv=fsync", "--disk", path)
+        subprocess.run(["qemu-img", "check", "-q", path], check=True)
+        subprocess.run(["qemu-img", "convert", "-O", "raw", path, path + ".raw"], check=True)
+        with open(path + ".raw", "rb") as f:
+            check(f.read(9 * MIB) == b"vitro\n" * (3 * MIB // 2), "the image holds something else")
+
+
+def test_refusals():
+    with Image(1) as image:
+        for option in ",if=ide", ",if=vitro", ",packed=on", ",transport=mmio":
+            check("Xen's disks" in error_line(*XEN, "--disk", image.path + option, status=2), option)
+        check("Xen's disks" in error_line(*XEN, "--cdrom", image.path, status=2), "--cdrom")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.modules[__name__], "boot/xen_io"))
