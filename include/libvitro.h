@@ -38,6 +38,10 @@ struct vitro_ops {
     /* CR8: bits 7:4 of the task priority. */
     uint64_t (*cr8_read)(void *opaque, unsigned vcpu);
     void (*cr8_write)(void *opaque, unsigned vcpu, uint64_t value);
+    /* The thread of a vCPU that came back with VITRO_EXIT_HLT is to look at vitro_vcpu_event_pending() again: a line that the
+     * guest waits for in MWAIT was stored to. On any thread; may take no lock that is held around calls of the engine.
+     * NULL: the guest is not offered MONITOR and MWAIT. */
+    void (*wake)(void *opaque, unsigned vcpu);
 };
 
 /*
@@ -154,7 +158,7 @@ struct vitro_pv {
 #define VITRO_TRACE_XLAT 0x800u    /* translations made              */
 
 struct vitro_config {
-    const char *cpu_model; /* "host" (default when NULL), "x86-64-v2", "-v3", "-v4"        */
+    const char *cpu_model; /* "host" (default when NULL), "x86-64-v2", "-v3", "-v4"; ",-mwait" behind it: without MWAIT */
     unsigned nr_cpus;      /* advertised in CPUID; vCPUs may be created up to this number  */
     size_t cache_bytes;    /* code cache; 0: default                                       */
     unsigned debug;        /* VITRO_DEBUG_* | VITRO_TRACE_*                                */

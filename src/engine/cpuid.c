@@ -6,7 +6,7 @@
  * and that code runs on this very core. A bit is advertised only when the guest can use what it names; `SET` rows
  * are done by the engine itself and need nothing from the host.
  *
- * Left out on purpose: VMX, SVM, MONITOR/MWAIT, PKU, CET, LA57, RTM/HLE, every performance counter (leaf 0xA is
+ * Left out on purpose: VMX, SVM, PKU, CET, LA57, RTM/HLE, every performance counter (leaf 0xA is
  * zero, no perfctr_*), machine-check banks (MCG_CAP says none), FFXSR,
  * AMX, AVX512_FP16, MOVDIRI/MOVDIR64B, CLZERO, SPEC_CTRL and the MSRs it brings.
  *
@@ -28,6 +28,7 @@
 #include <string.h>
 
 #include "engine/fpu.h"
+#include "engine/mwait.h"
 
 enum { EAX, EBX, ECX, EDX };
 
@@ -54,6 +55,7 @@ static const struct feature features[] = {
     /* leaf     sub reg  bit lvl kind state            name */
     { 1,          0, ECX,  0, 2, REQ, 0 },          /* SSE3 */
     { 1,          0, ECX,  1, 5, OPT, 0 },          /* PCLMULQDQ */
+    { 1,          0, ECX,  3, 1, SET, 0 },          /* MONITOR and MWAIT; follows MISC_ENABLE */
     { 1,          0, ECX,  9, 2, REQ, 0 },          /* SSSE3 */
     { 1,          0, ECX, 12, 3, REQ, X_AVX },      /* FMA */
     { 1,          0, ECX, 13, 2, REQ, 0 },          /* CMPXCHG16B */
@@ -365,6 +367,10 @@ static bool add_basic(struct builder *b)
         row_copy(b, 2, 0);
         add_caches(b, 4);
     }
+    r = row_add(b, 5, 0);
+    r[EAX] = r[EBX] = MONITOR_LINE;
+    r[ECX] = 3;    /* this leaf says all; interrupts may end MWAIT though IF is clear */
+    r[EDX] = 0x10; /* C1, one kind of it */
     row_filtered(b, 6, 0, &ok);
     r = row_filtered(b, 7, 0, &ok);
     r[EAX] = 1;
@@ -459,6 +465,12 @@ static void set_register_masks(struct cpu_model *m)
         m->mxcsr_mask &= ~BIT(17);
 }
 
+void cpu_model_hide_mwait(struct cpu_model *m)
+{
+    row_find(m, 1, 0)->r[ECX] &= ~BIT(3);
+    memset(row_find(m, 5, 0)->r, 0, sizeof(row_find(m, 5, 0)->r));
+}
+
 struct cpu_model *cpu_model_create_from(const char *name, unsigned nr_cpus, u64 tsc_khz, cpuid_source_fn *source,
                                         void *opaque, const char **error)
 {
@@ -468,6 +480,8 @@ struct cpu_model *cpu_model_create_from(const char *name, unsigned nr_cpus, u64 
     *error = NULL;
     if (!name)
         name = models[0].name;
+    const char *without = strstr(name, ",-mwait");
+    size_t len = without && !without[7] ? (size_t)(without - name) : strlen(name);
     if (nr_cpus < 1 || nr_cpus > 255) {
         *error = "the number of CPUs must be 1 to 255";
         return NULL;
@@ -482,12 +496,12 @@ struct cpu_model *cpu_model_create_from(const char *name, unsigned nr_cpus, u64 
         return NULL;
     }
     for (size_t i = 0; i < ARRAY_SIZE(models); i++)
-        if (!strcmp(name, models[i].name)) {
+        if (len == strlen(models[i].name) && !strncmp(name, models[i].name, len)) {
             m->name = models[i].name;
             b.level = models[i].level;
         }
     if (!m->name) {
-        *error = "unknown CPU model; there are host, x86-64-v2, x86-64-v3 and x86-64-v4";
+        *error = "unknown CPU model; there are host, x86-64-v2, x86-64-v3 and x86-64-v4, each also with ,-mwait behind";
         free(m);
         return NULL;
     }
@@ -514,6 +528,8 @@ struct cpu_model *cpu_model_create_from(const char *name, unsigned nr_cpus, u64 
         return NULL;
     }
     set_register_masks(m);
+    if (len != strlen(name))
+        cpu_model_hide_mwait(m);
     u32 lo, hi;
     __asm__ volatile("rdtsc" : "=a"(lo), "=d"(hi));
     m->tsc_base = (u64)hi << 32 | lo;
@@ -594,6 +610,8 @@ void cpu_model_cpuid(const struct cpu_model *m, const struct vcpu *v, u32 leaf, 
         out[EBX] |= v->index << 24;
         if (v->cr4 & CR4_OSXSAVE)
             out[ECX] |= BIT(27);
+        if (!(v->misc_enable & MISC_ENABLE_MWAIT))
+            out[ECX] &= ~BIT(3);
         break;
     case 0xb:
     case 0x1f:

@@ -43,7 +43,7 @@ struct cpu_model {
 };
 
 /*
- * cpu_model_create - build the model `name`: "host" (or NULL), "x86-64-v2", "x86-64-v3", "x86-64-v4".
+ * cpu_model_create - build the model `name`: "host" (or NULL), "x86-64-v2", "x86-64-v3", "x86-64-v4"; ",-mwait" behind it: without.
  * @nr_cpus: 1..255; APIC ids are 0..nr_cpus-1
  * @error:   on NULL, a sentence that says why (static text)
  */
@@ -51,6 +51,8 @@ struct cpu_model *cpu_model_create(const char *name, unsigned nr_cpus, u64 tsc_k
 struct cpu_model *cpu_model_create_from(const char *name, unsigned nr_cpus, u64 tsc_khz, cpuid_source_fn *source,
                                         void *opaque, const char **error);
 void cpu_model_destroy(struct cpu_model *m);
+/* cpu_model_hide_mwait - no MONITOR and MWAIT. */
+void cpu_model_hide_mwait(struct cpu_model *m);
 /* cpu_model_set_pv - the leaves the embedder answers for. 0; -EINVAL: too many, or one out of range. */
 int cpu_model_set_pv(struct cpu_model *m, const struct vitro_cpuid_leaf *leaves, unsigned nr);
 

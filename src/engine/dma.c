@@ -17,7 +17,10 @@ void vitro_vm_memory_written(struct vitro_vm *pub, uint64_t gpa, uint64_t len)
     while (len) {
         unsigned n = (unsigned)MIN(len, PAGE_SIZE - (gpa & ~PAGE_MASK));
         struct ram_slot *rs = ram_find(&vm->ram, gpa);
-        if (rs && (__atomic_load_n(&rs->page_state[(gpa - rs->gpa) >> PAGE_SHIFT], __ATOMIC_ACQUIRE) & PAGE_HAS_CODE)) {
+        unsigned state = rs ? __atomic_load_n(&rs->page_state[(gpa - rs->gpa) >> PAGE_SHIFT], __ATOMIC_ACQUIRE) : 0;
+        if (state & PAGE_MONITORED)
+            mwait_written(vm, gpa, n);
+        if (state & PAGE_HAS_CODE) {
             pthread_mutex_lock(&vm->written.lock);
             if (vm->written.nr < ARRAY_SIZE(vm->written.range)) {
                 vm->written.range[vm->written.nr].gpa = gpa;

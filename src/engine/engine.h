@@ -7,6 +7,7 @@
 #include <signal.h>
 
 #include "engine/fpu.h"
+#include "engine/mwait.h"
 #include "engine/smp.h"
 #include "engine/tlb.h"
 #include "engine/vcpu.h"
@@ -209,6 +210,7 @@ struct engine_vcpu {
     /* The page with translations that was written last: writes beside its code need no walk. Any flush forgets it. */
     struct { gla_t page; u8 *host; gpa_t gpa; u8 slot; bool valid; } watched;
     struct smp_vcpu smp;   /* what other vCPUs may know and ask (smp.h) */
+    struct mwait_vcpu mwait;
     u8 bounce[192] __attribute__((aligned(64)));
     struct fpu_aside fpu_aside;
     u8 before[128];        /* what the operation found there */

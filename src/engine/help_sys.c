@@ -4,7 +4,7 @@
  * Source: Intel SDM vol. 2 (each instruction), vol. 3 §2.5 (control registers), §17.2 (debug registers), vol. 1
  * §18.5 (I/O permission).
  *
- * Not modelled: MONITOR/MWAIT and virtualization (#UD, not advertised); RDPMC (#GP, no counters); a locked bit
+ * Not modelled: virtualization (#UD, not advertised); RDPMC (#GP, no counters); a locked bit
  * operation on MMIO is not atomic.
  */
 #include "engine/cpuid.h"
@@ -660,8 +660,6 @@ SYS(rdpid)
 }
 
 SYS(rdpmc) { (void)in; return raise_gp0(v); }
-SYS(monitor) { (void)in; return raise_ud(v); }
-SYS(mwait) { (void)in; return raise_ud(v); }
 
 /* Both instructions mean the same: kernels choose by the vendor, and no guest has hardware virtualization here. */
 static enum xret hypercall(struct vcpu *v, const struct insn *in)

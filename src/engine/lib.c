@@ -54,6 +54,8 @@ struct vitro_vm *vitro_vm_create(const struct vitro_config *config, const struct
         snprintf(err, err_len, "%s", why ? why : "cannot make the CPU model");
         goto fail;
     }
+    if (!vm->host.wake)
+        cpu_model_hide_mwait(vm->model);
     if (config->pv)
         vm->pv = *config->pv;
     if (cpu_model_set_pv(vm->model, vm->pv.leaves, vm->pv.nr_leaves)) {
@@ -136,6 +138,7 @@ struct vitro_vcpu *vitro_vcpu_create(struct vitro_vm *pub, unsigned index, char 
     v->index = index;
     v->host = &vm->host;
     v->model = vm->model;
+    v->eng->mwait.page = MWAIT_NOWHERE;
     v->outer = vm->pv.outer != NULL;
     if (fpu_init(v)) {
         snprintf(err, err_len, "out of memory");
@@ -314,7 +317,7 @@ bool vitro_vcpu_event_pending(const struct vitro_vcpu *c)
 {
     const struct vcpu *v = V(c);
     return v->event || ((v->intr_wait & EVENT_INTR) && (v->eflags & EFL_IF)) ||
-           ((v->intr_wait & EVENT_NMI) && !v->nmi_masked);
+           ((v->intr_wait & EVENT_NMI) && !v->nmi_masked) || (v->halted == HALTED_MWAIT && mwait_over(v));
 }
 
 uint64_t vitro_vcpu_tsc(const struct vitro_vcpu *c)
@@ -363,6 +366,7 @@ static int debug_access(struct vcpu *v, u64 la, u8 *buf, size_t len, bool write)
             pthread_mutex_lock(&v->vm->lock);
             cache_kill_range(v, v->vm->cache, gpa, (unsigned)n, NULL, &left);
             pthread_mutex_unlock(&v->vm->lock);
+            mwait_written(v->vm, gpa, (unsigned)n);
         }
         la += n;
         buf += n;

@@ -399,6 +399,8 @@ void msr_reset(struct vcpu *v)
 {
     v->pat = 0x0007040600070406ull;
     v->misc_enable = 0x1801; /* fast strings; no branch trace, no PEBS */
+    if (cpu_model_has(v->model, 1, 0, 2, 3))
+        v->misc_enable |= MISC_ENABLE_MWAIT;
     v->mtrr_def_type = 0;
     v->spec_ctrl = v->hwcr = v->de_cfg = v->mcg_status = v->xss = 0;
     v->star = v->lstar = v->cstar = v->sfmask = v->kernel_gs_base = v->tsc_aux = 0;

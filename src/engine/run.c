@@ -854,9 +854,14 @@ void *engine_dispatch(struct vcpu *v)
 
 void engine_run(struct vcpu *v)
 {
-    if (v->halted) { /* HLT ends with an interrupt, not before */
+    if (v->halted) { /* HLT ends with an interrupt, not before; MWAIT also with a store */
+        bool mwait = v->halted == HALTED_MWAIT;
         if (event_due(v))
             handle_events(v);
+        if (mwait && mwait_over(v))
+            v->halted = 0;
+        if (mwait && !v->halted)
+            mwait_reset(v);
         if (v->halted && v->exit == EXIT_NONE)
             v->exit = EXIT_HLT;
     }
@@ -907,6 +912,7 @@ void vcpu_init(struct vcpu *v)
     ev->step_armed = ev->shadow_step = ev->stepped = ev->smc_hit = false;
     ev->db_hit = ev->watch_hit = 0;
     ev->commit = (struct commit){ 0 };
+    mwait_reset(v);
     tlb_flush_all(v, true);
     for (unsigned i = 0; i < NR_SPACES; i++)
         ev->space[i].used = false;

@@ -63,9 +63,10 @@ static bool ram_store(struct vcpu *v, u8 *host, gpa_t gpa, const u8 *buf, unsign
     struct ram_slot *rs = ram_find(&v->vm->ram, gpa);
     bool self = false;
     c_write_begin(v);
-    if (__atomic_load_n(&rs->page_state[(gpa - rs->gpa) >> PAGE_SHIFT], __ATOMIC_RELAXED) & PAGE_HAS_CODE) {
+    if (__atomic_load_n(&rs->page_state[(gpa - rs->gpa) >> PAGE_SHIFT], __ATOMIC_RELAXED) & (PAGE_HAS_CODE | PAGE_MONITORED)) {
         bool left;
         engine_lock(v->vm);
+        mwait_store(v, gpa, len);
         self = cache_kill_range(v, v->vm->cache, gpa, len, pc, &left);
         engine_copy(host, buf, len);
         engine_unlock(v->vm);
@@ -253,6 +254,7 @@ enum xret mem_locked(struct vcpu *v, gla_t la, unsigned len, unsigned acc, void 
             bool left;
             engine_lock(v->vm);
             cache_kill_range(v, v->vm->cache, ref[i].gpa, i ? len - n1 : n1, NULL, &left);
+            mwait_store(v, ref[i].gpa, i ? len - n1 : n1);
             store_begin(v, 0, STORE_ANYWHERE);
             engine_unlock(v->vm);
             v->eng->smc_hit = true;
@@ -354,13 +356,17 @@ static void loop_missed(struct vcpu *v, const struct slow_site *site, bool evict
     engine_unlock(v->vm);
 }
 
-/* Nothing was made from the bytes of a store beside code: it may go direct. */
+/* Nothing was made from the bytes of a store beside code: it may go direct. False too once the page is watched no longer. */
 static bool beside_code(struct vcpu *v, gpa_t gpa, unsigned len)
 {
+    struct ram_slot *rs = ram_find(&v->vm->ram, gpa);
     engine_lock(v->vm);
-    bool beside = !cache_touches(v->vm->cache, gpa, len);
-    if (beside)
+    bool beside = rs && (rs->page_state[(gpa - rs->gpa) >> PAGE_SHIFT] & (PAGE_HAS_CODE | PAGE_MONITORED)) &&
+                  !cache_touches(v->vm->cache, gpa, len);
+    if (beside) {
+        mwait_store(v, gpa, len);
         store_begin(v, gpa, len);
+    }
     engine_unlock(v->vm);
     return beside;
 }
@@ -450,6 +456,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
         watched_note(v, site, ea, &ref[0]);
         engine_lock(v->vm);
         bool self = cache_kill_range(v, v->vm->cache, ref[0].gpa, site->size, (const u8 *)site, &left);
+        mwait_store(v, ref[0].gpa, site->size);
         store_begin(v, ref[0].gpa, site->size);
         engine_unlock(v->vm);
         point_at(v, site, ea, ref[0].host);
@@ -481,6 +488,8 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
             engine_lock(v->vm);
             self |= cache_kill_range(v, v->vm->cache, ref[0].gpa, n1, (const u8 *)site, &left);
             self |= cache_kill_range(v, v->vm->cache, ref[1].gpa, site->size - n1, (const u8 *)site, &left);
+            mwait_store(v, ref[0].gpa, n1);
+            mwait_store(v, ref[1].gpa, site->size - n1);
             store_begin(v, 0, STORE_ANYWHERE);
             engine_unlock(v->vm);
             point_at(v, site, ea, p);
@@ -542,6 +551,9 @@ static bool ram_commit(struct vcpu *v, u8 *host, gpa_t gpa, const u8 *from, cons
     bool self = false;
     if (!v->vm->smp)
         return ram_store(v, host, gpa, from, len, pc);
+    engine_lock(v->vm);
+    mwait_store(v, gpa, len); /* who waits for a store does not ask whether it changes anything */
+    engine_unlock(v->vm);
     for (unsigned i = 0, n; i < len; i += n) {
         bool changed = from[i] != before[i];
         n = 1;

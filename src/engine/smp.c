@@ -60,6 +60,7 @@ void smp_safepoint(struct vcpu *v)
 {
     if (!v->vm->smp)
         return;
+    mwait_safepoint(v);
     if (unlikely(settle(v))) { /* until who asked has made its translation: else this one might come first each time */
         smp_offline(v);
         pthread_mutex_lock(&v->vm->xl_lock);
@@ -74,6 +75,7 @@ void smp_online(struct vcpu *v)
         return;
     pthread_mutex_lock(&v->vm->lock);
     settle(v);
+    mwait_safepoint_locked(v);
     __atomic_store_n(&v->eng->smp.online, 1, __ATOMIC_SEQ_CST);
     pthread_mutex_unlock(&v->vm->lock);
 }
@@ -84,6 +86,7 @@ void smp_offline(struct vcpu *v)
         return;
     settle(v);
     __atomic_store_n(&v->eng->smp.online, 0, __ATOMIC_SEQ_CST);
+    mwait_safepoint(v); /* who suspected us before looks no more, who does it from now on sees us offline */
 }
 
 /* -- Asking ------------------------------------------------------------------------------------------- */

@@ -99,7 +99,7 @@ static const char *judge_vcpu(const struct vcpu *v)
     const struct cpu_model *m = v->model;
     bool paging = v->cr0 & CR0_PG, lma = v->efer & EFER_LMA;
 
-    if (v->cpl > 3 || v->int_shadow > SHADOW_SS || v->nmi_masked > 1 || v->halted > 1 || v->wake > 1)
+    if (v->cpl > 3 || v->int_shadow > SHADOW_SS || v->nmi_masked > 1 || v->halted > HALTED_MWAIT || v->wake > 1)
         return "its privilege or interrupt state";
     if ((v->cr4 & ~m->cr4_mask) || (v->efer & ~(m->efer_mask | EFER_LMA)) || (v->cr0 >> 32))
         return "a control register";
@@ -164,6 +164,8 @@ int vitro_vcpu_load(struct vitro_vcpu *c, const void *bytes, size_t len, char *e
     }
     vcpu_set_eflags(v, vcpu_eflags(v) & EFL_SAVED);
     v->intr_wait &= EVENT_INTR | EVENT_NMI;
+    if (v->halted == HALTED_MWAIT) /* may end at any time; nothing is monitored here */
+        v->halted = 0;
     v->tsc_offset = r->tsc - v->vm->stopped_tsc;
     memcpy(v->fpu, r->fpu, sizeof(r->fpu));
     v->eng->db_hit = r->db_hit;

@@ -51,7 +51,7 @@ void vitro_vm_counters(struct vitro_vm *pub, struct vitro_counters *out)
 {
     static const u16 ports[] = { I_IN, I_OUT, I_INS, I_OUTS }, calls[] = { I_VMCALL, I_VMMCALL };
     static const u16 privileged[] = { I_RDMSR, I_WRMSR, I_MOV_CR_R, I_MOV_R_CR, I_MOV_DR_R, I_MOV_R_DR, I_LMSW, I_CLTS,
-                                      I_INVLPG, I_INVPCID, I_INVD, I_WBINVD, I_HLT, I_CPUID, I_LGDT, I_LIDT, I_LLDT,
+                                      I_INVLPG, I_INVPCID, I_INVD, I_WBINVD, I_HLT, I_MWAIT, I_CPUID, I_LGDT, I_LIDT, I_LLDT,
                                       I_LTR, I_XSETBV };
     struct vm *vm = (struct vm *)pub;
     *out = (struct vitro_counters){ 0 };

@@ -328,7 +328,7 @@ static inline bool has_code(struct vcpu *v, const struct ram_slot *rs, u64 idx)
     if (!v->vm->smp)
         return false;
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    return __atomic_load_n(&rs->page_state[idx], __ATOMIC_RELAXED) & PAGE_HAS_CODE;
+    return __atomic_load_n(&rs->page_state[idx], __ATOMIC_RELAXED) & (PAGE_HAS_CODE | PAGE_MONITORED);
 }
 
 enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref)
@@ -353,7 +353,7 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
     u64 idx = (span.gpa - rs->gpa) >> PAGE_SHIFT;
     u8 *page = rs->host + (idx << PAGE_SHIFT);
     ref->host = page + (la & ~PAGE_MASK);
-    bool code = __atomic_load_n(&rs->page_state[idx], __ATOMIC_RELAXED) & PAGE_HAS_CODE;
+    bool code = __atomic_load_n(&rs->page_state[idx], __ATOMIC_RELAXED) & (PAGE_HAS_CODE | PAGE_MONITORED);
     ref->watched = code && (acc & ACC_W);
     /* Code may be remembered for this mapping even where data is not. */
     unsigned slot = tlb_slot(v, acc);

@@ -265,7 +265,7 @@ static bool ends_block(const struct xl *x, const struct insn *in)
         return !(x->mode & MODE_SMAP); /* nothing to do (tr_sys.c) */
     switch (in->id) {
     case I_INT: case I_INT3: case I_INT1: case I_INTO: case I_IRET: case I_SYSCALL: case I_SYSRET:
-    case I_SYSENTER: case I_SYSEXIT: case I_CALL_FAR: case I_JMP_FAR: case I_RET_FAR: case I_HLT:
+    case I_SYSENTER: case I_SYSEXIT: case I_CALL_FAR: case I_JMP_FAR: case I_RET_FAR: case I_HLT: case I_MWAIT:
     case I_MOV_CR_R: case I_LMSW: case I_CLTS: case I_STAC: case I_CLAC: case I_XSETBV: case I_MOV_SEG:
     case I_POP_SEG: case I_LFP: case I_MOV_DR_R: case I_WRMSR: case I_INVPCID: case I_INVLPG:
     case I_CPUID: /* serializing: what follows is fetched again (SDM vol. 3 §8.3) */

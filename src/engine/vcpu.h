@@ -104,7 +104,7 @@ struct vcpu {
     u8 cpl;           /* == SS.DPL; 0 in real mode */
     u8 int_shadow;    /* SHADOW_*, between sti / mov ss / pop ss and the end of the next instruction */
     u8 nmi_masked;    /* between NMI delivery and iret                                       */
-    u8 halted;
+    u8 halted;        /* 1: HLT; HALTED_MWAIT (mwait.h) */
     u8 outer;         /* the guest's kernel runs outside ring 0 (outer.c) */
     u8 a20_off;       /* bit 20 of physical addresses is masked (mmu.c)                      */
     u8 wake;          /* EVENT_WAKE came while not halted: the next HLT goes on at once */

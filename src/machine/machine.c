@@ -253,6 +253,12 @@ void machine_cr8_write(void *machine, unsigned vcpu, u64 value)
     pthread_mutex_unlock(&m->irq_lock);
 }
 
+void machine_wake(void *machine, unsigned vcpu)
+{
+    struct machine *m = machine;
+    m->config.wake(m->config.opaque, vcpu);
+}
+
 u32 machine_pending(void *machine, unsigned vcpu)
 {
     struct machine *m = machine;

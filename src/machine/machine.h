@@ -42,6 +42,7 @@ struct machine_config {
     void *opaque;       /* first argument of the callbacks */
     /* A vCPU has something new in machine_pending(). */
     void (*kick)(void *opaque, unsigned vcpu);
+    void (*wake)(void *opaque, unsigned vcpu); /* machine_wake; may be NULL if that is not used */
     void (*request)(void *opaque, enum machine_request what, int status);
     u64 (*tsc_now)(void *opaque, unsigned vcpu); /* the guest's TSC now */
     void (*console_tx)(void *opaque, const u8 *bytes, size_t len);  /* COM1; may be NULL */
@@ -114,6 +115,7 @@ int machine_ipi_mask(void *machine, u32 first, const u64 mask[2], u32 icr);
 int machine_intr_ack(void *machine, unsigned vcpu);
 u64 machine_cr8_read(void *machine, unsigned vcpu);
 void machine_cr8_write(void *machine, unsigned vcpu, u64 value);
+void machine_wake(void *machine, unsigned vcpu);
 
 /* -- What a vCPU's loop asks ---------------------------------------------- */
 

@@ -9,6 +9,7 @@
 
 /* Per-page state beside the bytes; read by the TLB when it decides whether a write may go direct. */
 #define PAGE_HAS_CODE 0x1u /* translations exist of bytes in this page: writes take the slow path */
+#define PAGE_MONITORED 0x2u /* a vCPU may be waiting for a store to it (MWAIT): the same */
 
 struct ram_slot {
     gpa_t gpa;

@@ -74,6 +74,11 @@ static void on_kick(void *opaque, unsigned vcpu)
                                          : VITRO_KICK_INTR);
 }
 
+static void on_wake(void *opaque, unsigned vcpu)
+{
+    vm_vcpu_kick(&((struct guest *)opaque)->vcpu[vcpu], 0);
+}
+
 static void on_request(void *opaque, enum machine_request what, int status)
 {
     struct guest *vm = opaque;
@@ -256,6 +261,7 @@ static int make_machine(struct guest *vm)
         .tsc_khz = vitro_tsc_khz(),
         .opaque = vm,
         .kick = on_kick,
+        .wake = on_wake,
         .request = on_request,
         .tsc_now = on_tsc,
         .console_tx = on_output,
@@ -405,6 +411,7 @@ static int make_engine(struct guest *vm)
         .intr_ack = machine_intr_ack,
         .cr8_read = machine_cr8_read,
         .cr8_write = machine_cr8_write,
+        .wake = machine_wake,
     };
     const struct vitro_config vc = {
         .cpu_model = c->cpu,

@@ -126,6 +126,7 @@ enum vector {
 #define MSR_SYSENTER_EIP 0x176
 #define MSR_MCG_CAP 0x179
 #define MSR_MISC_ENABLE 0x1a0
+#define MISC_ENABLE_MWAIT (1u << 18)
 #define MSR_PAT 0x277
 #define MSR_MTRR_DEF_TYPE 0x2ff
 #define MSR_TSC_DEADLINE 0x6e0

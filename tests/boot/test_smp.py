@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
 from harness import GUEST, Vitro, check, main, script
 from userland import HERE, image_with, in_guest, programs
@@ -46,6 +47,37 @@ def test_4():
 
 def test_16():
     boots(16)
+
+
+def host_cpu_s(pid):
+    with open(f"/proc/{pid}/stat") as f:
+        fields = f.read().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def idles(model, word, shown):
+    """An idle kernel sleeps, whichever way it does: it takes no processor of the host's for itself."""
+    with Vitro("run", "--cpus", "2", "--cpu", model, "--append", "quiet " + word) as v:
+        v.to_shell()
+        v.command("grep -c -w monitor /proc/cpuinfo", b"\n%d\r?\n" % shown)
+        before, began = host_cpu_s(v.process.pid), time.monotonic()
+        while time.monotonic() < began + 5:
+            v.pump(1)
+        share = (host_cpu_s(v.process.pid) - before) / (time.monotonic() - began)
+        check(share < 0.15, f"{share:.2f} of a processor")
+        v.command("for i in 1 2 3 4 5 6; do (cat /proc/self/stat | wc -c) & done; wait; echo e''nd", b"end")
+        v.send("poweroff\n")
+        check(v.wait() == 0, v.tail())
+        untroubled(v)
+
+
+def test_idle_by_mwait():
+    idles("host", "", 2)
+
+
+def test_idle_by_hlt():
+    idles("host", "idle=nomwait", 2)
+    idles("host,-mwait", "", 0)
 
 
 def test_rt_kernel():

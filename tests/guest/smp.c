@@ -3,149 +3,9 @@
  * writes and others run, page tables changed under others, locked operations across pages, halting and waiting.
  * Source: SDM vol. 3 §8.1 (locked operations, cross-modifying code), §8.4 (start), ch. 11 (APIC). Run with --cpus 4.
  */
-#include "lib/guest.h"
+#include "lib/cpus.h"
 
-#define MAX_CPUS 8
-enum { START_PAGE = 0x8, START_PAGE2 = 0x9, VEC_COUNT = 0x40, VEC_FLUSH = 0x41, VEC_WAKE = 0x42 };
-
-/* -- Starting: real mode to a C function ------------------------------------------------------------------ */
-
-KERNEL_ASM(".code16\n"
-           ".globl ap_start, ap_end, ap_seen_cs, ap_seen_cr0, ap_gdtr, ap_cr3, ap_first\n"
-           "ap_start:\n"
-           "  cli\n"
-           "  movw %cs, %ax\n"
-           "  movw %ax, %ds\n"
-           "  movw %ax, ap_seen_cs - ap_start\n"
-           "  movl %cr0, %eax\n"
-           "  movl %eax, ap_seen_cr0 - ap_start\n"
-           "  lgdtl ap_gdtr - ap_start\n"
-           "  movl $0x620, %eax\n" /* OSXMMEXCPT, OSFXSR, PAE */
-           "  movl %eax, %cr4\n"
-           "  movl ap_cr3 - ap_start, %eax\n"
-           "  movl %eax, %cr3\n"
-           "  movl $0xc0000080, %ecx\n"
-           "  rdmsr\n"
-           "  orl $0x900, %eax\n" /* NXE, LME */
-           "  wrmsr\n"
-           "  movl $0x80010023, %eax\n" /* PG, WP, NE, MP, PE */
-           "  movl %eax, %cr0\n"
-           "  ljmpl $0x10, $ap_long\n"
-           "  .align 8\n"
-           "ap_seen_cs: .long 0\n"
-           "ap_seen_cr0: .long 0\n"
-           "ap_cr3: .long 0\n"
-           "ap_gdtr: .word 0\n"
-           "  .long 0\n"
-           "ap_end:\n"
-           ".code64\n"
-           "ap_long:\n"
-           "  movw $0x18, %ax\n"
-           "  movw %ax, %ds\n"
-           "  movw %ax, %es\n"
-           "  movw %ax, %ss\n"
-           "  movl $0xfee00020, %eax\n" /* the APIC's ID picks the stack */
-           "  movl (%rax), %eax\n"
-           "  shrl $24, %eax\n"
-           "  movl %eax, %edi\n"
-           "  shlq $14, %rax\n"
-           "  leaq ap_stacks + 16384(%rax), %rsp\n"
-           "  call ap_main\n"
-           "1: hlt\n"
-           "  jmp 1b\n");
-extern char ap_start[], ap_end[], ap_seen_cs[], ap_seen_cr0[], ap_gdtr[], ap_cr3[];
-u8 ap_stacks[MAX_CPUS][16384] __attribute__((aligned(16), used));
-
-struct dtr {
-    u16 limit;
-    u64 base;
-} __attribute__((packed));
-static struct dtr idtr;
-
-static void prepare(unsigned page)
-{
-    u8 *to = (u8 *)((u64)page << 12);
-    memcpy(to, ap_start, (size_t)(ap_end - ap_start));
-    struct dtr g;
-    asm volatile("sgdt %0" : "=m"(g));
-    *(u16 *)(to + (ap_gdtr - ap_start)) = g.limit;
-    *(u32 *)(to + (ap_gdtr - ap_start) + 2) = (u32)g.base;
-    *(u32 *)(to + (ap_cr3 - ap_start)) = (u32)RD(cr3);
-    asm volatile("sidt %0" : "=m"(idtr));
-}
-
-/* -- Work for the others ------------------------------------------------------------------------------------ */
-
-static volatile u32 up[MAX_CPUS], starts[MAX_CPUS], ids[MAX_CPUS], ids_b[MAX_CPUS];
-static void (*volatile job[MAX_CPUS])(unsigned cpu);
-static unsigned nr_cpus;
-
-static inline void pause(void) { asm volatile("pause" ::: "memory"); }
-static u32 add(volatile u32 *p, u32 n) { return __atomic_add_fetch(p, n, __ATOMIC_SEQ_CST); }
-
-void ap_main(unsigned cpu) __attribute__((used));
-void ap_main(unsigned cpu)
-{
-    asm volatile("lidt %0" ::"m"(idtr));
-    lapic_write(LAPIC_SVR, 0x1ff);
-    lapic_write(LAPIC_TPR, 0);
-    lapic_write(LAPIC_LDR, 1u << (24 + cpu));
-    lapic_write(LAPIC_DFR, ~0u);
-    ids[cpu] = cpuid(1, 0).ebx >> 24;
-    ids_b[cpu] = cpuid(0xb, 0).edx;
-    add(&starts[cpu], 1);
-    up[cpu] = 1;
-    sti();
-    for (;;) {
-        void (*run)(unsigned) = job[cpu];
-        if (!run) {
-            pause();
-            continue;
-        }
-        run(cpu);
-        job[cpu] = NULL;
-    }
-}
-
-/* Waits with a limit, so that a lost wake-up fails one test and not all. */
-static bool until(volatile u32 *p, u32 value)
-{
-    u64 limit = rdtsc() + tsc_per_ms() * 20000;
-    while (*p != value) {
-        if (rdtsc() > limit)
-            return false;
-        pause();
-    }
-    return true;
-}
-static void start_all(void (*run)(unsigned cpu))
-{
-    for (unsigned i = 1; i < nr_cpus; i++)
-        job[i] = run;
-}
-static void wait_all(void)
-{
-    u64 limit = rdtsc() + tsc_per_ms() * 30000;
-    for (unsigned i = 1; i < nr_cpus; i++)
-        while (job[i]) {
-            if (rdtsc() > limit)
-                die("# CPU %u does not come back\n", i);
-            pause();
-        }
-}
-/* Everybody, this processor too. */
-static void on_all(void (*run)(unsigned cpu))
-{
-    start_all(run);
-    run(0);
-    wait_all();
-}
-
-static void ipi(unsigned dest, u32 low)
-{
-    lapic_write(LAPIC_ICR2, dest << 24);
-    lapic_write(LAPIC_ICR, low);
-}
+enum { VEC_COUNT = 0x40, VEC_FLUSH = 0x41, VEC_WAKE = 0x42 };
 
 /* -- Interrupt handlers: they must not use what a trap of processor 0 uses ---------------------------------------- */
 
@@ -165,7 +25,7 @@ extern char on_count[], on_flush[], on_nmi[];
 
 static void test_start(void)
 {
-    prepare(START_PAGE);
+    cpus_prepare(START_PAGE);
     *(volatile u32 *)((u64)START_PAGE * 4096 + (ap_seen_cs - ap_start)) = ~0u;
     ipi(0, 0xc4500);              /* INIT, all but self */
     ipi(0, 0xc4600 | START_PAGE); /* start-up */
@@ -183,7 +43,7 @@ static void test_start(void)
         pause();
     report_eq("start-up of a running CPU does nothing", starts[1], 1);
     /* INIT stops it at once; a start-up IPI begins at another page. */
-    prepare(START_PAGE2);
+    cpus_prepare(START_PAGE2);
     up[1] = 0;
     ipi(1, 0x4500);
     job[1] = NULL;
@@ -775,8 +635,7 @@ static void test_x2apic(void)
 
 int main(void)
 {
-    u32 b = cpuid(0xb, 1).ebx & 0xffff;
-    nr_cpus = b ? b : cpuid(1, 0).ebx >> 16 & 0xff;
+    nr_cpus = cpus_there();
     if (nr_cpus < 4)
         die("# %u processors: run it with four\n", nr_cpus);
     nr_cpus = 4;

@@ -14,7 +14,7 @@ struct bit { u32 leaf, subleaf; unsigned reg, bit; };
 
 /* clang-format off */
 static const struct bit forbidden[] = {
-    { 1, 0, C, 3 }, { 1, 0, C, 5 }, { 1, 0, C, 6 }, { 1, 0, C, 15 },                /* MONITOR VMX SMX PDCM */
+    { 1, 0, C, 5 }, { 1, 0, C, 6 }, { 1, 0, C, 15 },                                /* VMX SMX PDCM */
     { 1, 0, D, 21 }, { 1, 0, D, 22 }, { 1, 0, D, 29 },              /* DS ACPI TM */
     { 7, 0, B, 2 }, { 7, 0, B, 4 }, { 7, 0, B, 11 }, { 7, 0, B, 12 },               /* SGX HLE RTM PQM */
     { 7, 0, B, 14 }, { 7, 0, B, 25 },                                               /* MPX PT */
@@ -104,8 +104,8 @@ static void check_model(struct cpu_model *m, unsigned level, struct vcpu *v)
     CHECK(r[B] == m->nr_cpus && (1u << r[A]) >= m->nr_cpus && r[D] == 1);
     v->index = 0;
     v->cr4 = 0;
-    /* Performance counters, MONITOR, SVM leaf, out of range: zero. */
-    static const u32 zero[] = { 5, 0xa, 0x14, 0x8000000a, 0x8000001f, 0x80000022, 0x12345678, 0xc0000000, 0x20 };
+    /* Performance counters, SVM leaf, out of range: zero. */
+    static const u32 zero[] = { 0xa, 0x14, 0x8000000a, 0x8000001f, 0x80000022, 0x12345678, 0xc0000000, 0x20 };
     for (size_t i = 0; i < ARRAY_SIZE(zero); i++) {
         cpu_model_cpuid(m, v, zero[i], 0, r);
         CHECK(!(r[A] | r[B] | r[C] | r[D]));
@@ -215,6 +215,20 @@ int main(void)
     CHECK(!cpu_model_create("486", 1, 3000000, &error) && error);
     CHECK(!cpu_model_create("host", 0, 3000000, &error) && error);
     CHECK(!cpu_model_create("host", 1, 0, &error) && error);
+    /* MONITOR and MWAIT: there, or hidden by the model's name or the embedder. */
+    rich = true;
+    v->misc_enable = ~0ull;
+    for (unsigned hide = 0; hide < 3; hide++) {
+        m = cpu_model_create_from(hide == 1 ? "x86-64-v3,-mwait" : "x86-64-v3", 1, 3000000, fake_host, &rich, &error);
+        if (hide == 2)
+            cpu_model_hide_mwait(m);
+        cpu_model_cpuid(m, v, 5, 0, r);
+        CHECK(hide ? !(r[A] | r[B] | r[C] | r[D]) : r[A] == 64 && r[B] == 64 && r[C] == 3);
+        cpu_model_cpuid(m, v, 1, 0, r);
+        CHECK((r[C] >> 3 & 1) == !hide);
+        cpu_model_destroy(m);
+    }
+    CHECK(!cpu_model_create("host,-avx", 1, 3000000, &error) && error);
     free(v);
     return check_done("test_cpuid");
 }
