@@ -56,6 +56,16 @@ void event_handle(unsigned port, event_fn *fn, void *arg)
     vt_call2(VT_EVENT_BIND, port, cpu);
 }
 
+void event_mask(unsigned port, bool masked)
+{
+    uint64_t bit = 1ull << (port & 63);
+
+    if (masked)
+        __atomic_fetch_or(&events->mask[port / 64], bit, __ATOMIC_SEQ_CST);
+    else
+        __atomic_fetch_and(&events->mask[port / 64], ~bit, __ATOMIC_SEQ_CST);
+}
+
 /* A processor that stops gets no more upcalls until it asks anew. */
 void events_forget(unsigned cpu);
 void events_forget(unsigned cpu)

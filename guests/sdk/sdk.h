@@ -57,6 +57,8 @@ void trap_handle(unsigned vector, trap_fn *fn);
  * events up at its first use. */
 typedef void event_fn(void *arg);
 void event_handle(unsigned port, event_fn *fn, void *arg);
+/* event_mask - whether the port interrupts: a driver that looks by itself saves that. Look once more after letting it again. */
+void event_mask(unsigned port, bool masked);
 static inline void irq_on(void) { __asm__ volatile("sti" ::: "memory"); }
 static inline void irq_off(void) { __asm__ volatile("cli" ::: "memory"); }
 /* wait_until - sleep in hlt until the condition holds; handlers make it hold. Interrupts are on afterwards. */

@@ -61,6 +61,19 @@ static inline int64_t vt_call(uint64_t number, uint64_t a, uint64_t b, uint64_t 
 #define vt_call3(number, a, b, c) vt_call(number, (uint64_t)(a), (uint64_t)(b), (uint64_t)(c), 0)
 #define vt_call4(number, a, b, c, d) vt_call(number, (uint64_t)(a), (uint64_t)(b), (uint64_t)(c), (uint64_t)(d))
 
+/*
+ * vt_page_set - put `entry` into *pte, the entry of 4 KiB for va in the current page tables. For one page this is cheaper than
+ * VT_MAP, VT_PROTECT or VT_UNMAP: a store, and INVLPG only if something was mapped there (what is not present is not
+ * remembered, Intel SDM vol. 3 section 4.10.2.3). Other processors, if any use these tables, forget va only by VT_FLUSH.
+ */
+static inline void vt_page_set(uint64_t *pte, uint64_t va, uint64_t entry)
+{
+    uint64_t was = __atomic_exchange_n(pte, entry, __ATOMIC_RELAXED); /* a walker may be setting Accessed and Dirty */
+
+    if (was & 1)
+        __asm__ volatile("invlpg (%0)" ::"r"(va) : "memory");
+}
+
 static inline uint64_t vt_rdtsc(void)
 {
     uint32_t lo, hi;

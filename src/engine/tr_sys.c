@@ -159,6 +159,18 @@ static void rdbase_inline(struct xl *x, const struct insn *in)
     s1_to_gpr(x, in->rm);
 }
 
+/* mov reg, CR0 to CR4: kernels read CR2 at every page fault. CR8 is the local APIC's. */
+static bool cr_read_inline(struct xl *x, const struct insn *in)
+{
+    static const s32 at[] = { [0] = VOFF(cr0), [2] = VOFF(cr2), [3] = VOFF(cr3), [4] = VOFF(cr4) };
+
+    if (in->reg == 1 || in->reg >= ARRAY_SIZE(at))
+        return false;
+    e_load_vcpu(&x->hot, H_S1, at[in->reg]);
+    s1_to_gpr(x, in->rm);
+    return true;
+}
+
 /* STAC and CLAC change the mode: on to the same code, translated for the other one. */
 static void ac_inline(struct xl *x, const struct insn *in, bool set)
 {
@@ -248,6 +260,10 @@ void tr_system(struct xl *x, const struct insn *in)
         if (!cpl0 || !(x->mode & MODE_SMAP) || x->nochain || !x->m64)
             break;
         ac_inline(x, in, in->id == I_STAC);
+        return;
+    case I_MOV_R_CR:
+        if (!cpl0 || !x->m64 || !cr_read_inline(x, in))
+            break;
         return;
     case I_SWAPGS:
         if (!cpl0 || !x->m64)

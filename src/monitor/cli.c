@@ -102,7 +102,7 @@ static const struct option options[] = {
     { "disk",       "FILE",   OPT_DRIVE, 0, NULL, DRIVE_DISK, 0,
       "a disk's image or block device; FILE[,if=virtio|ide|ahci|vitro][,format=raw|qcow2][,readonly=on]..." },
     { "net",        "KIND",   OPT_NIC,   0, NULL, 0, 0,
-      "a network card: user[,hostfwd=tcp:[ADDR]:PORT-:PORT]..., or tap,ifname=NAME" },
+      "a network card: user[,hostfwd=tcp:[ADDR]:PORT-:PORT]..., tap,ifname=NAME, or null" },
     { "rng",        NULL,     OPT_FLAG,  AT(rng),        NULL, 0, 0,
       "a virtio source of random numbers" },
     { "balloon",    NULL,     OPT_FLAG,  AT(balloon),    NULL, 0, 0,

@@ -78,7 +78,9 @@ int devices_net(const struct nic *nic, unsigned index, struct net_backend **be, 
     static const u8 no_mac[6];
     const u8 ours[6] = { 0x52, 0x54, 0x00, 0x12, 0x34, (u8)(0x56 + index) };
     char err[NET_ERR_LEN];
-    int r = nic->kind == NIC_TAP ? net_tap_create(nic->ifname, be, err) : net_user_create(&nic->user, be, err);
+    int r = nic->kind == NIC_TAP    ? net_tap_create(nic->ifname, be, err)
+            : nic->kind == NIC_NULL ? net_null_create(be, err)
+                                    : net_user_create(&nic->user, be, err);
 
     if (r)
         say("%s", err);

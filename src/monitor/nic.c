@@ -129,8 +129,10 @@ int nic_parse(struct nic *nic, const char *option, const char *text)
     *nic = (struct nic){ .queues = 1 };
     if (s && !strcmp(piece, "tap")) {
         nic->kind = NIC_TAP;
+    } else if (s && !strcmp(piece, "null")) {
+        nic->kind = NIC_NULL;
     } else if (!s || strcmp(piece, "user")) {
-        say("--%s: no network '%s'; there are: user, tap", option, s ? piece : text);
+        say("--%s: no network '%s'; there are: user, tap, null", option, s ? piece : text);
         return STATUS_USAGE;
     }
     while (*s) {

@@ -5,7 +5,7 @@
 
 #define NICS_MAX 8
 
-enum nic_kind { NIC_USER, NIC_TAP };
+enum nic_kind { NIC_USER, NIC_TAP, NIC_NULL };
 
 struct nic {
     enum nic_kind kind;

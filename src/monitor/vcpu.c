@@ -155,7 +155,7 @@ static unsigned thread_kinds(const struct config *c)
     unsigned kinds = SANDBOX_VCPU | (c->nr_drives || c->nvram || xen_wanted(c) /* may be given some later */ ? SANDBOX_DISK : 0) | (c->gdb_port ? SANDBOX_GDB : 0);
 
     for (unsigned i = 0; i < c->nr_nics; i++)
-        kinds |= c->nic[i].kind == NIC_TAP ? SANDBOX_TAP : SANDBOX_USERNET;
+        kinds |= c->nic[i].kind == NIC_TAP ? SANDBOX_TAP : c->nic[i].kind == NIC_USER ? SANDBOX_USERNET : 0;
     return kinds;
 }
 

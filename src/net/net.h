@@ -76,6 +76,8 @@ struct net_user_options {
 int net_user_create(const struct net_user_options *options, struct net_backend **out, char *err);
 /* net_tap_create - a tap device of the host's by name. 0 or -errno. */
 int net_tap_create(const char *ifname, struct net_backend **out, char *err);
+/* net_null_create - a cable that leads nowhere. 0 or -ENOMEM. */
+int net_null_create(struct net_backend **out, char *err);
 
 /* -- csum.c ------------------------------------------------------------------------------------ */
 

@@ -290,7 +290,6 @@ static void user_stop(struct net_backend *be)
  */
 static bool changes_polls(struct user *u, const u8 *f, size_t len)
 {
-    struct flow key = { .seconds = on_clock(NULL) / 1000000000 };
     bool ipv4 = len >= 38 && f[12] == 8 && !f[13] && (f[14] & 15) == 5;
     if (len >= 14 && f[12] == 8 && f[13] == 6) /* ARP */
         return false;
@@ -298,6 +297,7 @@ static bool changes_polls(struct user *u, const u8 *f, size_t len)
         return f[23] == 6;
     if (!ipv4 || f[23] != 17)
         return true;
+    struct flow key = { .seconds = on_clock(NULL) / 1000000000 };
     memcpy(key.bytes, f + 26, sizeof(key.bytes)); /* addresses and ports */
     u32 h = 0;
     for (unsigned i = 0; i < sizeof(key.bytes); i++)

@@ -6,11 +6,13 @@
 #include "storage/aio.h"
 #include "base/sandbox.h"
 #include <errno.h>
+#include <linux/magic.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/eventfd.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 #if HAVE_URING
 #include <liburing.h>
@@ -33,6 +35,7 @@ struct disk_aio {
     pthread_t worker[WORKERS];
     unsigned nr_workers;
     bool has_ring;
+    int now;              /* RWF_* for what must not wait for a device */
 #if HAVE_URING
     struct io_uring ring; /* its thread's only */
     pthread_t ring_thread;
@@ -218,6 +221,15 @@ static void ring_stop(struct disk_aio *aio)
 
 /* -- Public ----------------------------------------------------------------------------------- */
 
+/* A file system in memory knows no RWF_NOWAIT, and needs none. */
+static int flags_for_now(struct disk *disk)
+{
+    struct disk_extent e;
+    struct statfs fs;
+
+    return disk_extent(disk, 0, 1, false, &e) && !fstatfs(e.fd, &fs) && fs.f_type == TMPFS_MAGIC ? 0 : RWF_NOWAIT;
+}
+
 int disk_aio_create(struct disk *disk, bool ring, struct disk_aio **out)
 {
     struct disk_aio *aio = calloc(1, sizeof(*aio));
@@ -226,6 +238,7 @@ int disk_aio_create(struct disk *disk, bool ring, struct disk_aio **out)
     if (!aio)
         return -ENOMEM;
     aio->disk = disk;
+    aio->now = flags_for_now(disk);
     aio->jobs.tail = &aio->jobs.head;
     pthread_mutex_init(&aio->lock, NULL);
     pthread_cond_init(&aio->work, NULL);
@@ -288,8 +301,8 @@ bool disk_aio_try(struct disk_aio *aio, struct disk_req *req, int *result)
 
     if (req->op > DISK_WRITE || req->sync || !disk_extent(disk, req->sector, (u32)req->count, write, &req->extent))
         return false;
-    ssize_t n = write ? pwritev2(req->extent.fd, req->iov, (int)req->nr_iov, (off_t)req->extent.offset, RWF_NOWAIT)
-                      : preadv2(req->extent.fd, req->iov, (int)req->nr_iov, (off_t)req->extent.offset, RWF_NOWAIT);
+    ssize_t n = write ? pwritev2(req->extent.fd, req->iov, (int)req->nr_iov, (off_t)req->extent.offset, aio->now)
+                      : preadv2(req->extent.fd, req->iov, (int)req->nr_iov, (off_t)req->extent.offset, aio->now);
     if (n < 0 || (u64)n != len)
         return false; /* not in memory, or only in part: from the start again, where waiting is allowed */
     *result = 0;

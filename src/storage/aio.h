@@ -1,7 +1,7 @@
 /*
  * aio.h - disk requests that do not hold up who makes them. What the host's page cache can answer is done at once,
- * without waiting (RWF_NOWAIT); the rest goes to one thread with an io_uring, and what io_uring does not do, or a
- * host without one, to a few threads that call disk.h.
+ * without waiting (RWF_NOWAIT), as is all of a file in tmpfs; the rest goes to one thread with an io_uring, and what
+ * io_uring does not do, or a host without one, to a few threads that call disk.h.
  */
 #pragma once
 #include "storage/disk.h"

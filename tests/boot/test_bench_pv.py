@@ -37,6 +37,23 @@ def test_table():
         check(len(bars) == len(lines) + 1, f"{len(bars)} rectangles in the chart")
 
 
+def test_devices():
+    """guests/gain drives each disk and card by its chip, by virtio and by calls, and looks at what it read (it dies otherwise)."""
+    with tempfile.TemporaryDirectory(prefix="vitro-test-") as d:
+        out = os.path.join(d, "pv.json")
+        status, _, errors = bench("--rounds", "1", "--only", "device calls,cable", "--json", out)
+        check(status == 0, f"status {status}: {errors[-400:]}")
+        with open(out) as f:
+            lines = json.load(f)["lines"]
+        check(len(lines) == 14 and len({line["title"] for line in lines}) == 14, f"{len(lines)} lines")
+        for line in lines:
+            unaware, aware = (line[way]["interceptions"] for way in ("unaware", "aware"))
+            check(unaware > 0 and aware > 0, f"{line['title']}: {unaware} and {aware} interceptions")
+            if line["title"].endswith(("IDE", "e1000")) and line["setting"] == "device calls":
+                check(aware * 3.99 < unaware, f"{line['title']}: {aware} is not a quarter of {unaware}")
+            check(aware < unaware * 1.01, f"{line['title']}: {aware}, {unaware} without calls")
+
+
 def test_mistakes():
     check("which one" in error_line("bench", status=2), "bench alone")
     check("no benchmark 'abc'" in error_line("bench", "abc", status=2), "an unknown one")

@@ -45,6 +45,27 @@ static void cr0(void)
     WR(cr0, v);
 }
 
+/* Reading, in line where it can be: into each register, and nothing else changes. */
+static void cr_reads(void)
+{
+    const u64 want = 0x123456789abcdef0;
+    u64 v, was = RD(cr2);
+    bool all = true;
+    u8 carry;
+
+    WR(cr2, want);
+#define INTO(r) asm volatile("mov %%cr2, %%" #r "; mov %%" #r ", %0" : "=r"(v) : : #r, "memory"); all &= v == want
+    INTO(rax); INTO(rcx); INTO(rdx); INTO(rbx); INTO(rsi); INTO(rdi); INTO(r8); INTO(r9); INTO(r10); INTO(r11);
+    INTO(r12); INTO(r13); INTO(r14); INTO(r15);
+#undef INTO
+    asm volatile("mov %%rsp, %%rax; mov %%cr2, %%rsp; xchg %%rsp, %%rax; mov %%rax, %0" : "=r"(v) : : "rax", "memory");
+    report("CR2 is read into any register", all && v == want);
+    asm volatile("stc; mov %%cr2, %0; setc %1" : "=r"(v), "=q"(carry));
+    report("a read of CR2 keeps the flags", carry == 1 && v == want);
+    WR(cr2, was);
+    report("CR1 and CR5 are #UD", TRY("mov %%cr1, %%rax", :: : "rax") == UD && TRY("mov %%cr5, %%rax", :: : "rax") == UD);
+}
+
 static void cr3(void)
 {
     u64 v = RD(cr3), maxphy = cpuid(0x80000008, 0).eax & 0xff;
@@ -338,6 +359,7 @@ static void cpuids(void)
 int main(void)
 {
     cr0();
+    cr_reads();
     cr3();
     cr4();
     efer();
