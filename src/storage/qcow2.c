@@ -538,5 +538,8 @@ int qcow2_overlay(struct disk *base, struct disk **out, char *err)
         disk_close(base);
         return r;
     }
-    return qcow2_disk_open(fd, "--snapshot", &options, base, out, err);
+    r = qcow2_disk_open(fd, "--snapshot", &options, base, out, err);
+    if (!r)
+        container_of(*out, struct qcow2, disk)->throw_away = true;
+    return r;
 }

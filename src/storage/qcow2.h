@@ -14,6 +14,7 @@
 struct qcow2 {
     struct disk disk;
     int fd;
+    bool throw_away;      /* nobody reads it after us: nothing need reach the medium */
     struct disk *backing; /* NULL: none; owned */
     unsigned version, cluster_bits;
     u64 cluster, size;    /* bytes */

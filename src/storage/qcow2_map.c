@@ -302,6 +302,10 @@ static int sync_refs(struct qcow2 *q)
 int qcow2_sync(struct qcow2 *q)
 {
     int r = 0;
+    if (q->throw_away) { /* the tables in memory are all there is */
+        q->nr_stale = 0;
+        return 0;
+    }
     if (!q->any_dirty)
         return sync_fd(q);
     /* Counted before it is pointed to; tables before what leads to them. */

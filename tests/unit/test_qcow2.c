@@ -11,12 +11,21 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define SECTORS 40960u /* 20 MiB */
 
 static char dir[] = "/tmp/vitro-qcow2-XXXXXX";
 static u64 state = 0x9e3779b97f4a7c15ull;
+
+/* In libc's place: what reached the host's disk. */
+static unsigned nr_fdatasync;
+int fdatasync(int fd)
+{
+    nr_fdatasync++;
+    return (int)syscall(SYS_fdatasync, fd);
+}
 
 static u32 rnd(u32 n)
 {
@@ -207,6 +216,22 @@ static void test_snapshot_option(void)
     free(model);
 }
 
+/* A guest's flush is the host's; but for what is gone at the end anyway. */
+static void test_flush_reaches_the_medium(void)
+{
+    static const u8 sector[512] = { 1 };
+    CHECK(!sh("truncate -s 1M flushed.raw; qemu-img create -q -f qcow2 flushed.qcow2 1M"));
+    for (unsigned i = 0; i < 4; i++) {
+        bool snapshot = i & 1;
+        struct disk *d = open_disk(i & 2 ? "flushed.qcow2" : "flushed.raw", snapshot, false);
+        CHECK(d && !disk_write(d, 1, sector, 1));
+        nr_fdatasync = 0;
+        CHECK(!disk_flush(d));
+        CHECK_MSG(!nr_fdatasync == snapshot, "snapshot %d: %u times", snapshot, nr_fdatasync);
+        disk_close(d);
+    }
+}
+
 static void test_guessed_raw(void)
 {
     u8 sector[512] = "QFI\xfb";
@@ -263,6 +288,7 @@ int main(void)
     test_backing();
     test_unflushed();
     test_snapshot_option();
+    test_flush_reaches_the_medium();
     test_guessed_raw();
     test_damaged();
     sh("rm -rf %s", dir);
