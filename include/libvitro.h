@@ -83,6 +83,7 @@ enum vitro_crossing {
     VITRO_STAY,   /* go on behind the instruction; only registers but RSP were changed */
     VITRO_GO,     /* go on as the frame says now */
     VITRO_HALT,   /* the same, but halt first */
+    VITRO_PARK,   /* the same, and a wake-up that came before does not count */
     VITRO_REFUSE, /* soft_interrupt, privileged: #GP, as on a CPU. syscall: #UD */
     VITRO_DEAD,   /* vitro_vcpu_fail() said why */
 };
@@ -285,6 +286,12 @@ int vitro_vcpu_load_cr3(struct vitro_vcpu *vcpu, uint64_t cr3);
 void vitro_vcpu_flush_pages(struct vitro_vcpu *vcpu, unsigned pcid, uint64_t va, uint64_t pages, bool global);
 /* vitro_vcpu_flush_others - every other vCPU forgets all it knows of page tables; when it returns, none uses what it knew. */
 void vitro_vcpu_flush_others(struct vitro_vcpu *vcpu);
+/* vitro_vcpu_flush_mask - the same of vCPUs below 64 whose bit is set; the caller's own is not meant. */
+void vitro_vcpu_flush_mask(struct vitro_vcpu *vcpu, uint64_t which);
+/* vitro_vcpu_wait_begin, _end - around a wait for what another vCPU's callback may hold while it waits for this one (as
+ * vitro_vcpu_flush_mask() does). */
+void vitro_vcpu_wait_begin(struct vitro_vcpu *vcpu);
+void vitro_vcpu_wait_end(struct vitro_vcpu *vcpu);
 /*
  * vitro_vcpu_populate - walk ahead: the next access to each page from va on, of the kind that the flags say, misses
  * nothing. Sets Accessed, and Dirty for writes. Pages that the access would fault on are passed over. At most as many
@@ -319,7 +326,8 @@ void vitro_vcpu_flush_all(struct vitro_vcpu *vcpu);
 void vitro_vcpu_use_cr3(struct vitro_vcpu *vcpu, uint64_t cr3);
 /* vitro_vcpu_data_selectors - of DS, ES, FS and GS. */
 void vitro_vcpu_data_selectors(const struct vitro_vcpu *vcpu, uint64_t sel[4]);
-/* vitro_vcpu_unwrite_page - drop what lets guests write the page at gpa without a look at page tables. */
+/* vitro_vcpu_unwrite_page - no page table allows writing the page at gpa any more: when this returns no vCPU writes it by what
+ * it remembers. May wait for other vCPUs, as vitro_vcpu_flush_mask() does. */
 void vitro_vcpu_unwrite_page(struct vitro_vcpu *vcpu, uint64_t gpa);
 
 /* -- Debugger support (the gdb stub is its user) ------------------------------------------------ */

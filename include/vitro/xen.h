@@ -132,6 +132,33 @@ struct xen_iret_frame {
 };
 #define XEN_VGCF_IN_SYSCALL 0x100u /* rcx and r11 of the frame are not to be restored */
 
+/* What a new vCPU starts with (VCPUOP_initialise), 5168 bytes:
+ *     0 vector state        512 flags               520 user_regs            720 trap[256]           4816 ldt_base, ldt_ents
+ *  4832 gdt_frames[16]     4960 gdt_ents           4968 kernel_ss, kernel_sp 4984 ctrlreg[8]: 3, the kernel's tables; 1, the
+ *  user code's            5048 debugreg[8]        5112 event, failsafe, syscall callbacks         5136 vm_assist
+ *  5144 fs_base, gs_base_kernel, gs_base_user */
+struct xen_user_regs {
+    uint64_t r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi;
+    uint32_t error_code, entry_vector;
+    uint64_t rip;
+    uint16_t cs, pad0;
+    uint8_t saved_upcall_mask, pad1[3];
+    uint64_t rflags, rsp;
+    uint16_t ss, pad2[3], es, pad3[3], ds, pad4[3], fs, pad5[3], gs, pad6[3];
+};
+struct xen_guest_context {
+    uint8_t fpu[512];
+    uint64_t flags;
+    struct xen_user_regs user_regs;
+    struct xen_trap_info trap[256];
+    uint64_t ldt_base, ldt_ents, gdt_frames[16], gdt_ents, kernel_ss, kernel_sp, ctrlreg[8], debugreg[8];
+    uint64_t event_callback, failsafe_callback, syscall_callback, vm_assist, fs_base, gs_base_kernel, gs_base_user;
+};
+XEN_ASSERT(sizeof(struct xen_user_regs) == 200 && sizeof(struct xen_guest_context) == 5168, "guest context");
+#define XEN_VGCF_IN_KERNEL 0x4u
+#define XEN_VGCF_FAILSAFE_MASKS 0x8u
+#define XEN_VGCF_SYSCALL_MASKS 0x10u
+
 enum xen_callback_type {
     XEN_CALLBACK_EVENT = 0, XEN_CALLBACK_FAILSAFE = 1, XEN_CALLBACK_SYSCALL = 2, XEN_CALLBACK_NMI = 4,
     XEN_CALLBACK_SYSENTER = 5, XEN_CALLBACK_SYSCALL32 = 7, XEN_NR_CALLBACKS = 8,
@@ -272,6 +299,10 @@ enum xen_vcpuop {
     XEN_VCPUOP_register_vcpu_info = 10, XEN_VCPUOP_send_nmi = 11, XEN_VCPUOP_get_physid = 12,
     XEN_VCPUOP_register_time_info = 13,
 };
+#define XEN_RUNSTATE_running 0
+#define XEN_RUNSTATE_runnable 1
+#define XEN_RUNSTATE_blocked 2
+#define XEN_RUNSTATE_offline 3
 struct xen_runstate_info { uint32_t state, pad; uint64_t state_entry_time, time[4]; };
 struct xen_set_singleshot { uint64_t timeout_abs_ns; uint32_t flags, pad; };
 #define XEN_SSHOT_FUTURE 1u

@@ -34,6 +34,7 @@ struct vm {
     unsigned next_loop;       /* numbers copies of TLB entries (tr_mem.c) */
     gpa_t claim[2];           /* pages being translated from, under both */
     unsigned nr_claims;
+    u32 revoked;              /* counts smp_revoke() */
     struct smp_store { struct vcpu *by; gpa_t gpa; u32 len; } store[64]; /* smp_note_stores, under both */
     unsigned nr_stores;
     /* What devices wrote over translated code; vCPUs drop those translations at their next event poll. */
@@ -204,6 +205,7 @@ struct engine_vcpu {
     u32 cs_tags;
     u32 jc_mode[NR_SLOTS]; /* full mode the jump caches were filled for */
     struct commit commit;
+    bool outer_copies;     /* C writes guest memory for struct vitro_outer (outer.c) */
     u8 *alt_stack;         /* for signals */
     stack_t old_alt;
     u8 *hstack;            /* return-prediction stacks: [guard][user][guard][kernel] */

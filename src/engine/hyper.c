@@ -58,8 +58,26 @@ void vitro_vcpu_flush_pages(struct vitro_vcpu *c, unsigned pcid, uint64_t va, ui
 void vitro_vcpu_flush_others(struct vitro_vcpu *c)
 {
     struct vcpu *v = V(c);
-    if (smp_flush_others(v))
+    if (smp_flush_others(v, ~0ull))
         v->eng->smc_hit = true;
+}
+
+void vitro_vcpu_flush_mask(struct vitro_vcpu *c, uint64_t which)
+{
+    if (smp_flush_others(V(c), which))
+        V(c)->eng->smc_hit = true;
+}
+
+void vitro_vcpu_wait_begin(struct vitro_vcpu *c)
+{
+    smp_offline(V(c));
+    V(c)->eng->smc_hit = true;
+}
+
+void vitro_vcpu_wait_end(struct vitro_vcpu *c)
+{
+    if (V(c)->vm->smp)
+        smp_back(V(c));
 }
 
 uint64_t vitro_vcpu_populate(struct vitro_vcpu *c, uint64_t va, uint64_t pages, unsigned flags)

@@ -19,6 +19,7 @@
 #include "engine/help.h"
 #include "engine/mmu.h"
 #include "engine/seg.h"
+#include "engine/smp.h"
 
 static struct vcpu *V(const struct vitro_vcpu *c)
 {
@@ -96,6 +97,7 @@ static enum xret outer_result(struct vcpu *v, struct vitro_frame *f, enum vitro_
         return X_OK;
     case VITRO_GO:
     case VITRO_HALT:
+    case VITRO_PARK:
         if (!frame_enter(v, f)) {
             fpu_leave(v);
             enum vitro_crossing again = o->bad_frame(o->opaque, v->index, f);
@@ -107,11 +109,12 @@ static enum xret outer_result(struct vcpu *v, struct vitro_frame *f, enum vitro_
                                 (unsigned long long)f->rip);
                 return X_EXIT;
             }
-        } else if (c == VITRO_HALT) {
-            if (v->wake) {
+        } else if (c != VITRO_GO) {
+            if (v->wake && c == VITRO_HALT) {
                 v->wake = 0;
                 return X_JUMP;
             }
+            v->wake = 0;
             v->halted = 1;
             v->exit = EXIT_HLT;
             return X_EXIT;
@@ -195,7 +198,7 @@ enum xret outer_event(struct vcpu *v)
         return X_JUMP;
     v->eng->step_armed = false;
     v->halted = 0;
-    v->nr_intr++;
+    v->nr_intr += c == VITRO_GO;
     return outer_result(v, &f, c);
 }
 
@@ -273,7 +276,7 @@ bool outer_write_fault(struct vcpu *v, gla_t la, unsigned acc, gpa_t *gpa)
 {
     const struct vitro_outer *o = v->vm->pv.outer;
 
-    if (v->cpl != CPL_OUTER || !(acc & ACC_W) || v->exc.vector != VEC_PF || (v->exc.error & (PF_P | PF_RSVD)) != PF_P ||
+    if (v->eng->outer_copies || v->cpl != CPL_OUTER || !(acc & ACC_W) || v->exc.vector != VEC_PF || (v->exc.error & (PF_P | PF_RSVD)) != PF_P ||
         !mmu_translate_debug(v, la, gpa))
         return false;
     fpu_leave(v);
@@ -302,8 +305,10 @@ int vitro_vcpu_copy_out(struct vitro_vcpu *c, uint64_t la, const void *buf, size
     struct exc was = v->exc;
     enum xret x = X_OK;
 
+    v->eng->outer_copies = true; /* a table's bytes are no place for results */
     for (size_t at = 0; at < len && x == X_OK; at += PAGE_SIZE)
         x = mem_write(v, la + at, (const u8 *)buf + at, (unsigned)MIN(len - at, PAGE_SIZE), ACC_W);
+    v->eng->outer_copies = false;
     v->exc = was;
     return x == X_OK ? 0 : -EFAULT;
 }
@@ -441,5 +446,6 @@ void vitro_vcpu_unwrite_page(struct vitro_vcpu *c, uint64_t gpa)
     if (!rs)
         return;
     v->eng->watched.valid = false;
-    tlb_unwrite_page(v, rs, gpa & PAGE_MASK);
+    smp_revoke(v, rs, gpa & PAGE_MASK);
+    v->eng->smc_hit = true;
 }

@@ -18,6 +18,7 @@
 static void answer(struct vcpu *v)
 {
     struct smp_vcpu *s = &v->eng->smp;
+    v->eng->watched.valid = false;
     if (s->revoke_host) {
         if (s->revoke_all)
             tlb_unwrite_all(v, s->revoke_host);
@@ -121,28 +122,42 @@ static void wait_a_moment(unsigned n)
         nanosleep(&nap, NULL);
 }
 
-bool smp_flush_others(struct vcpu *v)
+void smp_back(struct vcpu *v)
+{
+    smp_online(v);
+    if (__atomic_load_n(&v->event, __ATOMIC_SEQ_CST) & EVENT_FLUSH) { /* who asked did not wait for us */
+        __atomic_fetch_and(&v->event, ~EVENT_FLUSH, __ATOMIC_SEQ_CST);
+        tlb_flush_all(v, true);
+    }
+}
+
+static bool is_meant(const struct vcpu *v, unsigned i, u64 which)
+{
+    return v->vm->vcpu[i] && i != v->index && which >> i & 1;
+}
+
+bool smp_flush_others(struct vcpu *v, u64 which)
 {
     struct vm *vm = v->vm;
     if (!vm->smp)
         return false;
     for (unsigned i = 0; i < vm->nr_vcpus; i++)
-        if (vm->vcpu[i] && i != v->index)
+        if (is_meant(v, i, which))
             __atomic_fetch_or(&vm->vcpu[i]->event, EVENT_FLUSH, __ATOMIC_SEQ_CST);
     /* One that is offline looks at its events before it runs the guest. Two that wait for each other are both offline. */
     bool any = false;
     for (unsigned i = 0; i < vm->nr_vcpus; i++)
-        any |= vm->vcpu[i] && i != v->index && is_online(vm->vcpu[i]);
+        any |= is_meant(v, i, which) && is_online(vm->vcpu[i]);
     if (!any)
         return false;
     smp_offline(v);
     for (unsigned i = 0; i < vm->nr_vcpus; i++) {
         struct vcpu *b = vm->vcpu[i];
-        for (unsigned n = 0; b && i != v->index && is_online(b) &&
+        for (unsigned n = 0; is_meant(v, i, which) && is_online(b) &&
                              __atomic_load_n(&b->event, __ATOMIC_SEQ_CST) & EVENT_FLUSH; n++)
             wait_a_moment(n);
     }
-    smp_online(v);
+    smp_back(v);
     return true;
 }
 
@@ -195,6 +210,18 @@ void smp_xl_unlock(struct vcpu *v)
     pthread_mutex_unlock(&vm->xl_lock);
 }
 
+/* Those whose C may be writing by a pointer. */
+static void ask_writers(struct vcpu *v)
+{
+    struct vm *vm = v->vm;
+    for (unsigned i = 0; i < vm->nr_vcpus; i++) {
+        struct vcpu *b = vm->vcpu[i];
+        if (b && b->index != v->index && is_online(b) &&
+            (__atomic_load_n(&b->eng->smp.c_writes, __ATOMIC_RELAXED) || __atomic_load_n(&b->eng->smp.c_holds, __ATOMIC_RELAXED)))
+            smp_ask(b);
+    }
+}
+
 void smp_claim(struct vcpu *v, gpa_t page)
 {
     struct vm *vm = v->vm;
@@ -211,13 +238,34 @@ void smp_claim(struct vcpu *v, gpa_t page)
     /* Dekker: we have said that there is code, and look for writers; they say that they write, and look for code. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     tlb_revoke_page(v, rs, page);
-    for (unsigned i = 0; i < vm->nr_vcpus; i++) {
-        struct vcpu *b = vm->vcpu[i];
-        if (b && b->index != v->index && is_online(b) &&
-            (__atomic_load_n(&b->eng->smp.c_writes, __ATOMIC_RELAXED) || __atomic_load_n(&b->eng->smp.c_holds, __ATOMIC_RELAXED)))
-            smp_ask(b);
-    }
+    ask_writers(v);
     wait_for_answers(v);
+}
+
+void smp_revoke(struct vcpu *v, struct ram_slot *rs, gpa_t page)
+{
+    struct vm *vm = v->vm;
+    if (!vm->smp) {
+        tlb_unwrite_page(v, rs, page);
+        return;
+    }
+    smp_xl_lock(v);
+    engine_lock(vm);
+    /* Dekker again: who fills an entry notes it, then looks at the number (tlb_translate). */
+    __atomic_fetch_add(&vm->revoked, 1, __ATOMIC_SEQ_CST);
+    tlb_revoke_page(v, rs, page);
+    ask_writers(v);
+    if (rs->page_state[(page - rs->gpa) >> PAGE_SHIFT] & PAGE_HAS_CODE) /* somebody may remember it as watched */
+        for (unsigned i = 0; i < vm->nr_vcpus; i++) {
+            struct vcpu *b = vm->vcpu[i];
+            if (b && i != v->index && is_online(b))
+                smp_ask(b);
+            else if (b)
+                b->eng->watched.valid = false;
+        }
+    wait_for_answers(v);
+    smp_xl_unlock(v);
+    engine_unlock(vm);
 }
 
 void smp_prepare(struct vcpu *v)

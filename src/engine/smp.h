@@ -12,6 +12,7 @@
 #include "base/types.h"
 
 struct block;
+struct ram_slot;
 struct tlb_entry;
 struct vcpu;
 struct vm;
@@ -59,9 +60,14 @@ void smp_note_stores(struct vcpu *v);
 struct vcpu *smp_conflict(struct vm *vm, const struct block *b);
 /* smp_ask - put a question to an online vCPU; vm->lock held. */
 void smp_ask(struct vcpu *b);
-/* smp_flush_others - every other vCPU drops its TLB, global translations too, before it runs on; returns when none runs with
- * what it knew. True: it has waited, at a safepoint, and the caller must leave its block. */
-bool smp_flush_others(struct vcpu *v);
+/* smp_flush_others - each other vCPU of the mask drops its TLB, global translations too, before it runs on; returns when none
+ * runs with what it knew. True: it has waited, at a safepoint, and the caller must leave its block. */
+bool smp_flush_others(struct vcpu *v, u64 which);
+/* smp_back - after smp_offline() in the middle of something: online again, with what was to be flushed meanwhile flushed. */
+void smp_back(struct vcpu *v);
+/* smp_revoke - page tables no longer allow writing the page: when this returns no vCPU writes it by what it knew. The caller
+ * is at a safepoint, and must leave its block. */
+void smp_revoke(struct vcpu *v, struct ram_slot *rs, gpa_t page);
 /* smp_join - two host pages of guest memory, side by side: the same memory, so that what crosses is one access.
  * NULL: this memory cannot be mapped twice. */
 u8 *smp_join(struct vcpu *v, u8 *first, u8 *second);

@@ -334,6 +334,9 @@ static inline bool has_code(struct vcpu *v, const struct ram_slot *rs, u64 idx)
 enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref)
 {
     struct mmu_span span;
+    u32 revoked;
+again:
+    revoked = __atomic_load_n(&v->vm->revoked, __ATOMIC_ACQUIRE);
     enum xret x = mmu_walk(v, la, acc, &span);
     if (unlikely(x != X_OK)) {
         if (!vcpu_has_outer(v) || !outer_write_fault(v, la, acc, &ref->gpa))
@@ -381,6 +384,8 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
     e->host = (u64)page;
     e->delta = (u64)page - tag;
     e->tag_r = tag; /* what may be written may be read */
+    fill_note(&(slot == SLOT_K ? &v->eng->space[0] : v->space)->tlb_log[slot >= SLOT_U ? SLOT_U : slot], i);
+    v->nr_tlb_fill++;
     if (span.writable && !code && !rs->readonly) {
         e->tag_w = tag;
         /* The kernel's table is one, whatever alias it was reached by. */
@@ -391,9 +396,12 @@ enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *
             loops_clear(v->space, slot);
             ref->watched = acc & ACC_W;
         }
+        if (unlikely(__atomic_load_n(&v->vm->revoked, __ATOMIC_RELAXED) != revoked)) { /* smp_revoke: perhaps this page */
+            e->tag_w = TLB_UNUSED(i);
+            loops_clear(v->space, slot);
+            goto again;
+        }
     }
-    fill_note(&(slot == SLOT_K ? &v->eng->space[0] : v->space)->tlb_log[slot >= SLOT_U ? SLOT_U : slot], i);
-    v->nr_tlb_fill++;
     return X_OK;
 }
 

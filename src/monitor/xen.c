@@ -101,8 +101,6 @@ const char *xen_refuses(const struct config *c)
 {
     if (c->pv != PV_BIT(PV_XEN))
         return "--pv xen is the whole interface: it cannot be had with others, or without parts";
-    if (c->cpus > 1)
-        return "--pv xen: one CPU only so far";
     for (unsigned i = 0; i < c->nr_drives; i++) {
         const struct drive *d = &c->drive[i];
         if (d->kind != DRIVE_DISK || (d->bus_given && d->bus != DRIVE_VIRTIO) || d->packed || d->mmio)

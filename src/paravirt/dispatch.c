@@ -172,6 +172,7 @@ static int make_xen(struct paravirt *pv)
     const struct xen_config xc = {
         .ram = c->ram, .host = c->host, .size = c->size, .nr_cpus = c->nr_cpus, .tsc_khz = c->tsc_khz, .machine = c->machine,
         .opaque = c->opaque, .kick = c->kick, .console = c->console, .shutdown_opaque = pv, .shutdown = on_xen_shutdown,
+        .start = c->start,
     };
     int r = xen_create(&xc, &pv->xen);
 

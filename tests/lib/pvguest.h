@@ -35,12 +35,28 @@ struct pvguest {
     enum vitro_crossing crossing;
     u64 cr3, now_ns;
     unsigned kicks, flushes;
+    unsigned caller;            /* which vCPU calls */
+    u64 flushed, unwritten;     /* other vCPUs; the last page that became a table */
+    u64 msr_gs_base;            /* KERNEL_GS_BASE */
+    unsigned started;           /* vCPUs that were: bits */
+    struct vitro_sregs start_sregs;
+    struct vitro_regs start_regs;
     int shutdown;               /* -1: none */
     char said[4096], failed[200];
     size_t nr_said;
 };
 
 static struct pvguest *guest; /* who the engine's functions below are for */
+
+/* What waits for other vCPUs must let stores into page tables end. */
+static void must_not_hold(struct pvguest *g)
+{
+    if (pthread_mutex_trylock(&g->xen->mmu)) {
+        fprintf(stderr, "pvguest: waits with the lock of page tables held\n");
+        abort();
+    }
+    pthread_mutex_unlock(&g->xen->mmu);
+}
 
 /* -- The engine -------------------------------------------------------------------------------------------- */
 
@@ -109,7 +125,13 @@ int vitro_vcpu_rdmsr(struct vitro_vcpu *v, uint32_t msr, uint64_t *value)
     *value = msr;
     return 0;
 }
-int vitro_vcpu_wrmsr(struct vitro_vcpu *v, uint32_t msr, uint64_t value) { (void)v, (void)msr, (void)value; return 0; }
+int vitro_vcpu_wrmsr(struct vitro_vcpu *v, uint32_t msr, uint64_t value)
+{
+    (void)v;
+    if (msr == MSR_KERNEL_GS_BASE)
+        guest->msr_gs_base = value;
+    return 0;
+}
 int vitro_vcpu_write_cr(struct vitro_vcpu *v, unsigned cr, uint64_t value) { (void)v, (void)cr, (void)value; return 0; }
 int vitro_vcpu_write_dr(struct vitro_vcpu *v, unsigned dr, uint64_t value) { (void)v, (void)dr, (void)value; return 0; }
 uint64_t vitro_vcpu_read_dr(struct vitro_vcpu *v, unsigned dr) { (void)v; return dr; }
@@ -123,14 +145,26 @@ void vitro_vcpu_flush_pages(struct vitro_vcpu *v, unsigned pcid, uint64_t va, ui
     (void)v, (void)pcid, (void)va, (void)pages, (void)global;
     guest->flushes++;
 }
-void vitro_vcpu_flush_others(struct vitro_vcpu *v) { (void)v; }
+void vitro_vcpu_flush_mask(struct vitro_vcpu *v, uint64_t which)
+{
+    (void)v;
+    must_not_hold(guest);
+    guest->flushed |= which;
+}
+void vitro_vcpu_wait_begin(struct vitro_vcpu *v) { (void)v; }
+void vitro_vcpu_wait_end(struct vitro_vcpu *v) { (void)v; }
 void vitro_vcpu_data_selectors(const struct vitro_vcpu *v, uint64_t sel[4])
 {
     (void)v;
     for (unsigned i = 0; i < 4; i++)
         sel[i] = 0x100 + i;
 }
-void vitro_vcpu_unwrite_page(struct vitro_vcpu *v, uint64_t gpa) { (void)v, (void)gpa; }
+void vitro_vcpu_unwrite_page(struct vitro_vcpu *v, uint64_t gpa)
+{
+    (void)v;
+    must_not_hold(guest);
+    guest->unwritten = gpa;
+}
 uint64_t vitro_vcpu_tsc_offset(const struct vitro_vcpu *v) { (void)v; return 0; }
 void vitro_vcpu_get_sregs(struct vitro_vcpu *v, struct vitro_sregs *s) { (void)v; memset(s, 0, sizeof(*s)); }
 void vitro_vcpu_set_sregs(struct vitro_vcpu *v, const struct vitro_sregs *s) { (void)v; guest->sregs = *s; }
@@ -154,6 +188,15 @@ static void console(void *opaque, const u8 *bytes, size_t len)
 
     memcpy(g->said + g->nr_said, bytes, n);
     g->nr_said += n;
+}
+static bool start(void *opaque, unsigned vcpu, const struct vitro_sregs *sregs, const struct vitro_regs *regs)
+{
+    struct pvguest *g = opaque;
+
+    g->started |= 1u << vcpu;
+    g->start_sregs = *sregs;
+    g->start_regs = *regs;
+    return true;
 }
 static void shut_down(void *opaque, unsigned reason) { ((struct pvguest *)opaque)->shutdown = (int)reason; }
 
@@ -199,7 +242,7 @@ static void must(bool ok, const char *what)
     abort();
 }
 
-static inline void pvguest_make(struct pvguest *g, const char *cmdline)
+static inline void pvguest_make_cpus(struct pvguest *g, const char *cmdline, unsigned cpus)
 {
     static const struct boot_e820 e820 = { 0, PV_SIZE, BOOT_E820_RAM };
     u8 image[4096];
@@ -212,15 +255,16 @@ static inline void pvguest_make(struct pvguest *g, const char *cmdline)
     must(!backing_init(&g->ram, PV_SIZE), "no memory");
     ram_init(&g->view);
     must(!ram_add_slot(&g->view, 0, PV_SIZE, g->ram.host, false), "no slot");
-    const struct machine_config mc = { .nr_cpus = 1, .ram_size = PV_SIZE, .tsc_khz = 1000000, .opaque = g, .kick = board_kick,
+    const struct machine_config mc = { .nr_cpus = cpus, .ram_size = PV_SIZE, .tsc_khz = 1000000, .opaque = g, .kick = board_kick,
                                        .request = request, .tsc_now = tsc_now, .clock_source = clock_source,
                                        .clock_opaque = g };
     must(!machine_create(&mc, &g->machine), "no machine");
-    const struct xen_config xc = { .ram = &g->view, .host = g->ram.host, .size = PV_SIZE, .nr_cpus = 1, .tsc_khz = 1000000,
+    const struct xen_config xc = { .ram = &g->view, .host = g->ram.host, .size = PV_SIZE, .nr_cpus = cpus, .tsc_khz = 1000000,
                                    .machine = g->machine, .opaque = g, .kick = kick, .console = console,
-                                   .shutdown_opaque = g, .shutdown = shut_down };
+                                   .shutdown_opaque = g, .shutdown = shut_down, .start = start };
     must(!xen_create(&xc, &g->xen), "no guest");
-    xen_attach(g->xen, 0, (struct vitro_vcpu *)g);
+    for (unsigned i = 0; i < cpus; i++)
+        xen_attach(g->xen, i, (struct vitro_vcpu *)g);
     const struct boot_input in = { .kernel_name = "kernel", .kernel = image, .kernel_size = pv_image(image), .e820 = &e820,
                                    .nr_e820 = 1 };
     must(!xenimage_load(&g->view, &in, &k, err), err);
@@ -229,6 +273,11 @@ static inline void pvguest_make(struct pvguest *g, const char *cmdline)
                                   .cmdline = cmdline };
     must(!xen_build(g->xen, &xg, err), err);
     g->cr3 = g->sregs.cr3;
+}
+
+static inline void pvguest_make(struct pvguest *g, const char *cmdline)
+{
+    pvguest_make_cpus(g, cmdline, 1);
 }
 
 static inline void pvguest_free(struct pvguest *g)
@@ -251,9 +300,9 @@ static inline s64 pv_call(struct pvguest *g, unsigned nr, u64 a0, u64 a1, u64 a2
     g->gpr[R10] = a3;
     g->gpr[RSP] = PV_AT(PV_KERNEL + 0x10000);
     g->frame = (struct vitro_frame){ .gpr = g->gpr, .rip = PV_AT(PV_KERNEL), .rflags = EFL_IF | EFL_R1,
-                                     .cr3 = g->xen->cpu[0].kernel_cr3, .cs = XEN_FLAT_CS64, .ss = XEN_FLAT_DS, .kernel = true };
+                                     .cr3 = g->xen->cpu[g->caller].kernel_cr3, .cs = XEN_FLAT_CS64, .ss = XEN_FLAT_DS, .kernel = true };
     g->cr3 = g->frame.cr3;
-    g->crossing = o->syscall(o->opaque, 0, &g->frame, true);
+    g->crossing = o->syscall(o->opaque, g->caller, &g->frame, true);
     return (s64)g->gpr[RAX];
 }
 

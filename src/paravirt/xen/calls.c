@@ -27,6 +27,22 @@ static xen_call_fn *const calls[XEN_nr_hypercalls] = {
     [XEN_physdev_op] = xen_physdev_op, [XEN_grant_table_op] = xen_grant_table_op,
 };
 
+void xen_lock(struct xen *x, struct xen_cpu *c)
+{
+    if (pthread_mutex_trylock(&x->lock)) {
+        vitro_vcpu_wait_begin(c->vcpu);
+        pthread_mutex_lock(&x->lock);
+        vitro_vcpu_wait_end(c->vcpu);
+    }
+    x->holder = c->vcpu;
+}
+
+void xen_unlock(struct xen *x)
+{
+    x->holder = NULL;
+    pthread_mutex_unlock(&x->lock);
+}
+
 static xen_call_fn *call_of(u64 number)
 {
     return number < ARRAY_SIZE(calls) ? calls[number] : NULL;
@@ -47,7 +63,9 @@ static s64 xen_multicall(struct xen *x, struct xen_call *c)
         struct xen_call one = { .cpu = c->cpu, .frame = c->frame };
         for (unsigned k = 0; k < ARRAY_SIZE(one.a); k++)
             one.a[k] = e.args[k];
-        bool listed = e.op != XEN_multicall && e.op != XEN_iret && e.op != XEN_sched_op;
+        /* A vCPU cannot go down in the middle of a list. */
+        bool down = e.op == XEN_vcpu_op && (u32)e.args[0] == XEN_VCPUOP_down;
+        bool listed = !down && e.op != XEN_multicall && e.op != XEN_iret && e.op != XEN_sched_op;
         xen_call_fn *fn = listed ? call_of(e.op) : NULL;
         s64 r = fn ? fn(x, &one) : -XEN_ENOSYS;
         if (vitro_vcpu_copy_out(c->cpu->vcpu, at + offsetof(struct xen_multicall_entry, result), &r, sizeof(r)))
@@ -70,15 +88,20 @@ enum vitro_crossing xen_syscall(void *opaque, unsigned vcpu, struct vitro_frame 
     struct xen_call call = { .cpu = c, .frame = f, .a = { g[RDI], g[RSI], g[RDX], g[R10], g[R8] } };
     xen_call_fn *fn = call_of((u32)g[RAX]);
 
-    pthread_mutex_lock(&x->lock);
+    __atomic_store_n(&c->polling, false, __ATOMIC_RELAXED); /* it calls: so it no longer sleeps */
+    if (c->runstate.state)
+        runstate_set(c, XEN_RUNSTATE_running);
+    xen_lock(x, c);
     s64 r = fn ? fn(x, &call) : -XEN_ENOSYS;
-    pthread_mutex_unlock(&x->lock);
+    xen_unlock(x);
     if (call.dead)
         return VITRO_DEAD;
     if (!call.jump)
         g[RAX] = (u64)r;
-    if (call.halt && !cpu_upcall_due(c))
-        return VITRO_HALT;
+    if (call.park || (call.halt && !cpu_upcall_due(c))) {
+        runstate_set(c, call.park ? XEN_RUNSTATE_offline : XEN_RUNSTATE_blocked);
+        return call.park ? VITRO_PARK : VITRO_HALT;
+    }
     enum vitro_crossing up = cpu_upcall(c, f);
     return up == VITRO_STAY ? VITRO_GO : up;
 }

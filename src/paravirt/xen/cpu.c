@@ -162,7 +162,14 @@ enum vitro_crossing cpu_upcall(struct xen_cpu *c, struct vitro_frame *f)
 
 static enum vitro_crossing on_event(void *opaque, unsigned vcpu, struct vitro_frame *f)
 {
-    return cpu_upcall(cpu_of(opaque, vcpu), f);
+    struct xen_cpu *c = cpu_of(opaque, vcpu);
+
+    __atomic_store_n(&c->polling, false, __ATOMIC_RELAXED);
+    bool up = __atomic_load_n(&c->up, __ATOMIC_SEQ_CST);
+
+    if (up ? c->runstate.state : c->runstate.state != XEN_RUNSTATE_offline)
+        runstate_set(c, up ? XEN_RUNSTATE_running : XEN_RUNSTATE_offline);
+    return up ? cpu_upcall(c, f) : VITRO_PARK;
 }
 
 static enum vitro_crossing on_bad_frame(void *opaque, unsigned vcpu, struct vitro_frame *f)
@@ -215,7 +222,7 @@ s64 xen_iret(struct xen *x, struct xen_call *call)
 
 /* -- What is set by hypercall -------------------------------------------------------------------------------------- */
 
-static bool canonical(u64 a) { return (u64)((s64)(a << 16) >> 16) == a; }
+bool cpu_canonical(u64 a) { return (u64)((s64)(a << 16) >> 16) == a; }
 
 s64 xen_set_trap_table(struct xen *x, struct xen_call *call)
 {
@@ -232,7 +239,7 @@ s64 xen_set_trap_table(struct xen *x, struct xen_call *call)
             return -XEN_EFAULT;
         if (!t.address)
             return 0;
-        if (!canonical(t.address))
+        if (!cpu_canonical(t.address))
             return -XEN_EINVAL;
         c->trap[t.vector] = (struct trap_gate){ t.address, t.flags };
     }
@@ -245,7 +252,7 @@ s64 xen_set_callbacks(struct xen *x, struct xen_call *call)
 
     (void)x;
     for (unsigned i = 0; i < ARRAY_SIZE(type); i++)
-        if (!canonical(call->a[i]))
+        if (!cpu_canonical(call->a[i]))
             return -XEN_EINVAL;
     for (unsigned i = 0; i < ARRAY_SIZE(type); i++)
         call->cpu->callback[type[i]].address = call->a[i];
@@ -272,7 +279,7 @@ s64 xen_callback_op(struct xen *x, struct xen_call *call)
         return -XEN_ENOSYS;
     if (vitro_vcpu_copy_in(call->cpu->vcpu, call->a[1], &r, sizeof(r)))
         return -XEN_EFAULT;
-    if (!canonical(r.address))
+    if (!cpu_canonical(r.address))
         return -XEN_EINVAL;
     if (r.type >= XEN_NR_CALLBACKS || r.type == 3 || r.type == 6)
         return -XEN_ENOSYS;
@@ -284,7 +291,7 @@ s64 xen_callback_op(struct xen *x, struct xen_call *call)
 s64 xen_stack_switch(struct xen *x, struct xen_call *call)
 {
     (void)x;
-    if (!canonical(call->a[1]))
+    if (!cpu_canonical(call->a[1]))
         return -XEN_EINVAL;
     call->cpu->kernel_sp = call->a[1];
     return 0;
@@ -304,7 +311,7 @@ s64 xen_set_debugreg(struct xen *x, struct xen_call *call)
 {
     (void)x;
     /* Breakpoints on the hypervisor's addresses are not the guest's to have. */
-    if (call->a[0] < 4 && (!canonical(call->a[1]) || call->a[1] - XEN_VIRT_START < 0x80000000000ull))
+    if (call->a[0] < 4 && (!cpu_canonical(call->a[1]) || call->a[1] - XEN_VIRT_START < 0x80000000000ull))
         return -XEN_EPERM;
     if (call->a[0] > 7 || (call->a[0] == 7 && (call->a[1] & (1u << 13)))) /* general detect */
         return -XEN_EINVAL;
@@ -325,15 +332,12 @@ s64 xen_set_segment_base(struct xen *x, struct xen_call *call)
     (void)x;
     if (call->a[0] == XEN_SEGBASE_GS_USER_SEL)
         return vitro_vcpu_load_gs(call->cpu->vcpu, (u16)call->a[1]) ? -XEN_EINVAL : 0;
-    if (call->a[0] >= ARRAY_SIZE(msr) || !canonical(call->a[1]))
+    if (call->a[0] >= ARRAY_SIZE(msr) || !cpu_canonical(call->a[1]))
         return -XEN_EINVAL;
     return vitro_vcpu_wrmsr(call->cpu->vcpu, msr[call->a[0]], call->a[1]) ? -XEN_EINVAL : 0;
 }
 
 /* -- What the kernel tries that needs ring 0 --------------------------------------------------------------------------- */
-
-#define CR4_GUESTS (CR4_TSD | CR4_DE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_FSGSBASE | CR4_OSXSAVE)
-#define CR4_ALWAYS (CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT)
 
 static int read_msr(struct xen_cpu *c, u32 msr, u64 *value)
 {

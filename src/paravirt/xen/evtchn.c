@@ -221,19 +221,21 @@ static s64 unmask(struct xen *x, u32 port)
 }
 
 /* It may take its time, and asks for the lock itself. A device is not freed before the guest is. */
-static void notify_backend(struct xen *x, u32 port)
+static void notify_backend(struct xen *x, struct xen_cpu *c, u32 port)
 {
     void (*notify)(void *) = x->port[port].notify;
     void *opaque = x->port[port].opaque;
 
     if (!notify)
         return;
-    pthread_mutex_unlock(&x->lock);
+    xen_unlock(x);
+    vitro_vcpu_wait_begin(c->vcpu); /* it may have to wait for that lock */
     notify(opaque);
-    pthread_mutex_lock(&x->lock);
+    vitro_vcpu_wait_end(c->vcpu);
+    xen_lock(x, c);
 }
 
-static s64 send(struct xen *x, u32 port)
+static s64 send(struct xen *x, struct xen_cpu *c, u32 port)
 {
     if (!port_ok(x, port))
         return -XEN_EINVAL;
@@ -244,7 +246,7 @@ static s64 send(struct xen *x, u32 port)
         else if (port == x->store_port)
             store_notified(x->store);
         else
-            notify_backend(x, port);
+            notify_backend(x, c, port);
         return 0;
     case XEN_EVTCHN_ipi:
         port_raise(x, port);
@@ -270,7 +272,7 @@ s64 xen_event_channel_op(struct xen *x, struct xen_call *c)
         if (vitro_vcpu_copy_in(v, c->a[1], &port, sizeof(port)))
             return -XEN_EFAULT;
         if (c->a[0] == XEN_EVTCHNOP_send)
-            return send(x, port);
+            return send(x, c->cpu, port);
         if (c->a[0] == XEN_EVTCHNOP_unmask)
             return unmask(x, port);
         if (!port_ok(x, port) || port == x->console_port || port == x->store_port)

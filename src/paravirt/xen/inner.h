@@ -27,6 +27,7 @@ struct frame {
     u32 count;   /* uses as that type */
     u8 type;
     u8 pinned;   /* one of them is the guest's pin */
+    bool busy;   /* about to become a table: its entries do not count yet */
 };
 
 struct trap_gate {
@@ -44,7 +45,13 @@ struct xen_cpu {
     struct { u64 address; bool mask; } callback[XEN_NR_CALLBACKS];
     u64 kernel_cr3, user_cr3;        /* 0: none */
     u64 cr0, cr4;                    /* as the guest sees them */
-    bool initialised, up;
+    bool initialised;                /* it has a state to start from, or has started */
+    bool started, up;
+    struct vitro_sregs start_sregs;  /* until it starts */
+    struct vitro_regs start_regs;
+    u64 start_gs_user;
+    struct xen_runstate_info runstate;
+    u64 runstate_la;                 /* where the guest wants to see it; 0: nowhere */
     bool polling;                    /* in sched_op poll, or about to be */
     u32 gdt_frame[XEN_GDT_RESERVED_PAGE];
     unsigned nr_gdt;
@@ -67,7 +74,13 @@ struct port {
 struct xen {
     struct xen_config c;
     struct vitro_outer outer;
-    pthread_mutex_t lock;            /* everything below, but what vCPUs keep for themselves */
+    /*
+     * lock: everything below, but what vCPUs keep for themselves. Its holder may wait for other vCPUs, so one that runs the
+     * guest takes it by xen_lock(). mmu: frames and entries of page tables, by mmu.c; the holder of `lock` takes it last, and
+     * never while waiting: a store into a page table must not wait for a vCPU that waits for it to end.
+     */
+    pthread_mutex_t lock, mmu;
+    struct vitro_vcpu *holder;       /* whose hypercall it is; NULL: none */
     u64 nr_frames;                   /* of the guest's */
     struct frame *frame;             /* [nr_frames] */
     u8 *own;                         /* our own piece, */
@@ -75,6 +88,7 @@ struct xen {
     gpa_t own_gpa;                   /* and where the guest's tables find it */
     u64 hole[2];                     /* what level-4 slots 256 and 257 hold */
     u64 gdt_l1;                      /* entry of the level 1 table behind GDT_AREA */
+    u64 gdt_own;                     /* frame of the descriptors that are always there */
     u64 gdt_none;                    /* entry of a page of null descriptors */
     u64 *m2p;
     struct xen_shared_info *shared;
@@ -98,6 +112,7 @@ struct xen_call {
     struct vitro_frame *frame;
     u64 a[5];
     bool halt;      /* sleep until an event */
+    bool park;      /* ... until the vCPU is up again */
     bool jump;      /* the frame says where to go on, and RAX is set */
     bool dead;
 };
@@ -115,12 +130,17 @@ bool xen_write_fault(void *opaque, unsigned vcpu, u64 gpa);
 bool mmu_table_of(struct xen *x, u64 cr3, u64 va, u64 *mfn);
 int mmu_entry_write(struct xen *x, u64 mfn, unsigned i, u64 e);
 void mmu_flush_page(struct xen *x, struct xen_cpu *c, u64 va);
+/* xen_lock - for a hypercall of c's. */
+void xen_lock(struct xen *x, struct xen_cpu *c);
+void xen_unlock(struct xen *x);
 
 /* -- memory.c: reservations, the machine-to-physical table, descriptor tables -------------------------------------- */
 xen_call_fn xen_memory_op, xen_set_gdt, xen_update_descriptor, xen_vm_assist;
 /* descriptor_fix - make a descriptor one that a guest may have. False: it may not. */
 bool descriptor_fix(u64 *d);
 int gdt_load(struct xen_cpu *c, const u64 *mfn, unsigned nr);
+/* gdt_descriptor - as a vCPU finds it by a selector in its GDT; 0: none. */
+u64 gdt_descriptor(const struct xen_cpu *c, u16 sel);
 
 /* -- cpu.c: traps, frames, privileged instructions ------------------------------------------------------------------- */
 xen_call_fn xen_set_trap_table, xen_set_callbacks, xen_callback_op, xen_stack_switch, xen_fpu_taskswitch, xen_set_debugreg,
@@ -131,6 +151,7 @@ enum vitro_crossing cpu_syscall(struct xen_cpu *c, struct vitro_frame *f, bool c
 /* xen_cpuid (version.c) - as the kernel sees it by the forced form. */
 void xen_cpuid(struct xen_cpu *c, u32 leaf, u32 subleaf, u32 r[4]);
 bool cpu_upcall_due(const struct xen_cpu *c);
+bool cpu_canonical(u64 a);
 /* cpu_upcall - go to the event callback if one is due. */
 enum vitro_crossing cpu_upcall(struct xen_cpu *c, struct vitro_frame *f);
 
@@ -145,8 +166,17 @@ void virq_raise(struct xen_cpu *c, unsigned virq);
 /* port_open - a port of the guest's whose other end is ours. 0: none left. */
 u32 port_open(struct xen *x);
 
-/* -- sched.c: sleeping, timers, processors -------------------------------------------------------------------------------- */
-xen_call_fn xen_sched_op, xen_vcpu_op, xen_set_timer_op;
+/* -- vcpu.c: processors ----------------------------------------------------------------------------------------------------- */
+xen_call_fn xen_vcpu_op;
+#define CR4_GUESTS (CR4_TSD | CR4_DE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_FSGSBASE | CR4_OSXSAVE)
+#define CR4_ALWAYS (CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT)
+/* vcpu_sregs - what every vCPU of the guest has when it starts, but for its page tables, CS and SS. */
+/* runstate_set - XEN_RUNSTATE_*; on the vCPU's thread. */
+void runstate_set(struct xen_cpu *c, unsigned state);
+void vcpu_sregs(struct xen_cpu *c, struct vitro_sregs *s);
+
+/* -- sched.c: sleeping, timers -------------------------------------------------------------------------------- */
+xen_call_fn xen_sched_op, xen_set_timer_op;
 int sched_init(struct xen_cpu *c);
 /* xen_now - system time: ns since the guest was made. */
 u64 xen_now(const struct xen *x);
@@ -154,6 +184,9 @@ u64 xen_now(const struct xen *x);
 void time_init(struct xen *x);
 void time_publish(struct xen_cpu *c);
 void time_wall(struct xen *x);
+struct xen_time_info time_info(const struct xen_cpu *c);
+/* set_deadline - of the one-shot timer, in system time; CLOCK_NEVER. */
+void set_deadline(struct xen_cpu *c, u64 deadline);
 
 /* -- console.c ---------------------------------------------------------------------------------------------------------------- */
 xen_call_fn xen_console_io, xen_xen_version;

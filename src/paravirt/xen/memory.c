@@ -101,8 +101,24 @@ int gdt_load(struct xen_cpu *c, const u64 *mfn, unsigned nr)
     for (i = 0; i < nr; i++)
         c->gdt_frame[i] = (u32)mfn[i];
     c->nr_gdt = nr;
-    vitro_vcpu_flush_pages(c->vcpu, 0, GDT_AREA + c->index * GDT_AREA_STRIDE, XEN_GDT_RESERVED_PAGE, true);
+    if (c->started) /* on its own thread; else it knows nothing yet */
+        vitro_vcpu_flush_pages(c->vcpu, 0, GDT_AREA + c->index * GDT_AREA_STRIDE, XEN_GDT_RESERVED_PAGE, true);
     return 0;
+}
+
+u64 gdt_descriptor(const struct xen_cpu *c, u16 sel)
+{
+    const struct xen *x = c->xen;
+    unsigned page = sel >> PAGE_SHIFT;
+    const u64 *t = NULL;
+
+    if (sel & 4) /* LDT */
+        return 0;
+    if (page == XEN_GDT_RESERVED_PAGE)
+        t = (const u64 *)(x->own + (x->gdt_own << PAGE_SHIFT) - x->own_gpa);
+    else if (page < c->nr_gdt)
+        t = (const u64 *)(x->c.host + ((u64)c->gdt_frame[page] << PAGE_SHIFT));
+    return t ? t[(sel & 0xfff) >> 3] : 0;
 }
 
 s64 xen_set_gdt(struct xen *x, struct xen_call *c)

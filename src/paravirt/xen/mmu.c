@@ -23,6 +23,10 @@ static bool frame_is_shared(const struct xen *x, u64 mfn)
     return mfn - (x->own_gpa >> PAGE_SHIFT) < FRAMES_SHARED;
 }
 
+/* frame_get, frame_put with x->mmu held, as all of this file's static functions have it that do not say otherwise. */
+static int get(struct xen *x, u64 mfn, enum frame_type type);
+static void put(struct xen *x, u64 mfn);
+
 /* -- Entries ------------------------------------------------------------------------------------------------ */
 
 /* entry_get - one more use, by an entry of a table of this level. */
@@ -33,10 +37,10 @@ static int entry_get(struct xen *x, unsigned level, u64 e)
     if (!(e & PTE_P))
         return 0;
     if (level > 1)
-        return e & PTE_PS ? -XEN_EINVAL : frame_get(x, mfn, (enum frame_type)(level - 1));
+        return e & PTE_PS ? -XEN_EINVAL : get(x, mfn, (enum frame_type)(level - 1));
     if (mfn >= x->nr_frames)
         return frame_is_shared(x, mfn) ? 0 : -XEN_EINVAL;
-    return e & PTE_W ? frame_get(x, mfn, FRAME_WRITABLE) : 0;
+    return e & PTE_W ? get(x, mfn, FRAME_WRITABLE) : 0;
 }
 
 static void entry_put(struct xen *x, unsigned level, u64 e)
@@ -44,7 +48,7 @@ static void entry_put(struct xen *x, unsigned level, u64 e)
     u64 mfn = PTE_MFN(e);
 
     if ((e & PTE_P) && mfn < x->nr_frames && (level > 1 || (e & PTE_W)))
-        frame_put(x, mfn);
+        put(x, mfn);
 }
 
 static bool in_hole(unsigned level, unsigned i)
@@ -97,7 +101,7 @@ static int descriptors_check(struct xen *x, u64 mfn)
 
 /* -- Frames --------------------------------------------------------------------------------------------------- */
 
-int frame_get(struct xen *x, u64 mfn, enum frame_type type)
+static int get(struct xen *x, u64 mfn, enum frame_type type)
 {
     if (mfn >= x->nr_frames)
         return -XEN_EINVAL;
@@ -116,8 +120,13 @@ int frame_get(struct xen *x, u64 mfn, enum frame_type type)
     if (type == FRAME_WRITABLE)
         return 0;
     /* Whoever could write it a moment ago may still have a mapping that was not flushed. */
-    if (x->cpu[0].vcpu)
-        vitro_vcpu_unwrite_page(x->cpu[0].vcpu, mfn << PAGE_SHIFT);
+    p->busy = true;
+    if (x->holder) { /* it may wait for other vCPUs */
+        pthread_mutex_unlock(&x->mmu);
+        vitro_vcpu_unwrite_page(x->holder, mfn << PAGE_SHIFT);
+        pthread_mutex_lock(&x->mmu);
+    }
+    p->busy = false;
     r = type == FRAME_DESC ? descriptors_check(x, mfn) : table_check(x, mfn, type);
     if (r) {
         p->count = 0;
@@ -126,7 +135,7 @@ int frame_get(struct xen *x, u64 mfn, enum frame_type type)
     return r;
 }
 
-void frame_put(struct xen *x, u64 mfn)
+static void put(struct xen *x, u64 mfn)
 {
     struct frame *p = mfn < x->nr_frames ? &x->frame[mfn] : NULL;
 
@@ -139,6 +148,21 @@ void frame_put(struct xen *x, u64 mfn)
     p->type = FRAME_NONE;
     if (is_table(type))
         table_drop(x, mfn, type);
+}
+
+int frame_get(struct xen *x, u64 mfn, enum frame_type type)
+{
+    pthread_mutex_lock(&x->mmu);
+    int r = get(x, mfn, type);
+    pthread_mutex_unlock(&x->mmu);
+    return r;
+}
+
+void frame_put(struct xen *x, u64 mfn)
+{
+    pthread_mutex_lock(&x->mmu);
+    put(x, mfn);
+    pthread_mutex_unlock(&x->mmu);
 }
 
 /* -- Changing one entry ------------------------------------------------------------------------------------------ */
@@ -175,6 +199,23 @@ static int entry_write(struct xen *x, u64 mfn, unsigned i, u64 e, bool keep_ad, 
     return 0;
 }
 
+/* Without x->mmu. -XEN_ENOENT: it is no table. */
+static int table_write(struct xen *x, u64 mfn, unsigned i, u64 e, bool keep_ad)
+{
+    int r = -XEN_ENOENT;
+
+    pthread_mutex_lock(&x->mmu);
+    if (mfn < x->nr_frames && x->frame[mfn].count && is_table(x->frame[mfn].type))
+        r = entry_write(x, mfn, i, e, keep_ad, false);
+    pthread_mutex_unlock(&x->mmu);
+    return r;
+}
+
+int mmu_entry_write(struct xen *x, u64 mfn, unsigned i, u64 e)
+{
+    return table_write(x, mfn, i, e, false) ? -XEN_EINVAL : 0;
+}
+
 s64 xen_mmu_update(struct xen *x, struct xen_call *c)
 {
     u64 list = c->a[0], count = (u32)c->a[1], done = 0;
@@ -199,9 +240,8 @@ s64 xen_mmu_update(struct xen *x, struct xen_call *c)
         if (cmd == XEN_MMU_MACHPHYS_UPDATE) {
             x->m2p[mfn] = u.val;
         } else if (cmd == XEN_MMU_NORMAL_PT_UPDATE || cmd == XEN_MMU_PT_UPDATE_PRESERVE_AD) {
-            if (x->frame[mfn].count && is_table(x->frame[mfn].type)) {
-                r = entry_write(x, mfn, u.ptr >> 3 & 511, u.val, cmd == XEN_MMU_PT_UPDATE_PRESERVE_AD, false);
-            } else {
+            r = table_write(x, mfn, u.ptr >> 3 & 511, u.val, cmd == XEN_MMU_PT_UPDATE_PRESERVE_AD);
+            if (r == -XEN_ENOENT) {
                 r = frame_get(x, mfn, FRAME_WRITABLE);
                 if (!r) {
                     __atomic_store_n(xen_table(x, mfn) + (u.ptr >> 3 & 511), u.val, __ATOMIC_SEQ_CST);
@@ -238,13 +278,6 @@ bool mmu_table_of(struct xen *x, u64 cr3, u64 va, u64 *mfn)
     return t < x->nr_frames && x->frame[t].type == FRAME_L1;
 }
 
-int mmu_entry_write(struct xen *x, u64 mfn, unsigned i, u64 e)
-{
-    if (mfn >= x->nr_frames || !x->frame[mfn].count || !is_table(x->frame[mfn].type))
-        return -XEN_EINVAL;
-    return entry_write(x, mfn, i, e, false, false);
-}
-
 /* -- Flushing ---------------------------------------------------------------------------------------------------- */
 
 static void flush_pages(struct xen_cpu *c, u64 va, u64 pages)
@@ -269,7 +302,7 @@ static void flush_mask(struct xen *x, struct xen_cpu *c, u64 mask, u64 va)
             flush_pages(c, va, 1);
     }
     if (x->c.nr_cpus > 1 && (mask & ~(1ull << c->index)))
-        vitro_vcpu_flush_others(c->vcpu);
+        vitro_vcpu_flush_mask(c->vcpu, mask);
 }
 
 void mmu_flush_page(struct xen *x, struct xen_cpu *c, u64 va)
@@ -284,7 +317,7 @@ s64 xen_update_va_mapping(struct xen *x, struct xen_call *c)
 
     if (!mmu_table_of(x, c->cpu->kernel_cr3, va, &mfn))
         return -XEN_EINVAL;
-    r = entry_write(x, mfn, va >> PAGE_SHIFT & 511, val, false, false);
+    r = mmu_entry_write(x, mfn, va >> PAGE_SHIFT & 511, val);
     if (r)
         return r;
     if (flags & ~7ull)
@@ -430,16 +463,15 @@ s64 xen_mmuext_op(struct xen *x, struct xen_call *c)
 
 /* -- Stores into page tables that are mapped without the right to ------------------------------------------------------- */
 
+/* A guess, without a lock: xen_mmio_write() looks again. */
 bool xen_write_fault(void *opaque, unsigned vcpu, u64 gpa)
 {
     struct xen *x = opaque;
     u64 mfn = gpa >> PAGE_SHIFT;
 
     (void)vcpu;
-    pthread_mutex_lock(&x->lock);
-    bool mine = mfn < x->nr_frames && x->frame[mfn].count && x->frame[mfn].type == FRAME_L1;
-    pthread_mutex_unlock(&x->lock);
-    return mine;
+    return mfn < x->nr_frames && __atomic_load_n(&x->frame[mfn].count, __ATOMIC_RELAXED) &&
+           __atomic_load_n(&x->frame[mfn].type, __ATOMIC_RELAXED) == FRAME_L1;
 }
 
 void xen_mmio_read(void *opaque, unsigned vcpu, gpa_t gpa, void *buf, unsigned len)
@@ -460,15 +492,18 @@ void xen_mmio_write(void *opaque, unsigned vcpu, gpa_t gpa, const void *buf, uns
     u64 mfn = gpa >> PAGE_SHIFT, at = gpa & ~7ull;
     int r = 0;
 
-    pthread_mutex_lock(&x->lock);
+    pthread_mutex_lock(&x->mmu);
     if (mfn >= x->nr_frames || x->frame[mfn].type != FRAME_L1)
         r = -XEN_EINVAL;
     for (; at < gpa + len && !r; at += 8) {
         u64 e = *(u64 *)(x->c.host + at), from = MAX(at, gpa), to = MIN(at + 8, gpa + len);
         memcpy((u8 *)&e + (from - at), (const u8 *)buf + (from - gpa), to - from);
-        r = entry_write(x, mfn, at >> 3 & 511, e, false, true);
+        if (x->frame[mfn].busy) /* what is there will be looked at */
+            __atomic_store_n(xen_table(x, mfn) + (at >> 3 & 511), e, __ATOMIC_SEQ_CST);
+        else
+            r = entry_write(x, mfn, at >> 3 & 511, e, false, true);
     }
-    pthread_mutex_unlock(&x->lock);
+    pthread_mutex_unlock(&x->mmu);
     if (r)
         vitro_vcpu_fail(x->cpu[vcpu].vcpu, "the guest's kernel wrote a page-table entry that may not be, at machine address "
                         "%#llx", (unsigned long long)at);

@@ -1,9 +1,9 @@
 /*
- * sched.c - time, sleeping, and what is asked about processors.
+ * sched.c - time and sleeping.
  * Source: Xen's public sched.h, vcpu.h, xen.h (vcpu_time_info).
  *
  * The host's TSC counts at one rate on every core (docs/decisions/0009), so a vCPU's time information is written once.
- * Not done: more than one vCPU, periodic timers; time stolen by the host is not told.
+ * Not done: periodic timers; time stolen by the host is not told.
  */
 #include "paravirt/xen/inner.h"
 #include "machine/machine.h"
@@ -43,7 +43,7 @@ void xen_clock_skip(struct xen *x, u64 ticks)
     x->tsc_base += ticks; /* the guest's copies are in terms of its own TSC, which did not count them either */
 }
 
-static struct xen_time_info time_info(const struct xen_cpu *c)
+struct xen_time_info time_info(const struct xen_cpu *c)
 {
     const struct xen *x = c->xen;
     u64 offset = c->vcpu ? vitro_vcpu_tsc_offset(c->vcpu) : 0;
@@ -99,7 +99,7 @@ static void on_poll_timer(void *opaque)
 {
     struct xen_cpu *c = opaque;
 
-    c->xen->c.kick(c->xen->c.opaque, c->index, VITRO_KICK_WAKE);
+    c->xen->c.kick(c->xen->c.opaque, c->index, VITRO_KICK_INTR | VITRO_KICK_WAKE); /* INTR: one that is down stays so */
 }
 
 int sched_init(struct xen_cpu *c)
@@ -111,7 +111,7 @@ int sched_init(struct xen_cpu *c)
     return r ? r : timer_init(clock, &c->poll_timer, on_poll_timer, c);
 }
 
-static void set_deadline(struct xen_cpu *c, u64 deadline)
+void set_deadline(struct xen_cpu *c, u64 deadline)
 {
     __atomic_store_n(&c->deadline, deadline, __ATOMIC_SEQ_CST);
     if (deadline == CLOCK_NEVER)
@@ -178,91 +178,6 @@ s64 xen_sched_op(struct xen *x, struct xen_call *call)
             return -XEN_EINVAL;
         x->c.shutdown(x->c.shutdown_opaque, reason);
         call->halt = true;
-        return 0;
-    }
-    return -XEN_ENOSYS;
-}
-
-/* -- vcpu_op ------------------------------------------------------------------------------------------------------ */
-
-/* The guest names a frame that it keeps: the structure lives there from now on. */
-static s64 register_info(struct xen *x, struct xen_cpu *c, struct vitro_vcpu *v, u64 arg)
-{
-    struct xen_register_vcpu_info r;
-
-    if (vitro_vcpu_copy_in(v, arg, &r, sizeof(r)))
-        return -XEN_EFAULT;
-    if (r.mfn >= x->nr_frames || r.offset > PAGE_SIZE - sizeof(struct xen_vcpu_info) || (r.offset & 7) || c->info_frame)
-        return -XEN_EINVAL;
-    /* It can be no page table for as long as the guest lives. */
-    int rc = frame_get(x, r.mfn, FRAME_WRITABLE);
-    if (rc)
-        return rc;
-    struct xen_vcpu_info *info = (struct xen_vcpu_info *)(x->c.host + (r.mfn << PAGE_SHIFT) + r.offset);
-    *info = *c->info;
-    c->info_frame = r.mfn + 1;
-    __atomic_store_n(&c->info, info, __ATOMIC_SEQ_CST);
-    /* What was raised meanwhile may have gone to the old place: look at everything once. */
-    __atomic_store_n(&info->pending_sel, ~0ull, __ATOMIC_SEQ_CST);
-    __atomic_store_n(&info->upcall_pending, 1, __ATOMIC_SEQ_CST);
-    return 0;
-}
-
-static struct xen_runstate_info runstate(const struct xen_cpu *c)
-{
-    u64 now = xen_now(c->xen);
-
-    return (struct xen_runstate_info){ .state = c->up ? 0 : 3, .state_entry_time = now, .time = { [0] = now } };
-}
-
-s64 xen_vcpu_op(struct xen *x, struct xen_call *call)
-{
-    struct vitro_vcpu *v = call->cpu->vcpu;
-    u64 arg = call->a[2];
-
-    if (call->a[1] >= x->c.nr_cpus)
-        return -XEN_ENOENT;
-    struct xen_cpu *c = &x->cpu[call->a[1]];
-    switch ((u32)call->a[0]) {
-    case XEN_VCPUOP_is_up:
-        return c->up;
-    case XEN_VCPUOP_get_runstate_info: {
-        struct xen_runstate_info r = runstate(c);
-        return vitro_vcpu_copy_out(v, arg, &r, sizeof(r)) ? -XEN_EFAULT : 0;
-    }
-    case XEN_VCPUOP_register_runstate: {
-        struct xen_runstate_info r = runstate(c);
-        u64 la;
-        if (vitro_vcpu_copy_in(v, arg, &la, sizeof(la)))
-            return -XEN_EFAULT;
-        return vitro_vcpu_copy_out(v, la, &r, sizeof(r)) ? -XEN_EFAULT : 0;
-    }
-    case XEN_VCPUOP_register_time_info: {
-        struct xen_time_info t = time_info(c);
-        u64 la;
-        if (vitro_vcpu_copy_in(v, arg, &la, sizeof(la)))
-            return -XEN_EFAULT;
-        return vitro_vcpu_copy_out(v, la, &t, sizeof(t)) ? -XEN_EFAULT : 0;
-    }
-    case XEN_VCPUOP_register_vcpu_info:
-        return register_info(x, c, v, arg);
-    case XEN_VCPUOP_stop_periodic_timer:
-        return 0;
-    case XEN_VCPUOP_set_singleshot_timer: {
-        struct xen_set_singleshot s;
-        if (c != call->cpu)
-            return -XEN_EINVAL;
-        if (vitro_vcpu_copy_in(v, arg, &s, sizeof(s)))
-            return -XEN_EFAULT;
-        if ((s.flags & XEN_SSHOT_FUTURE) && s.timeout_abs_ns < xen_now(x))
-            return -XEN_ETIME;
-        set_deadline(c, MIN(s.timeout_abs_ns, CLOCK_NEVER - 1));
-        return 0;
-    }
-    case XEN_VCPUOP_stop_singleshot_timer:
-        if (c != call->cpu)
-            return -XEN_EINVAL;
-        set_deadline(c, CLOCK_NEVER);
         return 0;
     }
     return -XEN_ENOSYS;

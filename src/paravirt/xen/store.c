@@ -642,6 +642,12 @@ struct store *store_create(struct xen *x)
         if (!add(s, path, "", 'n', GUEST))
             goto fail;
     }
+    for (unsigned i = 0; i < x->c.nr_cpus; i++) {
+        char path[64];
+        snprintf(path, sizeof(path), HOME "/cpu/%u/availability", i);
+        if (!add(s, path, "online", 'r', 0))
+            goto fail;
+    }
     return s;
 fail:
     store_destroy(s);

@@ -52,6 +52,7 @@ static void own_tables(struct xen *x, u64 m2p_off, u64 m2p_size)
     x->hole[1] = own_pa(x, g3) | LINK;
     own_page(x, g3)[0] = own_pa(x, g2) | LINK;
     own_page(x, g2)[0] = x->gdt_l1 = own_pa(x, g1) | LINK;
+    x->gdt_own = own_pa(x, gdt) >> PAGE_SHIFT;
     x->gdt_none = own_pa(x, none) | LEAF | PTE_NX;
     for (unsigned i = 0; i < x->c.nr_cpus; i++) {
         u64 *l1 = own_page(x, g1) + i * (GDT_AREA_STRIDE >> PAGE_SHIFT);
@@ -104,6 +105,7 @@ int xen_create(const struct xen_config *config, struct xen **out)
     x->c = *config;
     x->nr_frames = config->size >> PAGE_SHIFT;
     pthread_mutex_init(&x->lock, NULL);
+    pthread_mutex_init(&x->mmu, NULL);
     x->frame = calloc(x->nr_frames, sizeof(x->frame[0]));
     if (!x->frame)
         goto fail;
@@ -146,6 +148,7 @@ void xen_destroy(struct xen *x)
         munmap(x->own, x->own_size);
     free(x->frame);
     pthread_mutex_destroy(&x->lock);
+    pthread_mutex_destroy(&x->mmu);
     free(x);
 }
 
@@ -272,10 +275,8 @@ static void enter(struct xen *x, const struct xen_guest *g, const struct plan *p
     struct vitro_sregs s;
     struct vitro_regs r = { .rip = g->entry, .rflags = EFL_IF | EFL_R1 };
 
-    c->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
-    c->cr4 = CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT;
-    c->up = true;
-    vitro_vcpu_get_sregs(c->vcpu, &s);
+    c->initialised = c->started = c->up = true;
+    vcpu_sregs(c, &s);
     s.cs = (struct vitro_segment){ .limit = ~0u, .attr = common | SEG_CODE | SEG_R | SEG_L | 3u << SEG_DPL_SHIFT,
                                    .selector = XEN_FLAT_CS64 };
     /* The level the engine is to run at is that of SS (struct vitro_outer). */
@@ -283,14 +284,7 @@ static void enter(struct xen *x, const struct xen_guest *g, const struct plan *p
                                    .selector = XEN_FLAT_DS };
     s.ds = s.es = s.ss;
     s.ds.attr = s.es.attr = s.ss.attr | 3u << SEG_DPL_SHIFT;
-    s.fs = s.gs = s.ldt = s.tr = (struct vitro_segment){ .attr = SEG_UNUSABLE };
-    s.gdt_base = GDT_AREA;
-    s.gdt_limit = (XEN_GDT_RESERVED_PAGE + 1) * PAGE_SIZE - 1;
-    s.idt_base = s.idt_limit = 0;
-    s.cr0 = c->cr0;
     s.cr3 = c->kernel_cr3;
-    s.cr4 = c->cr4;
-    s.efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
     vitro_vcpu_set_sregs(c->vcpu, &s);
     r.gpr[RSI] = g->virt_base + (p->start << PAGE_SHIFT);
     r.gpr[RSP] = g->virt_base + ((p->stack + 1) << PAGE_SHIFT);

@@ -26,6 +26,8 @@ struct xen_config {
     void (*console)(void *opaque, const u8 *bytes, size_t len);
     void *shutdown_opaque;
     void (*shutdown)(void *opaque, unsigned reason); /* XEN_SHUTDOWN_* */
+    /* A vCPU that never ran is to start; as in paravirt.h. */
+    bool (*start)(void *opaque, unsigned vcpu, const struct vitro_sregs *sregs, const struct vitro_regs *regs);
 };
 
 /* What a loader found, and what goes with it. */
