@@ -177,8 +177,10 @@ struct xen_netif_extra {
 };
 XEN_ASSERT(sizeof(struct xen_netif_tx_request) == 12 && sizeof(struct xen_netif_rx_response) == 8 &&
            sizeof(struct xen_netif_extra) == 8, "network ring");
-#define XEN_NETIF_csum_blank 1u     /* the checksum covers the pseudo header only */
-#define XEN_NETIF_data_validated 2u
+#define XEN_NETTXF_csum_blank 1u     /* the checksum covers the pseudo header only */
+#define XEN_NETTXF_data_validated 2u
+#define XEN_NETRXF_data_validated 1u /* the other way round in this direction */
+#define XEN_NETRXF_csum_blank 2u
 #define XEN_NETIF_more_data 4u
 #define XEN_NETIF_extra_info 8u
 #define XEN_NETIF_EXTRA_GSO 1u

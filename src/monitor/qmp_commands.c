@@ -119,7 +119,11 @@ CMD(system_powerdown)
 {
     if (vm->pause.paused)
         return control_fail(e, "the VM is paused: resume it first");
-    machine_power_button(vm->machine);
+    const char *why = xen_wanted(vm->config) ? xen_power_button(vm) : NULL;
+    if (why)
+        return control_fail(e, "%s", why);
+    if (!xen_wanted(vm->config))
+        machine_power_button(vm->machine);
     control_event(ctl, "POWERDOWN", NULL);
     return 0;
 }

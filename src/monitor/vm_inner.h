@@ -108,6 +108,8 @@ int xen_add_memory(struct guest *vm);
 int xen_load_guest(struct guest *vm);
 /* xen_devices - its disks and network cards, before it is loaded. */
 int xen_devices(struct guest *vm);
+/* xen_power_button - ask the guest to power off; NULL, or a sentence. */
+const char *xen_power_button(struct guest *vm);
 
 /* -- pause.c --------------------------------------------------------------------------------- */
 void vm_pause_init(struct guest *vm);

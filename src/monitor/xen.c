@@ -88,13 +88,40 @@ static int add_disk(struct guest *vm, unsigned i)
     return r;
 }
 
+static int add_nic(struct guest *vm, unsigned i)
+{
+    const struct nic *nic = &vm->config->nic[i];
+    struct net_backend *be;
+    char name[16];
+    u8 mac[6];
+    int r = devices_net(nic, i, &be, mac);
+
+    if (r)
+        return r;
+    r = xen_net_attach(paravirt_xen(vm->pv), be, mac, nic->queues, name);
+    if (r)
+        say("cannot make network card %u: %s", i, strerror(-r));
+    return r;
+}
+
 int xen_devices(struct guest *vm)
 {
     int r = 0;
 
+    for (unsigned i = 0; i < vm->config->nr_nics && !r; i++)
+        r = add_nic(vm, i);
+
     for (unsigned i = 0; i < vm->config->nr_drives && !r; i++)
         r = add_disk(vm, i);
     return r;
+}
+
+const char *xen_power_button(struct guest *vm)
+{
+    int r = xen_ask_shutdown(paravirt_xen(vm->pv), "poweroff");
+
+    return !r || r == -EBUSY /* it has been asked */ ? NULL :
+           r == -ENOTCONN ? "the guest does not listen yet, or never will: it has no watch on control/shutdown" : strerror(-r);
 }
 
 const char *xen_refuses(const struct config *c)
@@ -106,8 +133,9 @@ const char *xen_refuses(const struct config *c)
         if (d->kind != DRIVE_DISK || (d->bus_given && d->bus != DRIVE_VIRTIO) || d->packed || d->mmio)
             return "--pv xen: a Xen PV guest has Xen's disks only: --disk FILE, without another if= and without virtio's own keys";
     }
-    if (c->nr_nics)
-        return "--pv xen: a Xen PV guest has no network yet; leave --net out";
+    for (unsigned i = 0; i < c->nr_nics; i++)
+        if (c->nic[i].vitro || c->nic[i].e1000 || c->nic[i].packed || c->nic[i].mmio)
+            return "--pv xen: a Xen PV guest has Xen's network cards only: --net without another if= and without virtio's own keys";
     if (c->rng || c->balloon || c->hvc || c->vsock || c->nr_shares)
         return "--pv xen: a Xen PV guest has no PCI: leave --rng, --balloon, --hvc, --vsock and --share out";
     if (c->firmware || c->screen || c->vnc || c->nr_modules)

@@ -79,6 +79,12 @@ int net_tap_create(const char *ifname, struct net_backend **out, char *err);
 /* net_null_create - a cable that leads nowhere. 0 or -ENOMEM. */
 int net_null_create(struct net_backend **out, char *err);
 
+/* -- flow.c ------------------------------------------------------------------------------------ */
+
+/* net_flow - the same number for both directions of a TCP or UDP flow over IPv4, else 0; of a frame's first bytes. */
+#define NET_FLOW_BYTES 38u
+u32 net_flow(const u8 *frame, size_t len);
+
 /* -- csum.c ------------------------------------------------------------------------------------ */
 
 /*

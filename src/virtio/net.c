@@ -54,21 +54,6 @@ static struct virtio_net *net_of(const struct virtio_dev *dev)
     return container_of(dev, struct virtio_net, dev);
 }
 
-/* The same number for both directions of a TCP or UDP flow over IPv4. */
-static unsigned flow_hash(const u8 *f, size_t len)
-{
-    u32 a, b, h = 0;
-    u16 p, q;
-    if (len < 38 || f[12] != 8 || f[13] || (f[14] & 15) != 5 || (f[23] != 6 && f[23] != 17))
-        return 0;
-    memcpy(&a, f + 26, 4);
-    memcpy(&b, f + 30, 4);
-    memcpy(&p, f + 34, 2);
-    memcpy(&q, f + 36, 2);
-    h = (a ^ b) * 0x9e3779b1u + (u32)(p ^ q) * 0x85ebca6bu;
-    return (h ^ h >> 15) % FLOWS;
-}
-
 /* -- Receive ------------------------------------------------------------------------------------ */
 
 struct piece { u16 id, nr_desc; u32 len; };
@@ -120,7 +105,7 @@ static bool net_receive(void *card, const struct net_hdr *hdr, const u8 *frame, 
 {
     struct virtio_net *net = card;
     unsigned pairs = atomic_load(&net->pairs);
-    unsigned pair = pairs > 1 ? atomic_load(&net->flow[flow_hash(frame, len)]) % pairs : 0;
+    unsigned pair = pairs > 1 ? atomic_load(&net->flow[net_flow(frame, len) % FLOWS]) % pairs : 0;
     struct virtio_queue *q = &net->dev.queue[2 * pair];
     struct net_hdr h = *hdr;
     bool taken = true;
@@ -158,7 +143,7 @@ static void send_chain(struct virtio_net *net, unsigned pair, const struct vq_ch
 {
     struct iovec iov[VQ_SEGS_MAX];
     struct net_hdr hdr;
-    u8 start[38];
+    u8 start[NET_FLOW_BYTES];
 
     if (vq_copy_out(c, 0, &hdr, HDR_LEN) != HDR_LEN || !hdr_is_sane(net, &hdr))
         return;
@@ -168,7 +153,7 @@ static void send_chain(struct virtio_net *net, unsigned pair, const struct vq_ch
         return;
     if (net->pairs_max > 1) {
         u64 got = vq_copy_out(c, HDR_LEN, start, sizeof(start));
-        atomic_store(&net->flow[flow_hash(start, got)], (unsigned char)pair);
+        atomic_store(&net->flow[net_flow(start, got) % FLOWS], (unsigned char)pair);
     }
     hdr.num_buffers = 0;
     net->be->ops->send(net->be, &hdr, iov, (unsigned)n);

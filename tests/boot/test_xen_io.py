@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 """Disks and network cards of Debian's stock kernel as a Xen PV guest: its own drivers, our back ends."""
+import hashlib
 import os
 import re
 import subprocess
 import sys
 import tempfile
 
-from harness import GUEST, Skip, Vitro, check, error_line, main, script
+from harness import BUILD, GUEST, Skip, Vitro, check, error_line, main, script
 from test_disk import MIB, Image
+from test_net import UP, Server, Sink
 
 KERNEL = os.path.join(GUEST, "vmlinuz")
 INITRD = os.path.join(GUEST, "initrd.img")
@@ -101,11 +103,48 @@ def test_qcow2():
             check(f.read(9 * MIB) == b"vitro\n" * (3 * MIB // 2), "the image holds something else")
 
 
+def test_network():
+    """Ping, and TCP both ways: what arrives is what was sent. DHCP too."""
+    for options in ("", ",mtu=1500,queues=2"):
+        sink = Sink()
+        with Server(8) as server:
+            out = run_script("ip link set eth0 up; udhcpc -i eth0 -q -n -s /bin/true 2>&1\n" + UP + "ping -c 2 10.0.2.2\n"
+                             f"wget -q -O - http://10.0.2.2:{server.port}/ | md5sum\n"
+                             "dd if=/dev/urandom of=/tmp/f bs=1M count=8 2>/dev/null; md5sum /tmp/f\n"
+                             f"nc 10.0.2.2 {sink.port} < /tmp/f; cat /sys/class/net/eth0/address; grep -c eth0 /proc/interrupts",
+                             "--net", "user" + options)
+            sink.thread.join(30)
+            check("lease of 10.0.2.15 obtained from 10.0.2.2" in out, out[-1500:])
+            check("2 packets received" in out, "no answer to a ping: " + out[-1500:])
+            check(hashlib.md5(server.body).hexdigest() in out, f"{options}: the download is wrong: " + out[-1500:])
+            check(sink.md5 and sink.md5 in out, f"{options}: the upload is wrong: {sink.md5} " + out[-1500:])
+            check("52:54:00:12:34:56" in out, "another address")
+
+
+def test_disk_and_network_together():
+    with Image(16, fill=True) as image, Server(4) as server:
+        out = run_script(UP + f"for i in 1 2 3; do md5sum /dev/xvda & wget -q -O - http://10.0.2.2:{server.port}/ | md5sum & wait; done",
+                         "--net", "user", "--disk", image.path)
+        check(out.count(image.md5()) == 3 and out.count(hashlib.md5(server.body).hexdigest()) == 3, out[-1500:])
+
+
+def test_stop():
+    """`vitro stop` asks by xenstore; the guest's kernel ends the machine."""
+    name = f"xen-stop-{os.getpid()}"
+    with Vitro(*XEN, "--name", name, "--initrd", INITRD) as v:
+        v.to_shell()
+        stopped = subprocess.run([os.path.join(BUILD, "vitro"), "stop", name], capture_output=True, text=True)
+        check(stopped.returncode == 0 and "has ended" in stopped.stdout, stopped.stdout + stopped.stderr)
+        check(v.wait() == 0, v.tail())
+
+
 def test_refusals():
     with Image(1) as image:
         for option in ",if=ide", ",if=vitro", ",packed=on", ",transport=mmio":
             check("Xen's disks" in error_line(*XEN, "--disk", image.path + option, status=2), option)
         check("Xen's disks" in error_line(*XEN, "--cdrom", image.path, status=2), "--cdrom")
+    for option in ",if=e1000", ",packed=on":
+        check("Xen's network" in error_line(*XEN, "--net", "user" + option, status=2), option)
 
 
 if __name__ == "__main__":

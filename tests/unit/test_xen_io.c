@@ -3,6 +3,7 @@
  */
 #include "tests/lib/check.h"
 #include "tests/lib/pvguest.h"
+#include "net/net.h"
 #include "paravirt/xen/io.h"
 #include "storage/disk.h"
 #include <stdarg.h>
@@ -526,6 +527,211 @@ static void test_disk_refusals(void)
     pvguest_free(&g);
 }
 
+/* -- A network card ------------------------------------------------------------------------------------------------ */
+
+#define NET_DIR "device/vif/0"
+#define NET_BACK "/local/domain/0/backend/vif/1/0"
+
+/* What is behind it: keeps what was sent last. */
+struct wire {
+    struct net_backend be;
+    struct net_port port;
+    struct net_hdr hdr;
+    u8 frame[NET_FRAME_MAX];
+    size_t len;
+    unsigned sent, rooms, offload;
+};
+static struct wire *wire;
+
+static int wire_start(struct net_backend *be, const struct net_port *port)
+{
+    ((struct wire *)be)->port = *port;
+    return 0;
+}
+static void wire_stop(struct net_backend *be) { (void)be; }
+static void wire_free(struct net_backend *be) { free(be); wire = NULL; }
+static void wire_room(struct net_backend *be) { ((struct wire *)be)->rooms++; }
+static void wire_offload(struct net_backend *be, unsigned offload) { ((struct wire *)be)->offload = offload; }
+static void wire_send(struct net_backend *be, const struct net_hdr *hdr, const struct iovec *iov, unsigned nr)
+{
+    struct wire *w = (struct wire *)be;
+    w->hdr = *hdr;
+    w->len = 0;
+    for (unsigned i = 0; i < nr; w->len += iov[i++].iov_len)
+        memcpy(w->frame + w->len, iov[i].iov_base, iov[i].iov_len);
+    w->sent++;
+}
+static const struct net_ops wire_ops = { "wire", wire_start, wire_stop, wire_send, NULL, wire_room, wire_offload, wire_free };
+
+static void net_write(const char *node, u64 value)
+{
+    char path[60];
+    snprintf(path, sizeof(path), NET_DIR "/%s", node);
+    CHECK(!strcmp(store(XS_WRITE, path, "%llu", (unsigned long long)value), "OK"));
+}
+
+static struct xen_ring_header *tx, *rx;
+static u32 net_port;
+
+static void net_make(void)
+{
+    char name[16];
+
+    pvguest_make(&g, "");
+    put(DATA, &(struct xen_gnttab_setup){ .dom = XEN_DOMID_SELF, .nr_frames = 2, .frame_list = DATA + 64 }, sizeof(struct xen_gnttab_setup));
+    CHECK(!pv_call(&g, XEN_grant_table_op, XEN_GNTTABOP_setup_table, DATA, 1, 0));
+    wire = calloc(1, sizeof(*wire));
+    wire->be = (struct net_backend){ &wire_ops, NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO4, NET_OFFLOAD_TSO4, 1500 };
+    CHECK(!xen_net_attach(g.xen, &wire->be, (const u8[6]){ 2, 0, 0, 0, 0xab, 1 }, 1, name) && !strcmp(name, "vif0"));
+    tx = (struct xen_ring_header *)page(FRAME(0));
+    rx = (struct xen_ring_header *)page(FRAME(1));
+    memset(tx, 0, PAGE_SIZE);
+    memset(rx, 0, PAGE_SIZE);
+    tx->rsp_event = rx->rsp_event = 1;
+    for (unsigned i = 0; i < 40; i++)
+        grant(8 + i, 0, XEN_GTF_permit_access, FRAME(i));
+    net_write("tx-ring-ref", 8);
+    net_write("rx-ring-ref", 9);
+    net_port = offer_port(0);
+    net_write("event-channel", net_port);
+}
+
+static void send_slot(struct xen_netif_tx_request r)
+{
+    memcpy((u8 *)(tx + 1) + tx->req_prod++ % 256 * 12, &r, sizeof(r));
+}
+static struct xen_netif_tx_response sent(u32 i)
+{
+    struct xen_netif_tx_response r;
+    memcpy(&r, (u8 *)(tx + 1) + i % 256 * 12, sizeof(r));
+    return r;
+}
+static struct xen_netif_rx_response got(u32 i)
+{
+    struct xen_netif_rx_response r;
+    memcpy(&r, (u8 *)(rx + 1) + i % 256 * 8, sizeof(r));
+    return r;
+}
+
+static void test_net(void)
+{
+    u8 frame[9000];
+
+    net_make();
+    CHECK(becomes(NET_BACK "/state", "2") && becomes(NET_BACK "/feature-rx-copy", "1") && becomes(NET_DIR "/mac", "02:00:00:00:ab:01"));
+    CHECK(becomes(NET_BACK "/feature-gso-tcpv4", "1") && becomes(NET_BACK "/feature-gso-tcpv6", "0") && becomes(NET_BACK "/feature-ctrl-ring", "0"));
+    net_write("request-rx-copy", 1);
+    net_write("feature-sg", 1);
+    net_write("feature-gso-tcpv4", 1);
+    net_write("feature-ipv6-csum-offload", 1);
+    /* Sent before there was anybody: it goes out when there is. */
+    memset(page(FRAME(20)), 0x21, PAGE_SIZE);
+    send_slot((struct xen_netif_tx_request){ .gref = 28, .offset = 100, .id = 7, .size = 60 });
+    net_write("state", XENBUS_CONNECTED);
+    CHECK(becomes(NET_BACK "/state", "4") && wire->sent == 1 && wire->len == 60 && wire->frame[59] == 0x21 && !wire->hdr.flags);
+    CHECK(tx->rsp_prod == 1 && sent(0).id == 7 && sent(0).status == XEN_NETIF_OKAY && table()[28].flags == XEN_GTF_permit_access);
+    CHECK(wire->offload == (NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO4));
+    /* A TCP packet of two pages, whose checksums and segments are left to us. */
+    u8 *p = page(FRAME(20));
+    memset(p, 0, PAGE_SIZE);
+    p[12] = 8, p[14] = 0x45, p[23] = 6, p[34 + 12] = 0x50;
+    send_slot((struct xen_netif_tx_request){ .gref = 28, .size = 3100, .id = 1, .flags = XEN_NETTXF_csum_blank | XEN_NETTXF_data_validated |
+                                                                           XEN_NETIF_extra_info | XEN_NETIF_more_data });
+    const struct xen_netif_extra e = { .type = XEN_NETIF_EXTRA_GSO, .size = 1448, .gso_type = XEN_NETIF_GSO_TCPV4 };
+    struct xen_netif_tx_request r = { 0 };
+    memcpy(&r, &e, sizeof(e));
+    send_slot(r);
+    send_slot((struct xen_netif_tx_request){ .gref = 29, .offset = 96, .size = 3000, .id = 2 });
+    ring_bell(net_port);
+    CHECK(wire->sent == 2 && wire->len == 3100 && wire->hdr.flags == NET_NEEDS_CSUM && wire->hdr.csum_start == 34 && wire->hdr.csum_offset == 16 &&
+          wire->hdr.gso_type == NET_GSO_TCPV4 && wire->hdr.gso_size == 1448 && wire->hdr.hdr_len == 54);
+    CHECK(tx->rsp_prod == 4 && sent(1).id == 1 && !sent(1).status && sent(2).status == XEN_NETIF_NULL && sent(3).id == 2 && !sent(3).status);
+    /* What makes no sense: an error, and nothing is sent. */
+    const struct xen_netif_tx_request bad[] = {
+        { .gref = 28, .size = 0 }, { .gref = 28, .size = 13 }, { .gref = 28, .offset = 4000, .size = 97 }, { .gref = 7, .size = 60 },
+        { .gref = ~0u, .size = 60 }, { .gref = 29, .size = 60, .flags = XEN_NETTXF_csum_blank },
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+        send_slot(bad[i]);
+        ring_bell(net_port);
+        CHECK_MSG(wire->sent == 2 && tx->rsp_prod == 5 + i && sent(4 + i).status == XEN_NETIF_ERROR, "bad %u", i);
+    }
+    u32 at = tx->rsp_prod;
+    send_slot((struct xen_netif_tx_request){ .gref = 28, .size = 100, .flags = XEN_NETIF_more_data }); /* the rest is longer than the whole */
+    send_slot((struct xen_netif_tx_request){ .gref = 29, .size = 100 });
+    ring_bell(net_port);
+    CHECK(wire->sent == 2 && tx->rsp_prod == at + 2 && sent(at).status == XEN_NETIF_ERROR && sent(at + 1).status == XEN_NETIF_ERROR);
+    /* To the guest: no room; then room for one in three pages, with an extra. */
+    for (unsigned i = 0; i < sizeof(frame); i++)
+        frame[i] = (u8)(i * 7);
+    const struct net_hdr gso = { .flags = NET_NEEDS_CSUM, .gso_type = NET_GSO_TCPV4, .gso_size = 1448 };
+    CHECK(!wire->port.receive(wire->port.card, &gso, frame, sizeof(frame)) && rx->req_event == 4);
+    for (unsigned i = 0; i < 5; i++) {
+        const struct xen_netif_rx_request q = { .id = (u16)(100 + i), .gref = i == 4 ? 3 : 30 + i };
+        memcpy((u8 *)(rx + 1) + i * 8, &q, 8);
+    }
+    rx->req_prod = 4;
+    ring_bell(net_port);
+    CHECK(wire->rooms == 1 && wire->port.receive(wire->port.card, &gso, frame, sizeof(frame)) && rx->rsp_prod == 4);
+    CHECK(got(0).id == 100 && got(0).status == 4096 && got(0).flags == (XEN_NETRXF_csum_blank | XEN_NETRXF_data_validated | XEN_NETIF_extra_info | XEN_NETIF_more_data));
+    struct xen_netif_extra x;
+    memcpy(&x, (u8 *)(rx + 1) + 8, sizeof(x));
+    CHECK(x.type == XEN_NETIF_EXTRA_GSO && x.size == 1448 && x.gso_type == XEN_NETIF_GSO_TCPV4 && !x.flags);
+    CHECK(got(2).id == 102 && got(2).status == 4096 && got(2).flags == XEN_NETIF_more_data && got(3).id == 103 && got(3).status == 808 && !got(3).flags);
+    CHECK(!memcmp(page(FRAME(22)), frame, 4096) && !memcmp(page(FRAME(24)), frame + 4096, 4096) && !memcmp(page(FRAME(25)), frame + 8192, 808));
+    CHECK(table()[30].flags == XEN_GTF_permit_access);
+    CHECK(g.xen->shared->evtchn_pending[net_port >> 6] >> (net_port & 63) & 1);
+    /* Nowhere to put it: the slot says so. */
+    const struct net_hdr plain = { .flags = NET_DATA_VALID };
+    rx->req_prod = 5;
+    CHECK(wire->port.receive(wire->port.card, &plain, frame, 60) && rx->rsp_prod == 5 && got(4).status == XEN_NETIF_ERROR && got(4).id == 104);
+    /* A packet without an end: nothing more is taken. */
+    at = tx->rsp_prod;
+    send_slot((struct xen_netif_tx_request){ .gref = 28, .size = 100, .flags = XEN_NETIF_more_data });
+    ring_bell(net_port);
+    send_slot((struct xen_netif_tx_request){ .gref = 28, .size = 60 });
+    ring_bell(net_port);
+    CHECK(wire->sent == 2 && tx->rsp_prod == at);
+    CHECK(!xen_detach(g.xen, "vif0"));
+    CHECK(becomes(NET_BACK "/state", "5"));
+    net_write("state", XENBUS_CLOSED);
+    CHECK(becomes(NET_BACK, "ENOENT") && !wire && table()[8].flags == XEN_GTF_permit_access);
+    pvguest_free(&g);
+}
+
+static void test_net_refusals(void)
+{
+    static const struct { const char *node; u64 value; const char *word; } bad[] = {
+        { "request-rx-copy", 0, "copy" }, { "tx-ring-ref", 3, "tx-ring-ref" }, { "rx-ring-ref", 1u << 31, "rx-ring-ref" },
+        { "event-channel", 9999, "event-channel" }, { "event-channel", 3000, "event-channel" }, { "multi-queue-num-queues", 2, "queues" },
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+        net_make();
+        net_write("request-rx-copy", 1);
+        net_write(bad[i].node, bad[i].value);
+        net_write("state", XENBUS_CONNECTED);
+        CHECK(becomes(NET_BACK "/state", "5") && strstr(store(XS_READ, NET_BACK "/error", "%s", ""), bad[i].word));
+        CHECK(table()[8].flags == XEN_GTF_permit_access && table()[9].flags == XEN_GTF_permit_access);
+        CHECK(wire->port.receive(wire->port.card, &(struct net_hdr){ 0 }, (const u8 *)"nobody there", 12)); /* lost */
+        pvguest_free(&g);
+    }
+}
+
+/* -- control/shutdown ------------------------------------------------------------------------------------------------------ */
+
+static void test_shutdown(void)
+{
+    pvguest_make(&g, "");
+    CHECK(xen_ask_shutdown(g.xen, "poweroff") == -ENOTCONN);
+    CHECK(!strcmp(store(XS_WATCH, "control/shutdown", "tok%c", 0), "OK") && pv_take(&g));
+    CHECK(!xen_ask_shutdown(g.xen, "poweroff") && pv_take(&g) && pv_head.type == XS_WATCH_EVENT && !strcmp(pv_reply, "control/shutdown"));
+    CHECK(becomes("control/shutdown", "poweroff") && xen_ask_shutdown(g.xen, "reboot") == -EBUSY);
+    CHECK(store(XS_WRITE, "control/shutdown", "%s", "") && pv_take(&g));
+    CHECK(!xen_ask_shutdown(g.xen, "reboot"));
+    pvguest_free(&g);
+}
+
 int main(void)
 {
     test_table();
@@ -534,5 +740,8 @@ int main(void)
     test_disk();
     test_disk_variants();
     test_disk_refusals();
+    test_net();
+    test_net_refusals();
+    test_shutdown();
     return check_done("xen_io");
 }

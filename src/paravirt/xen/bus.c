@@ -335,4 +335,5 @@ void bus_destroy(struct xen *x)
     }
     pthread_cond_destroy(&bus->cond);
     free(bus);
+    x->bus = NULL;
 }

@@ -607,6 +607,26 @@ void store_flush(struct store *s)
         port_raise(s->x, s->x->store_port);
 }
 
+int xen_ask_shutdown(struct xen *x, const char *how)
+{
+    static const char node[] = HOME "/control/shutdown";
+    struct store *s = x->store;
+    char now[32], at[PATH_MAX_ABS + 1];
+    bool listens = false;
+    int r = -ENOTCONN;
+
+    pthread_mutex_lock(&x->lock);
+    for (unsigned i = 0; i < s->nr_watches; i++)
+        listens |= absolute(at, s->watch[i].path) && !strcmp(at, node);
+    if (listens)
+        r = store_get(s, node, now, sizeof(now)) && now[0] ? -EBUSY : 0;
+    if (!r && !store_put(s, true, node, "%s", how))
+        r = -ENOMEM;
+    store_flush(s);
+    pthread_mutex_unlock(&x->lock);
+    return r;
+}
+
 /* -- Life ---------------------------------------------------------------------------------------------------------------------------- */
 
 struct store *store_create(struct xen *x)

@@ -67,6 +67,12 @@ void xen_clock_skip(struct xen *x, u64 ticks);
 long xen_console_room(struct xen *x);
 void xen_console_feed(struct xen *x, const u8 *bytes, size_t len);
 
+/*
+ * xen_ask_shutdown - ask the guest to end by itself, by xenstore: "poweroff", "reboot" or "halt". 0; -EBUSY: it has not taken what it was
+ * asked before; -ENOTCONN: nobody in it listens yet.
+ */
+int xen_ask_shutdown(struct xen *x, const char *how);
+
 /* -- Devices of split drivers: at the start, or while the guest runs ------------------------------------------------- */
 
 struct xen_disk {
@@ -78,6 +84,8 @@ struct xen_disk {
 /* xen_disk_attach - a disk, and what it is called ("xvda"). On success the disk is the guest's, and closed with it. 0; -ENOSPC:
  * there are 16; -errno. */
 int xen_disk_attach(struct xen *x, const struct xen_disk *disk, char name[16]);
+/* xen_net_attach - a network card, and what it is called ("vif0"). What is behind it is the guest's, also on failure. 0 or -errno. */
+int xen_net_attach(struct xen *x, struct net_backend *be, const u8 mac[6], unsigned queues, char name[16]);
 /* xen_detach - ask the guest to let go of a device; it is gone when xen_attached() says so. 0 or -ENOENT. */
 int xen_detach(struct xen *x, const char *name);
 bool xen_attached(struct xen *x, const char *name);
