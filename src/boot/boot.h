@@ -119,6 +119,23 @@ struct boot_xen {
 int xenimage_load(struct ram *ram, const struct boot_input *in, struct boot_xen *x, char *err);
 int bzimage_load(struct ram *ram, const struct boot_input *in,
                  struct boot_entry *entry, char *err);
+/*
+ * bzimage_load_16 - the pieces of a bzImage for its 16-bit entry under a BIOS; whoever starts it puts them where they belong:
+ * the setup code at BOOT_SETUP, entered at its offset 0x200, the kernel at BOOT_KERNEL_16, the initrd at initrd_at (0: none),
+ * the command line at BOOT_CMDLINE. `setup` is to be freed. Errors as boot_load().
+ */
+#define BOOT_SETUP 0x10000u
+#define BOOT_KERNEL_16 0x100000u
+struct boot_16 {
+    u8 *setup;
+    const u8 *kernel; /* in the image */
+    u32 setup_size, kernel_size, initrd_at, initrd_size, cmdline_size;
+};
+int bzimage_load_16(struct ram *ram, const struct boot_input *in, struct boot_16 *b, char *err);
+/* linuxboot_rom_make - an option ROM that does so, from items of fw_cfg with these keys (linuxboot.c). */
+#define LINUXBOOT_ROM_SIZE 512
+enum { LINUXBOOT_KERNEL_DATA = 0x11, LINUXBOOT_INITRD_DATA = 0x12, LINUXBOOT_CMDLINE_DATA = 0x15, LINUXBOOT_SETUP_DATA = 0x18 };
+void linuxboot_rom_make(const struct boot_16 *b, u8 rom[LINUXBOOT_ROM_SIZE]);
 /* ELF with a PVH note, or what has a Multiboot header of either version: entered in 32-bit protected mode. */
 bool pvh_probe(const u8 *image, u64 size);
 int pvh_load(struct ram *ram, const struct boot_input *in, struct boot_entry *entry, char *err);
@@ -171,6 +188,8 @@ int boot_place_cmdline(struct ram *ram, const struct boot_input *in, u64 max,
  */
 int boot_place_initrd(struct ram *ram, const struct boot_input *in, u64 top,
                       u64 avoid, u64 avoid_end, gpa_t *gpa, char *err);
+/* boot_find_room - as boot_place_initrd, for `size` bytes; 0: there is none. */
+gpa_t boot_find_room(struct ram *ram, const struct boot_input *in, u64 size, u64 top, u64 avoid, u64 avoid_end);
 /* boot_ram_has - [gpa, gpa+size) lies in one usable e820 range, and is RAM. */
 bool boot_ram_has(struct ram *ram, const struct boot_input *in, gpa_t gpa,
                   u64 size);

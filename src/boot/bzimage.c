@@ -3,11 +3,13 @@
  * to be and entered at its offset 0x200, or at its start if the kernel is a 32-bit one; the real-mode part is only read for
  * its header.
  * Source: Linux Documentation/arch/x86/boot.rst.
+ * By the 16-bit protocol (bzimage_load_16) all of it is run, by a BIOS; the pieces are only prepared here.
  * Not done: kernels before protocol 2.12; loading above 4 GiB.
  */
 #include "boot/boot.h"
 #include "boot/params.h"
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 static u16 get16(const u8 *p)
@@ -151,5 +153,60 @@ int bzimage_load(struct ram *ram, const struct boot_input *in,
         boot_env_32(ram, &e);
     e.rip = k.pref + (k.wide ? 0x200 : 0);
     *entry = e;
+    return 0;
+}
+
+/* The kernel is unpacked to pref_address whichever way it is entered; firmware keeps its tables right below the end of RAM. */
+#define FIRMWARE_RESERVE 0x200000u
+int bzimage_load_16(struct ram *ram, const struct boot_input *in, struct boot_16 *b, char *err)
+{
+    struct bzimage k;
+    u64 ram_end = 0;
+
+    memset(b, 0, sizeof(*b));
+    if (!bzimage_probe(in->kernel, in->kernel_size))
+        return boot_fail(err, -ENOEXEC, "%s: not a bzImage, and firmware starts nothing else by --kernel; leave out --firmware",
+                         in->kernel_name);
+    int r = bzimage_parse(in, &k, err);
+    if (r)
+        return r;
+    if (!boot_ram_has(ram, in, k.pref, k.init_size))
+        return boot_fail(err, -ENOMEM, "%s: too little memory: the kernel needs %llu MiB to unpack; give the guest more with --mem",
+                         in->kernel_name, (unsigned long long)(k.pref + k.init_size + 0xfffff) >> 20);
+    u32 cmdline_max = get32(k.header + BP_CMDLINE_SIZE);
+    size_t cmdline = strlen(in->cmdline ? in->cmdline : "");
+    if (cmdline > (cmdline_max ? cmdline_max : 255) || cmdline >= BOOT_CMDLINE_MAX)
+        return boot_fail(err, -E2BIG, "the kernel command line has %zu bytes; this kernel takes %u; shorten --append", cmdline,
+                         cmdline_max ? cmdline_max : 255);
+    for (unsigned i = 0; i < in->nr_e820; i++)
+        if (in->e820[i].type == BOOT_E820_RAM && in->e820[i].addr < BITULL(32))
+            ram_end = MAX(ram_end, in->e820[i].addr + in->e820[i].size);
+    if (in->initrd_name && in->initrd_size) {
+        u64 size = (in->initrd_size + PAGE_SIZE - 1) & PAGE_MASK;
+        u64 top = MIN((u64)get32(k.header + BP_INITRD_ADDR_MAX) + 1, ram_end > FIRMWARE_RESERVE ? ram_end - FIRMWARE_RESERVE : 0);
+        b->initrd_at = (u32)boot_find_room(ram, in, size, top, BOOT_KERNEL_16, k.pref + k.init_size);
+        b->initrd_size = (u32)in->initrd_size;
+        if (!b->initrd_at)
+            return boot_fail(err, -ENOMEM, "%s: the initrd (%llu KiB) does not fit beside the kernel and the firmware's tables; "
+                             "give the guest more memory with --mem", in->initrd_name,
+                             (unsigned long long)(in->initrd_size + 1023) / 1024);
+    }
+    b->cmdline_size = (u32)cmdline + 1;
+    b->kernel = k.code;
+    b->kernel_size = (u32)k.code_size;
+    b->setup_size = (u32)(k.code - in->kernel);
+    if (b->setup_size > 0x8200) /* boot.rst: at most 64 sectors behind the first */
+        return boot_fail(err, -EINVAL, "%s: damaged: %u bytes of real-mode code; get the file again", in->kernel_name, b->setup_size);
+    b->setup = malloc(b->setup_size);
+    if (!b->setup)
+        return boot_fail(err, -ENOMEM, "no memory for %s", in->kernel_name);
+    memcpy(b->setup, in->kernel, b->setup_size);
+    b->setup[BP_TYPE_OF_LOADER] = 0xff;
+    b->setup[BP_LOADFLAGS] |= CAN_USE_HEAP;
+    b->setup[BP_HEAP_END_PTR] = 0xf0;
+    b->setup[BP_HEAP_END_PTR + 1] = 0xfd; /* the stack's top is at 0xfff0 */
+    put32(b->setup + BP_CMD_LINE_PTR, BOOT_CMDLINE);
+    put32(b->setup + BP_RAMDISK_IMAGE, b->initrd_at);
+    put32(b->setup + BP_RAMDISK_SIZE, b->initrd_at ? b->initrd_size : 0);
     return 0;
 }

@@ -136,7 +136,7 @@ bool boot_ram_has(struct ram *ram, const struct boot_input *in, gpa_t gpa,
 }
 
 /* The highest place for size bytes (whole pages) that is RAM, below top and clear of [avoid, avoid_end); 0: none. */
-static gpa_t find_room(struct ram *ram, const struct boot_input *in, u64 size, u64 top, u64 avoid, u64 avoid_end)
+gpa_t boot_find_room(struct ram *ram, const struct boot_input *in, u64 size, u64 top, u64 avoid, u64 avoid_end)
 {
     gpa_t best = 0;
 
@@ -169,7 +169,7 @@ int boot_place_initrd(struct ram *ram, const struct boot_input *in, u64 top,
     *gpa = 0;
     if (!in->initrd_name || !in->initrd_size)
         return 0;
-    gpa_t best = find_room(ram, in, size, top, avoid, avoid_end);
+    gpa_t best = boot_find_room(ram, in, size, top, avoid, avoid_end);
     void *to = best ? ram_ptr(ram, best, in->initrd_size) : NULL;
     if (!to)
         return boot_fail(err, -ENOMEM,
@@ -195,7 +195,7 @@ int boot_place_modules(struct ram *ram, const struct boot_input *in, u64 avoid, 
         all[n++] = in->module[i];
     for (unsigned i = 0; i < n; i++)
         size += (all[i].size + PAGE_SIZE - 1) & PAGE_MASK;
-    gpa_t at = size ? find_room(ram, in, size, BITULL(32), avoid, avoid_end) : 0;
+    gpa_t at = size ? boot_find_room(ram, in, size, BITULL(32), avoid, avoid_end) : 0;
     if (size && !at)
         return boot_fail(err, -ENOMEM, "%s: its %u modules (%llu KiB) do not fit beside it; give the guest more "
                          "memory with --mem", in->kernel_name, n, (unsigned long long)size / 1024);

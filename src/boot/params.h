@@ -26,6 +26,7 @@
 #define BP_LOADFLAGS 0x211       /* u8; bit 0: loaded high */
 #define BP_RAMDISK_IMAGE 0x218   /* u32 */
 #define BP_RAMDISK_SIZE 0x21c    /* u32 */
+#define BP_HEAP_END_PTR 0x224    /* u16, from the real-mode part, less 0x200 */
 #define BP_CMD_LINE_PTR 0x228    /* u32 */
 #define BP_INITRD_ADDR_MAX 0x22c /* u32, last usable byte */
 #define BP_KERNEL_ALIGNMENT 0x230 /* u32 */
@@ -40,5 +41,6 @@
 #define BP_MAGIC_VALUE 0x53726448u /* "HdrS" */
 #define BP_VERSION_MIN 0x020c      /* 2.12: xloadflags */
 #define LOADED_HIGH 0x01
+#define CAN_USE_HEAP 0x80
 #define XLF_KERNEL_64 0x0001       /* 64-bit entry point at 0x200 */
 #define XLF_CAN_BE_LOADED_ABOVE_4G 0x0002

@@ -137,6 +137,11 @@ int machine_add_file(struct machine *m, const char *name, const void *data, size
     return fw_cfg_add_file(&m->fw_cfg, name, data, size);
 }
 
+int machine_add_item(struct machine *m, u16 key, const void *data, size_t size)
+{
+    return fw_cfg_add(&m->fw_cfg, key, data, size);
+}
+
 int machine_fill_firmware(struct machine *m)
 {
     const u64 ram = MIN(m->config.ram_size, LAYOUT_LOW_RAM_MAX), none = 0;

@@ -177,6 +177,8 @@ unsigned machine_e820(u64 ram_size, struct machine_range out[MACHINE_MAX_RANGES]
 gpa_t machine_build_acpi(struct machine *m);
 /* machine_add_file - a file for the firmware (fw_cfg). Copied. 0 or -errno of fw_cfg_add_file(). */
 int machine_add_file(struct machine *m, const char *name, const void *data, size_t size);
+/* machine_add_item - the same by number. */
+int machine_add_item(struct machine *m, u16 key, const void *data, size_t size);
 /* machine_fill_firmware - what firmware wants to know: memory map, ACPI and SMBIOS tables, boot
  * order. Once, after the last machine_add_file(), with firmware only. 0 or -errno. */
 int machine_fill_firmware(struct machine *m);

@@ -39,6 +39,26 @@ static bool names_console(const char *s)
     return false;
 }
 
+/* What the kernel is told: a console unless the user names one, then the user's words. */
+static int make_cmdline(struct config *c)
+{
+    /* The leading space lets names_console look one byte back. */
+    char user[CONFIG_CMDLINE_MAX];
+    int n = snprintf(user, sizeof(user), " %s", c->append ? c->append : "");
+    if (n >= 0 && (size_t)n < sizeof(user))
+        n = snprintf(c->cmdline, sizeof(c->cmdline), "%s%s",
+                     names_console(user) ? "" : c->pv & PV_BIT(PV_XEN) ? "console=hvc0" : "console=ttyS0",
+                     user[1] ? user : "");
+    if (n < 0 || (size_t)n >= sizeof(c->cmdline)) {
+        say("--append: longer than any kernel takes (%d bytes)",
+            CONFIG_CMDLINE_MAX - 1);
+        return STATUS_USAGE;
+    }
+    if (c->cmdline[0] == ' ')
+        memmove(c->cmdline, c->cmdline + 1, strlen(c->cmdline));
+    return STATUS_OK;
+}
+
 int config_complete(struct config *c)
 {
     static struct snapshot snapshot;
@@ -66,18 +86,18 @@ int config_complete(struct config *c)
         return STATUS_USAGE;
     }
     if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->nr_option_roms || c->boot.given || c->screen || c->vnc))) {
-        if (c->kernel || c->initrd || c->append) {
-            say("--%s does not go with --firmware, which starts what is on a disk; leave one out",
-                c->kernel ? "kernel" : c->initrd ? "initrd" : "append");
+        if (c->nr_modules || (!c->kernel && (c->initrd || c->append))) {
+            say("--%s does not go with --firmware%s", c->nr_modules ? "module" : c->initrd ? "initrd" : "append",
+                c->nr_modules ? "; leave one out" : " alone, which starts what is on a disk; name a --kernel, too");
             return STATUS_USAGE;
         }
         if (!firmware_find(c->firmware, c->firmware_path, sizeof(c->firmware_path)))
             return STATUS_FAIL;
         c->firmware = c->firmware_path;
-        return STATUS_OK;
+        return c->kernel ? make_cmdline(c) : STATUS_OK;
     }
     if (c->boot.given || c->nr_option_roms || c->screen || c->screenshot || c->nvram || c->vnc) {
-        say("--%s is for firmware; it does not go with --kernel",
+        say("--%s is for firmware; it does not go with --kernel without --firmware",
             c->boot.given ? "boot" : c->nr_option_roms ? "option-rom" : c->screen ? "screen" :
             c->screenshot ? "screenshot" : c->vnc ? "vnc" : "nvram");
         return STATUS_USAGE;
@@ -111,21 +131,7 @@ int config_complete(struct config *c)
         if (c->drive[i].kind == DRIVE_DISK && !c->drive[i].bus_given)
             c->drive[i].bus = DRIVE_VIRTIO;
 
-    /* The leading space lets names_console look one byte back. */
-    char user[CONFIG_CMDLINE_MAX];
-    int n = snprintf(user, sizeof(user), " %s", c->append ? c->append : "");
-    if (n >= 0 && (size_t)n < sizeof(user))
-        n = snprintf(c->cmdline, sizeof(c->cmdline), "%s%s",
-                     names_console(user) ? "" : c->pv & PV_BIT(PV_XEN) ? "console=hvc0" : "console=ttyS0",
-                     user[1] ? user : "");
-    if (n < 0 || (size_t)n >= sizeof(c->cmdline)) {
-        say("--append: longer than any kernel takes (%d bytes)",
-            CONFIG_CMDLINE_MAX - 1);
-        return STATUS_USAGE;
-    }
-    if (c->cmdline[0] == ' ')
-        memmove(c->cmdline, c->cmdline + 1, strlen(c->cmdline));
-    return STATUS_OK;
+    return make_cmdline(c);
 }
 
 void config_forget_snapshot(struct config *c)

@@ -3,6 +3,7 @@
  * until the firmware switches RAM in (82441FX PAM, machine/chips/piix.h).
  */
 #include "monitor/firmware.h"
+#include "boot/boot.h"
 #include "machine/chips/piix.h"
 #include "machine/layout.h"
 #include "machine/machine.h"
@@ -184,10 +185,76 @@ static int add_option_roms(struct guest *vm)
     return 0;
 }
 
+/* The addresses and sizes are for firmware that loads kernels itself, as OVMF does. */
+static int add_pieces(struct guest *vm, const struct boot_input *in, const struct boot_16 *b)
+{
+    const u32 setup_at = BOOT_SETUP, kernel_at = BOOT_KERNEL_16, cmdline_at = BOOT_CMDLINE;
+    const u32 initrd_size = b->initrd_at ? b->initrd_size : 0;
+    static const char first[] = "/rom@genroms/linuxboot.bin"; /* before everything else */
+    u8 rom[LINUXBOOT_ROM_SIZE];
+    const struct { u16 key; const void *data; size_t size; } item[] = {
+        { 0x07, &kernel_at, 4 },  { 0x08, &b->kernel_size, 4 },  { LINUXBOOT_KERNEL_DATA, b->kernel, b->kernel_size },
+        { 0x0a, &b->initrd_at, 4 }, { 0x0b, &initrd_size, 4 },   { LINUXBOOT_INITRD_DATA, in->initrd, initrd_size },
+        { 0x13, &cmdline_at, 4 }, { 0x14, &b->cmdline_size, 4 }, { LINUXBOOT_CMDLINE_DATA, in->cmdline, b->cmdline_size },
+        { 0x16, &setup_at, 4 },   { 0x17, &b->setup_size, 4 },   { LINUXBOOT_SETUP_DATA, b->setup, b->setup_size },
+    };
+    int r = 0;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(item) && !r; i++)
+        r = machine_add_item(vm->machine, item[i].key, item[i].data ? item[i].data : "", item[i].size);
+    linuxboot_rom_make(b, rom);
+    if (!r)
+        r = machine_add_file(vm->machine, "genroms/linuxboot.bin", rom, sizeof(rom));
+    return r ? r : machine_add_file(vm->machine, "bootorder", first, sizeof(first));
+}
+
+/* --kernel beside --firmware: the firmware starts it. */
+static int add_kernel(struct guest *vm)
+{
+    const struct config *c = vm->config;
+    struct machine_range range[MACHINE_MAX_RANGES];
+    struct boot_e820 e820[MACHINE_MAX_RANGES];
+    struct file kernel, initrd = { 0 };
+    struct boot_16 pieces = { 0 };
+    char err[BOOT_ERR_LEN];
+
+    int r = file_map(&kernel, "kernel", c->kernel);
+    if (r)
+        return r;
+    if (c->initrd)
+        r = file_map(&initrd, "initrd", c->initrd);
+    if (r)
+        goto out;
+    unsigned nr = machine_e820(c->mem, range);
+    for (unsigned i = 0; i < nr; i++)
+        e820[i] = (struct boot_e820){ range[i].gpa, range[i].size, range[i].type };
+    const struct boot_input in = {
+        .kernel_name = c->kernel, .kernel = kernel.data, .kernel_size = kernel.size,
+        .initrd_name = c->initrd, .initrd = initrd.data, .initrd_size = initrd.size,
+        .cmdline = c->cmdline, .e820 = e820, .nr_e820 = nr,
+    };
+    r = bzimage_load_16(&vm->view, &in, &pieces, err);
+    if (r) {
+        say("%s", err);
+    } else {
+        r = add_pieces(vm, &in, &pieces);
+        if (r)
+            say("--kernel: cannot hand %s to the firmware: %s", c->kernel, strerror(-r));
+    }
+    free(pieces.setup);
+    file_unmap(&initrd);
+out:
+    file_unmap(&kernel);
+    return r;
+}
+
 int firmware_files(struct guest *vm)
 {
     const u16 port = SERIAL_CONSOLE;
     int r = add_option_roms(vm);
+
+    if (!r && vm->config->kernel)
+        r = add_kernel(vm);
 
     if (r)
         return r;

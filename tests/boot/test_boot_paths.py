@@ -78,5 +78,24 @@ def test_debian_by_pvh():
             check(v.wait(30) == 0, v.tail())
 
 
+def test_debian_by_its_16_bit_entry():
+    """Firmware and a kernel: SeaBIOS starts it by our option ROM; what it knows of memory and the screen comes from the BIOS."""
+    with Vitro("run", "--firmware", "bios-256k.bin", "--kernel", f"{GUEST}/vmlinuz", "--initrd", f"{GUEST}/initrd.img",
+               "--append", "told=this") as v:
+        v.expect(rb"Booting from ROM", 60)
+        v.to_shell()
+        v.command("grep -c told=this /proc/cmdline", rb"\n1\r?\n")
+        v.command("dmesg | grep BIOS-e820 | head -2", rb"0x000000000009fbff\] usable(?s:.*)0x000000000009fc00.*reserved")
+        # boot_params.screen_info, filled in by int 10h: 80 columns, 25 lines, a VGA
+        v.command("od -A n -t u1 -j 7 -N 9 /sys/kernel/boot_params/data", rb" 80 +\d+ +\d+ +\d+ +\d+ +\d+ +\d+ +25 +1\b")
+        v.send("poweroff\n")
+        check(v.wait(60) == 0, v.tail())
+
+
+def test_16_bit_entry_needs_memory():
+    line = error_line("run", "--firmware", "bios-256k.bin", "--kernel", f"{GUEST}/vmlinuz", "--mem", "32M")
+    check("--mem" in line and "vmlinuz" in line, line)
+
+
 if __name__ == "__main__":
     sys.exit(main(sys.modules[__name__], "boot/paths"))

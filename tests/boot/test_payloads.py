@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
@@ -47,6 +48,28 @@ def test_grub_starts_debian():
             v.expect(rb"# ")
             v.command("dmesg | grep -c 'SMBIOS 3.0'; ls /sys/firmware/acpi/tables | tr '\\n' ' '", rb"APIC .*FACP .*MCFG")
             v.command("dmesg | grep -ci 'error\\|fail'; echo end", rb"end")
+            v.send("poweroff\n")
+            check(v.wait(30) == 0, v.tail())
+
+
+def test_grub_on_a_cd():
+    """El Torito: SeaBIOS reads the CD, GRUB's image on it goes on by the BIOS's driver, and starts Debian from the CD."""
+    with tempfile.TemporaryDirectory() as d:
+        tree, iso = os.path.join(d, "tree"), os.path.join(d, "cd.iso")
+        os.makedirs(os.path.join(tree, "boot", "grub"))
+        with open(os.path.join(tree, "boot", "grub", "grub.cfg"), "w") as f:
+            f.write(MENU % -1 + DEBIAN)
+        for name in ("vmlinuz", "initrd.img"):
+            shutil.copy(f"{GUEST}/{name}", tree)
+        made = subprocess.run(["grub-mkrescue", "-d", "/usr/lib/grub/i386-pc", "-o", iso, tree], stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT)
+        check(made.returncode == 0, made.stdout[-400:])
+        with Vitro("run", "--cdrom", iso, "--boot", "order=d") as v:
+            v.expect(rb"Booting from DVD/CD", 30)
+            v.expect(rb"\*Debian", 30)
+            v.send(b"\r")
+            v.expect(BANNER, 90)
+            v.expect(rb"# ")
             v.send("poweroff\n")
             check(v.wait(30) == 0, v.tail())
 

@@ -1,5 +1,4 @@
-/* report.c - COM1 output, report lines, and the way out. Polled 16550; no set-up, as firmware left
- * it. */
+/* report.c - COM1 output, report lines, and the way out. Polled 16550; eight bits a character, the rest as firmware left it. */
 #include "lib/guest.h"
 
 #define COM1       0x3f8
@@ -32,6 +31,10 @@ int memcmp(const void *a, const void *b, size_t n)
 
 static void put_char(char c)
 {
+    static bool set_up;
+    if (!set_up)
+        outb(COM1 + 3, 3); /* LCR: 8 bits, no parity, 1 stop bit. Bochs leaves it at 5 */
+    set_up = true;
     for (int i = 0; i < 100000 && !(inb(COM1 + 5) & 0x20); i++)
         ;
     outb(COM1, (u8)c);

@@ -46,6 +46,8 @@ static void double_fault(void)
 
 void setup(void)
 {
+    outb(0x21, 0xff); /* a boot loader leaves the interrupt controllers on, at the vectors of exceptions */
+    outb(0xa1, 0xff);
     gdt_set(KCS, 0, 0xfffff, 0x9b, 12);
     gdt_set(KDS, 0, 0xfffff, 0x93, 12);
     gdt_set(KCS16, 0, 0xffff, 0x9b, 0);
