@@ -502,8 +502,10 @@ static int parse_run(struct config *c, int argc, char **argv)
     if (vm && file)
         return usage(c, "give a VM's name (%s) or --config, not both%s", vm, "");
     if (vm) {
-        if (config_vm_path(path, sizeof(path), vm, "vm.conf") || access(path, R_OK)) {
-            say("no VM named '%s': %s: %s", vm, path, strerror(errno));
+        r = config_vm_path(path, sizeof(path), vm, "vm.conf");
+        if (r || access(path, R_OK)) {
+            say("no VM named '%s': %s: %s; `vitro image debian NAME` makes one, `vitro ps --all` lists them", vm,
+                path[0] ? path : "its folder is below $HOME", strerror(r ? -r : errno));
             return STATUS_USAGE;
         }
         file = path;

@@ -24,7 +24,7 @@
 struct order {
     const char *name, *file;
     u64 size;
-    bool force, quit, json;
+    bool force, quit, json, all;
     unsigned timeout_s;
 };
 
@@ -158,8 +158,8 @@ static int by_name(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* The names with a lock file, sorted; the caller frees each and the list. */
-static char **list_names(const char *dir, unsigned *nr)
+/* The names in a folder that end so, without that; sorted; the caller frees each and the list. */
+static char **list_names(const char *dir, const char *ending, unsigned *nr)
 {
     DIR *d = opendir(dir);
     char **names = NULL;
@@ -167,11 +167,11 @@ static char **list_names(const char *dir, unsigned *nr)
 
     *nr = 0;
     while (d && (e = readdir(d))) {
-        size_t len = strlen(e->d_name);
-        if (len <= 5 || strcmp(e->d_name + len - 5, ".lock"))
+        size_t len = strlen(e->d_name), cut = strlen(ending);
+        if (len <= cut || strcmp(e->d_name + len - cut, ending))
             continue;
         char **more = realloc(names, (*nr + 1) * sizeof(*names));
-        char *name = strndup(e->d_name, len - 5);
+        char *name = strndup(e->d_name, len - cut);
         if (!more || !name) {
             free(name);
             names = more ? more : names;
@@ -209,12 +209,36 @@ static void print_row(const json_t *info)
     json_int_t mem = json_integer_value(json_object_get(info, "memory")) >> 20;
     char age[32], size[32];
 
+    if (!json_object_get(info, "pid")) {
+        printf("%-20s %8s %9s %4s %10s  %s\n", json_string_value(json_object_get(info, "name")), "-", "-", "-", "-",
+               json_string_value(json_object_get(info, "status")));
+        return;
+    }
     snprintf(age, sizeof(age), "%d:%02d:%02d", (int)(s / 3600), (int)(s / 60 % 60), (int)(s % 60));
     snprintf(size, sizeof(size), "%dM", (int)mem);
     printf("%-20s %8d %9s %4d %10s  %s\n", json_string_value(json_object_get(info, "name")),
            (int)json_integer_value(json_object_get(info, "pid")), size,
            (int)json_integer_value(json_object_get(info, "cpus")), age,
            json_string_value(json_object_get(info, "status")));
+}
+
+/* The VMs that have a vm.conf and do not run. */
+static void add_stopped(json_t *all, const char *run_dir)
+{
+    char dir[PATH_MAX], path[PATH_MAX];
+    unsigned nr = 0;
+    pid_t pid;
+
+    if (config_vm_path(dir, sizeof(dir), ".", ""))
+        return;
+    char **names = list_names(dir, "", &nr);
+    for (unsigned n = 0; n < nr; n++) {
+        if (rundir_name_ok(names[n]) && !config_vm_path(path, sizeof(path), names[n], "vm.conf") && !access(path, R_OK) &&
+            !rundir_is_running(run_dir, names[n], &pid))
+            json_array_append_new(all, json_pack("{s:s,s:s}", "name", names[n], "status", "stopped"));
+        free(names[n]);
+    }
+    free(names);
 }
 
 static int ps(const struct order *o)
@@ -226,7 +250,7 @@ static int ps(const struct order *o)
 
     if (run_folder(dir, sizeof(dir)))
         return STATUS_FAIL;
-    char **names = list_names(dir, &nr);
+    char **names = list_names(dir, ".lock", &nr);
     for (unsigned n = 0; n < nr; n++) {
         pid_t pid;
         if (rundir_name_ok(names[n]) && rundir_is_running(dir, names[n], &pid))
@@ -234,6 +258,8 @@ static int ps(const struct order *o)
         free(names[n]);
     }
     free(names);
+    if (o->all)
+        add_stopped(all, dir);
     if (o->json) {
         json_dumpf(all, stdout, JSON_INDENT(2));
         printf("\n");
@@ -471,7 +497,7 @@ static int console(const struct order *o)
 
 /* -- The commands -------------------------------------------------------------------------------------------- */
 
-enum { WANT_NAME = 1, WANT_FILE = 2, MAY_FORCE = 4, MAY_TIMEOUT = 8, MAY_JSON = 16, MAY_QUIT = 32, WANT_SIZE = 64 };
+enum { WANT_NAME = 1, WANT_FILE = 2, MAY_FORCE = 4, MAY_TIMEOUT = 8, MAY_JSON = 16, MAY_QUIT = 32, WANT_SIZE = 64, MAY_ALL = 128 };
 
 static const struct command {
     const char *name, *args;
@@ -480,7 +506,9 @@ static const struct command {
     const char *help;
     const char *more; /* the options' help, or NULL */
 } commands[] = {
-    { "ps", "[--json]", MAY_JSON, ps, "list running VMs", "  --json             the same as JSON\n" },
+    { "ps", "[--all] [--json]", MAY_ALL | MAY_JSON, ps, "list running VMs",
+      "  --all              also those with a vm.conf that do not run\n"
+      "  --json             the same as JSON\n" },
     { "stop", "NAME [--force] [--timeout S]", WANT_NAME | MAY_FORCE | MAY_TIMEOUT, stop,
       "shut a VM down: press its power button and wait",
       "  --force            pull the plug: end it at once, without asking the guest\n"
@@ -513,7 +541,7 @@ void client_help(void)
 
 static int usage(const struct command *c, const char *what, const char *arg)
 {
-    say("vitro %s: %s%s; usage: vitro %s %s", c->name, what, arg, c->name, c->args);
+    say("%s: %s%s; usage: vitro %s %s", c->name, what, arg, c->name, c->args);
     return STATUS_USAGE;
 }
 
@@ -533,6 +561,8 @@ static int parse(const struct command *c, struct order *o, int argc, char **argv
             o->force = true;
         } else if ((c->may & MAY_JSON) && !strcmp(arg, "--json")) {
             o->json = true;
+        } else if ((c->may & MAY_ALL) && !strcmp(arg, "--all")) {
+            o->all = true;
         } else if ((c->may & MAY_TIMEOUT) && !strcmp(arg, "--timeout")) {
             char *end = NULL;
             unsigned long s = i + 1 < argc && argv[i + 1][0] >= '0' && argv[i + 1][0] <= '9' ?
@@ -573,7 +603,7 @@ int client_run(const char *what, int argc, char **argv)
         int r = parse(c, &o, argc, argv);
         return r >= 0 ? r : c->run(&o);
     }
-    char list[200] = "run, image";
+    char list[200] = "run, image, bench";
     for (unsigned i = 0; i < ARRAY_SIZE(commands); i++) {
         strcat(list, ", ");
         strncat(list, commands[i].name, sizeof(list) - strlen(list) - 3);

@@ -35,7 +35,7 @@ int image_run(int argc, char **argv)
     for (unsigned i = 0; argc && i < ARRAY_SIZE(kinds); i++)
         known |= !strcmp(argv[0], kinds[i]);
     if (!known) {
-        say("vitro image: %s%s; there is: debian. See vitro image --help", argc ? "no image of " : "an image of what?",
+        say("image: %s%s; there is: debian. See vitro image --help", argc ? "no image of " : "say of what",
             argc ? argv[0] : "");
         return STATUS_USAGE;
     }
@@ -50,6 +50,6 @@ int image_run(int argc, char **argv)
         execv(path, argv); /* argv ends with NULL, as main's does */
         argv[0] = (char *)kinds[0];
     }
-    say("vitro image: cannot start %s: %s", path, strerror(errno));
+    say("image: cannot start %s: %s", path, strerror(errno));
     return STATUS_FAIL;
 }

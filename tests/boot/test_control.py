@@ -2,6 +2,7 @@
 """Running VMs are found, asked, held, let go and ended from outside: the control socket and its commands."""
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -360,6 +361,22 @@ def test_config_by_name():
         check(v.wait(60) == 0 and b"named" in v.seen, v.tail())
     check("no VM named 'other'" in error_line("run", "other", status=2), "unknown name")
     check("both" in error_line("run", "mine", "--config", "x", status=2), "name and file")
+
+
+def test_list_of_stopped():
+    """Those that could be run, but for one that does; what is no VM is not listed."""
+    for name in ("asleep", "awake"):
+        config("append = quiet\n", f"vitro/{name}/vm.conf")
+    os.makedirs(os.path.join(DATA.name, "vitro", "nothing"), exist_ok=True)
+    vitro("run", "awake", "--detach")
+    try:
+        rows = dict(re.findall(r"^(\w+) .* (\w+)$", vitro("ps", "--all"), re.M))
+        check(rows.get("asleep") == "stopped" and rows.get("awake") == "running" and "nothing" not in rows, f"{rows}")
+        check("asleep" not in vitro("ps"), "listed without --all")
+        got = {v["name"]: v["status"] for v in json.loads(vitro("ps", "--all", "--json"))}
+        check(got.get("asleep") == "stopped" and got.get("awake") == "running", f"{got}")
+    finally:
+        vitro("stop", "awake", "--force")
 
 
 def test_config_mistakes():
