@@ -369,7 +369,7 @@ static int add_forward(struct user *u, const struct net_forward *f, char *err)
         return 0;
     int r = errno ? -errno : -EINVAL;
     snprintf(err, NET_ERR_LEN, "--net hostfwd: cannot listen on %s port %u of %s: %s", f->udp ? "UDP" : "TCP",
-             f->host_port, inet_ntoa(host), strerror(-r));
+             f->host_port, inet_ntoa(host), r == -EADDRINUSE ? "it is in use; choose another" : strerror(-r));
     return r;
 }
 

@@ -62,6 +62,13 @@ def ssh(port, command, seconds=60):
         time.sleep(1)
 
 
+def partition(disk, folder):
+    """Its own file: e2fsck cannot reopen a file system inside a file."""
+    part = os.path.join(folder, "part.img")
+    subprocess.run(["dd", f"if={disk}", f"of={part}", "bs=1M", "skip=1", "conv=sparse", "status=none"], check=True)
+    return part
+
+
 def login(v):
     v.expect(rb"box login: ", LOGIN_S)
     v.send("root\n")
@@ -94,6 +101,8 @@ def test_ssh_and_stop():
         update = ssh(port, "apt-get update -qq 2>&1 && apt-cache policy bash | grep -c deb.debian.org", 120)
         if subprocess.run(["curl", "-fsI", "http://deb.debian.org/debian/"], capture_output=True).returncode == 0:
             check(update.returncode == 0, "apt-get update: " + update.stdout[-500:])
+        busy = vitro("image", "debian", "box", "--force")
+        check(busy.returncode == 1 and "box is running" in busy.stderr and os.path.exists(DISK), busy.stderr)
         with Vitro("console", "box") as c:
             stopped = vitro("stop", "box")
             check(stopped.returncode == 0, stopped.stderr)
@@ -125,6 +134,12 @@ def test_snapshot_of_a_debian():
             after = ssh(port, low).stdout
             check(before and after == before, f"shadow RAM: {before!r}, then {after!r}")
             check(vitro("stop", "saved").returncode == 0, "not stopped")
+            # Unmounted as it should be: nothing to replay, nothing to repair.
+            part = partition(disk, folder)
+            head = subprocess.run(["dumpe2fs", "-h", part], capture_output=True, text=True).stdout
+            check(re.search(r"^Filesystem state: +clean$", head, re.M) and "needs_recovery" not in head, head)
+            fsck = subprocess.run(["e2fsck", "-fn", part], capture_output=True, text=True)
+            check(fsck.returncode == 0, fsck.stdout)
         finally:
             vitro("stop", "saved", "--force")
 
@@ -146,8 +161,7 @@ def test_killed_while_it_writes():
             while v.pump(0.1):
                 pass
             last = int(re.findall(rb"synced (\d+)\.", v.seen)[-1])
-        part = os.path.join(folder, "part.img")  # e2fsck cannot reopen a file system inside a file
-        subprocess.run(["dd", f"if={disk}", f"of={part}", "bs=1M", "skip=1", "conv=sparse", "status=none"], check=True)
+        part = partition(disk, folder)
         fsck = subprocess.run(["e2fsck", "-p", part], capture_output=True, text=True)
         check(fsck.returncode in (0, 1) and "UNEXPECTED" not in fsck.stdout, fsck.stdout + fsck.stderr)
         full = subprocess.run(["e2fsck", "-fn", part], capture_output=True, text=True)
