@@ -3,7 +3,9 @@
  * xenbus, shared rings, the block and the network protocol. docs/xen.md says what is done. Written from Xen's public
  * interface documentation (grant_table.h, io/ring.h, io/xenbus.h, io/blkif.h, io/netif.h); names as in vitro/xen.h.
  *
- * Freestanding: needs only <stdint.h>. Anybody may copy this file: it describes an interface. Everything is little-endian.
+ * Freestanding: needs only <stdint.h>. Everything is little-endian.
+ *
+ * SPDX-License-Identifier: 0BSD
  */
 #ifndef VITRO_XEN_IO_H
 #define VITRO_XEN_IO_H
