@@ -7,6 +7,9 @@
 #include "monitor/snapshot.h"
 #include "monitor/vm_inner.h"
 #include "machine/machine.h"
+#include "paravirt/paravirt.h"
+#include "paravirt/xen/xen.h"
+#include "storage/disk.h"
 #include "virtio/balloon.h"
 #include <stdlib.h>
 #include <unistd.h>
@@ -230,6 +233,56 @@ CMD(query_balloon)
     return 0;
 }
 
+/* -- Devices that come and go: of a Xen PV guest ------------------------------------------------------------- */
+
+static int needs_xen(struct guest *vm, struct qmp_error *e)
+{
+    return xen_wanted(vm->config) ? 0 : control_fail(e, "only a VM started with --pv xen takes devices while it runs");
+}
+
+CMD(x_attach)
+{
+    const char *disk = json_string_value(json_object_get(args, "disk")), *net = json_string_value(json_object_get(args, "net"));
+    char name[16], err[DISK_ERR_LEN] = "";
+
+    if (needs_xen(vm, e))
+        return -1;
+    if (!disk == !net)
+        return control_fail(e, "x-attach wants 'disk' or 'net', as --disk and --net have it");
+    if (disk && disk[0] != '/')
+        return control_fail(e, "x-attach wants the disk's file as an absolute path");
+    if (vm->pause.paused)
+        return control_fail(e, "the VM is paused: resume it first");
+    if (xen_attach_device(vm, disk, net, name, err))
+        return control_fail(e, "%s", err);
+    *ret = json_pack("{s:s}", "name", name);
+    return 0;
+}
+
+/* The guest is asked; the device is gone when x-query-devices does not name it any more. */
+CMD(x_detach)
+{
+    const char *name = json_string_value(json_object_get(args, "name"));
+
+    if (needs_xen(vm, e))
+        return -1;
+    if (!name || xen_detach(paravirt_xen(vm->pv), name))
+        return control_fail(e, "x-detach wants the 'name' of a device; x-query-devices lists them");
+    return 0;
+}
+
+CMD(x_query_devices)
+{
+    char name[16];
+
+    if (needs_xen(vm, e))
+        return -1;
+    *ret = json_array();
+    for (unsigned i = 0; xen_device(paravirt_xen(vm->pv), i, name); i++)
+        json_array_append_new(*ret, json_string(name));
+    return 0;
+}
+
 /* clang-format off */
 const struct control_command control_commands[] = {
     { "query-version",             "", query_version,    false },
@@ -250,6 +303,9 @@ const struct control_command control_commands[] = {
     { "balloon",                   "value!", balloon,    true },
     { "query-balloon",             "", query_balloon,    true },
     { "quit",                      "", quit,             false },
+    { "x-attach",                  "disk net", x_attach, true },
+    { "x-detach",                  "name!", x_detach,    true },
+    { "x-query-devices",           "", x_query_devices,  true },
     { "x-info",                    "", x_info,           true },
     { "x-snapshot",                "file! quit", x_snapshot, true },
     { "x-stats",                   "", x_stats,          true },

@@ -71,6 +71,7 @@ struct guest {
     struct paravirt *pv;
     struct net_backend *net[NICS_MAX]; /* of cards with if=vitro */
     unsigned nr_nets;
+    unsigned nr_attached; /* network cards that came while the guest ran */
     struct counters *counters; /* NULL without --counters */
     struct vitro_vm *vm;
     struct vm_vcpu vcpu[VM_VCPUS_MAX];
@@ -108,6 +109,9 @@ int xen_add_memory(struct guest *vm);
 int xen_load_guest(struct guest *vm);
 /* xen_devices - its disks and network cards, before it is loaded. */
 int xen_devices(struct guest *vm);
+/* xen_attach_device - a disk or a network card, as --disk or --net have it, while the guest runs; what it is called. 0, or -errno and
+ * a sentence in err (DISK_ERR_LEN). */
+int xen_attach_device(struct guest *vm, const char *disk, const char *net, char name[16], char *err);
 /* xen_power_button - ask the guest to power off; NULL, or a sentence. */
 const char *xen_power_button(struct guest *vm);
 

@@ -3,6 +3,7 @@
 #include "monitor/file.h"
 #include "paravirt/paravirt.h"
 #include "paravirt/xen/xen.h"
+#include "storage/disk.h"
 #include <errno.h>
 #include <string.h>
 
@@ -73,26 +74,35 @@ out:
     return r;
 }
 
-static int add_disk(struct guest *vm, unsigned i)
+static const char *refuses_drive(const struct drive *d)
 {
-    const struct drive *drive = &vm->config->drive[i];
-    const struct xen_disk disk = { .disk = vm->disk[i], .queues = drive->queues ? drive->queues : 1, .threads = drive->threads,
+    return d->kind != DRIVE_DISK || (d->bus_given && d->bus != DRIVE_VIRTIO) || d->packed || d->mmio ?
+           "--pv xen: a Xen PV guest has Xen's disks only: --disk FILE, without another if= and without virtio's own keys" : NULL;
+}
+
+static const char *refuses_nic(const struct nic *n)
+{
+    return n->vitro || n->e1000 || n->packed || n->mmio ?
+           "--pv xen: a Xen PV guest has Xen's network cards only: --net without another if= and without virtio's own keys" : NULL;
+}
+
+/* The disk is the guest's then. */
+static int add_disk(struct guest *vm, const struct drive *drive, struct disk **d, char name[16])
+{
+    const struct xen_disk disk = { .disk = *d, .queues = drive->queues ? drive->queues : 1, .threads = drive->threads,
                                    .persistent = drive->persistent };
-    char name[16];
     int r = xen_disk_attach(paravirt_xen(vm->pv), &disk, name);
 
     if (r)
         say("cannot make the disk for %s: %s", drive->path, strerror(-r));
     else
-        vm->disk[i] = NULL; /* the guest's now */
+        *d = NULL;
     return r;
 }
 
-static int add_nic(struct guest *vm, unsigned i)
+static int add_nic(struct guest *vm, const struct nic *nic, unsigned i, char name[16])
 {
-    const struct nic *nic = &vm->config->nic[i];
     struct net_backend *be;
-    char name[16];
     u8 mac[6];
     int r = devices_net(nic, i, &be, mac);
 
@@ -106,13 +116,61 @@ static int add_nic(struct guest *vm, unsigned i)
 
 int xen_devices(struct guest *vm)
 {
+    const struct config *c = vm->config;
+    char name[16];
     int r = 0;
 
-    for (unsigned i = 0; i < vm->config->nr_nics && !r; i++)
-        r = add_nic(vm, i);
+    for (unsigned i = 0; i < c->nr_nics && !r; i++)
+        r = add_nic(vm, &c->nic[i], i, name);
+    for (unsigned i = 0; i < c->nr_drives && !r; i++)
+        r = add_disk(vm, &c->drive[i], &vm->disk[i], name);
+    return r;
+}
 
-    for (unsigned i = 0; i < vm->config->nr_drives && !r; i++)
-        r = add_disk(vm, i);
+/* Of a guest that has one already: its threads may make such a card's system calls (thread_kinds()). */
+static bool has_net(const struct config *c, enum nic_kind kind)
+{
+    for (unsigned i = 0; i < c->nr_nics; i++)
+        if (c->nic[i].kind == kind)
+            return true;
+    return false;
+}
+
+int xen_attach_device(struct guest *vm, const char *disk, const char *net, char name[16], char *err)
+{
+    struct drive drive;
+    struct nic nic;
+    struct disk *d = NULL;
+    int r;
+
+    if (disk) {
+        r = drive_parse(&drive, DRIVE_DISK, "disk", disk);
+        const char *wrong = r >= 0 ? "it is not understood; the VM's own output says why" : refuses_drive(&drive);
+        if (wrong) {
+            snprintf(err, DISK_ERR_LEN, "%s", wrong);
+            return -EINVAL;
+        }
+        const struct disk_options o = { .format = drive.format[0] ? drive.format : NULL, .readonly = drive.readonly,
+                                        .snapshot = (drive.snapshot || vm->config->snapshot) && !drive.readonly };
+        r = disk_open(drive.path, &o, &d, err);
+        if (r)
+            return r;
+        r = add_disk(vm, &drive, &d, name);
+        disk_close(d);
+    } else {
+        r = nic_parse(&nic, "net", net);
+        const char *wrong = r >= 0 ? "it is not understood; the VM's own output says why" : refuses_nic(&nic) ? refuses_nic(&nic) :
+                            has_net(vm->config, nic.kind) ? NULL :
+                            "a VM that is to be given such a network card must have been started with one: its sandbox allows no other";
+        if (wrong) {
+            snprintf(err, DISK_ERR_LEN, "%s", wrong);
+            return -EINVAL;
+        }
+        r = add_nic(vm, &nic, vm->nr_attached + NICS_MAX, name);
+        vm->nr_attached++; /* addresses are not used again */
+    }
+    if (r)
+        snprintf(err, DISK_ERR_LEN, "it cannot be attached: %s; the VM's own output says more", strerror(-r));
     return r;
 }
 
@@ -128,14 +186,12 @@ const char *xen_refuses(const struct config *c)
 {
     if (c->pv != PV_BIT(PV_XEN))
         return "--pv xen is the whole interface: it cannot be had with others, or without parts";
-    for (unsigned i = 0; i < c->nr_drives; i++) {
-        const struct drive *d = &c->drive[i];
-        if (d->kind != DRIVE_DISK || (d->bus_given && d->bus != DRIVE_VIRTIO) || d->packed || d->mmio)
-            return "--pv xen: a Xen PV guest has Xen's disks only: --disk FILE, without another if= and without virtio's own keys";
-    }
+    for (unsigned i = 0; i < c->nr_drives; i++)
+        if (refuses_drive(&c->drive[i]))
+            return refuses_drive(&c->drive[i]);
     for (unsigned i = 0; i < c->nr_nics; i++)
-        if (c->nic[i].vitro || c->nic[i].e1000 || c->nic[i].packed || c->nic[i].mmio)
-            return "--pv xen: a Xen PV guest has Xen's network cards only: --net without another if= and without virtio's own keys";
+        if (refuses_nic(&c->nic[i]))
+            return refuses_nic(&c->nic[i]);
     if (c->rng || c->balloon || c->hvc || c->vsock || c->nr_shares)
         return "--pv xen: a Xen PV guest has no PCI: leave --rng, --balloon, --hvc, --vsock and --share out";
     if (c->firmware || c->screen || c->vnc || c->nr_modules)

@@ -144,6 +144,35 @@ def test_snapshot_of_a_debian():
             vitro("stop", "saved", "--force")
 
 
+def test_as_a_xen_pv_guest():
+    """Its own kernel, root on xvda1, network by DHCP; `vitro stop` shuts it down in an orderly way."""
+    image()
+    with tempfile.TemporaryDirectory() as folder:
+        part = os.path.join(folder, "part.img")  # debugfs cannot open a file system inside a file
+        subprocess.run(["dd", f"if={DISK}", f"of={part}", "bs=1M", "skip=1", "conv=sparse", "status=none"], check=True)
+
+        def debugfs(request):
+            return subprocess.run(["debugfs", "-R", request, part], capture_output=True, text=True, check=True).stdout
+
+        version = re.search(r"vmlinuz-([^/]+)", debugfs("ls -p /boot")).group(1)
+        kernel, initrd = os.path.join(folder, "vmlinuz"), os.path.join(folder, "initrd")
+        debugfs(f"dump /boot/vmlinuz-{version} {kernel}")
+        debugfs(f"dump /boot/initrd.img-{version} {initrd}")
+        os.unlink(part)
+        with Vitro("run", "box", "--snapshot", "--pv", "xen", "--kernel", kernel, "--initrd", initrd, "--append",
+                   "root=/dev/xvda1 ro net.ifnames=0 quiet") as v:
+            login(v)
+            v.command("systemctl is-system-running --wait", rb"[\r\n]running\r?\n", 120)
+            v.command("systemctl --failed --no-legend | wc -l", rb"[\r\n]0\r?\n")
+            v.command("findmnt -no SOURCE,FSTYPE /", rb"[\r\n](\x1b\S*)?/dev/xvda1 +ext4")
+            v.command("ip -br addr show eth0", rb"10\.0\.2\.15/24")
+            v.command("systemd-detect-virt", rb"[\r\n]xen\r?\n")
+            stopped = vitro("stop", "box")
+            check(stopped.returncode == 0, stopped.stderr)
+            check(v.wait() == 0, v.tail())
+            check(b"Power down" in v.seen or b"System halted" in v.seen, v.tail())
+
+
 def test_killed_while_it_writes():
     """Nothing worse than a journal to replay, and what was synced is there."""
     image()

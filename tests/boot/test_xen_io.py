@@ -6,8 +6,10 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
 from harness import BUILD, GUEST, Skip, Vitro, check, error_line, main, script
+from test_control import Qmp
 from test_disk import MIB, Image
 from test_net import UP, Server, Sink
 
@@ -135,6 +137,36 @@ def test_stop():
         v.to_shell()
         stopped = subprocess.run([os.path.join(BUILD, "vitro"), "stop", name], capture_output=True, text=True)
         check(stopped.returncode == 0 and "has ended" in stopped.stdout, stopped.stdout + stopped.stderr)
+        check(v.wait() == 0, v.tail())
+
+
+def test_hot_plug():
+    """A disk and a network card come, work, and go, by the control socket."""
+    name = f"xen-plug-{os.getpid()}"
+    with Image(8, fill=True) as image, Vitro(*XEN, "--name", name, "--initrd", INITRD, "--net", "user", "--disk", image.path + ",readonly=on") as v:
+        v.to_shell()
+        with Image(8, fill=True) as other:
+            q = Qmp(name)
+            q.do("qmp_capabilities")
+            check(q.do("x-query-devices")["return"] == ["vif0", "xvda"], "the devices of the start")
+            check(q.do("x-attach", disk=other.path) == {"return": {"name": "xvdb"}}, "no disk")
+            check(q.do("x-attach", net="user") == {"return": {"name": "vif1"}}, "no card")
+            v.command("until [ -e /dev/xvdb ]; do sleep 0.1; done; md5sum /dev/xvdb", other.md5().encode(), 60)
+            v.command("until [ -e /sys/class/net/eth1 ]; do sleep 0.1; done; ip link set eth1 up; udhcpc -i eth1 -q -n -s /bin/true",
+                      rb"lease of 10.0.2.15 obtained", 60)
+            for bad in ({"disk": "x"}, {"disk": "/nonexistent"}, {"disk": other.path + ",if=ide"}, {"net": "tap,ifname=x"}, {"net": "nonsense"},
+                        {}, {"disk": other.path, "net": "user"}):
+                check("error" in q.do("x-attach", **bad), f"{bad}")
+            check("error" in q.do("x-detach", name="xvdc"), "xvdc")
+            for device in "xvdb", "vif1":
+                check(q.do("x-detach", name=device) == {"return": {}}, device)
+            end = time.monotonic() + 60
+            while q.do("x-query-devices")["return"] != ["vif0", "xvda"]:
+                check(time.monotonic() < end, f"{q.do('x-query-devices')}")
+                time.sleep(0.1)
+            v.command("[ -e /dev/xvdb -o -e /sys/class/net/eth1 ] || echo both-gone", rb"\nboth-gone", 60)
+        v.command("md5sum /dev/xvda", image.md5().encode(), 60)
+        v.send("poweroff -f\n")
         check(v.wait() == 0, v.tail())
 
 

@@ -254,6 +254,19 @@ bool xen_attached(struct xen *x, const char *name)
     return b;
 }
 
+bool xen_device(struct xen *x, unsigned i, char name[16])
+{
+    struct backend *b;
+
+    pthread_mutex_lock(&x->lock);
+    for (b = x->bus->first; b && (b->gone || i); b = b->next)
+        i -= !b->gone;
+    if (b)
+        memcpy(name, b->name, sizeof(b->name));
+    pthread_mutex_unlock(&x->lock);
+    return b;
+}
+
 void xen_io_pause(struct xen *x, bool on)
 {
     struct bus *bus = x->bus;

@@ -89,5 +89,7 @@ int xen_net_attach(struct xen *x, struct net_backend *be, const u8 mac[6], unsig
 /* xen_detach - ask the guest to let go of a device; it is gone when xen_attached() says so. 0 or -ENOENT. */
 int xen_detach(struct xen *x, const char *name);
 bool xen_attached(struct xen *x, const char *name);
+/* xen_device - the name of the i-th device there is. False: there are not so many. */
+bool xen_device(struct xen *x, unsigned i, char name[16]);
 /* xen_io_pause - while no vCPU runs: back ends touch nothing of the guest's until it is switched off again. */
 void xen_io_pause(struct xen *x, bool on);
