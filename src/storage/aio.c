@@ -162,13 +162,13 @@ static void *ring_main(void *arg)
     sandbox_enter(SANDBOX_DISK);
     for (;;) {
         ring_submit(aio, &running);
-        if (!armed)
-            armed = arm_wake(aio, &count);
         pthread_mutex_lock(&aio->lock);
         bool stop = aio->stop && !running;
         pthread_mutex_unlock(&aio->lock);
-        if (stop)
+        if (stop && !armed)
             return NULL;
+        if (!armed) /* if one stands, who stops us ends it: nothing may be left that writes to `count` */
+            armed = arm_wake(aio, &count);
         io_uring_submit_and_wait(&aio->ring, 1);
         struct io_uring_cqe *cqe;
         while (!io_uring_peek_cqe(&aio->ring, &cqe)) {
