@@ -152,6 +152,7 @@ struct vitro_pv {
 #define VITRO_DEBUG_ONE_INSN 0x1u  /* one-instruction blocks         */
 #define VITRO_DEBUG_SLOW_PATH 0x2u /* every access through the walker */
 #define VITRO_DEBUG_NO_CHAIN 0x4u  /* every block through the dispatcher */
+#define VITRO_DEBUG_WINDOWS 0x8u   /* 64-bit user code by the host's MMU from its first instruction (window.h) */
 /* Trace to config.trace_file */
 #define VITRO_TRACE_EXC 0x100u     /* exceptions and interrupts      */
 #define VITRO_TRACE_BLOCK 0x200u   /* every block entered (implies no chaining) */

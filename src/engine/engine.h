@@ -31,6 +31,12 @@ struct vm {
     pthread_mutex_t lock;     /* the code cache: its index, links, pages; held for short times, never while waiting */
     pthread_mutex_t xl_lock;  /* who translates; taken where a vCPU may wait (smp.h) */
     struct xl *xl;            /* the translator's work area, under both */
+    struct {
+        u8 *area;             /* WINDOW_AREA bytes, once there are windows (window.h) */
+        u64 slots;            /* in use, a bit each */
+        u32 mappings;
+        bool off;             /* this RAM, or this host, cannot have them */
+    } windows;
     unsigned next_loop;       /* numbers copies of TLB entries (tr_mem.c) */
     gpa_t claim[2];           /* pages being translated from, under both */
     unsigned nr_claims;
@@ -240,6 +246,10 @@ struct engine_vcpu {
      * cannot be reclaimed before this vCPU's next safepoint. */
     struct unshared { const struct group_site *site; struct block *block; u8 *code; u32 site_gen, gen; } unshared[64];
     unsigned noshare_insns; /* how many the unshared translation being made is to cover */
+    bool soft_step;        /* the next instruction is done alone, with checks of its own instead of windows */
+    u64 soft_rip;
+    bool window_fault;     /* v->exc is what a window's page was refused with */
+    u64 nr_windows, nr_window_fills, nr_window_steps;
     u64 nr_noshare, nr_evicted;
     u64 nr_dispatch, nr_lookup, nr_link, nr_poll, nr_ret_miss, nr_commit, nr_watched, nr_fault_signal;
 };
@@ -380,7 +390,11 @@ extern const void *const stub_table[NR_STUBS];
 void engine_run(struct vcpu *v);
 /* enter_code - run emitted code until engine_dispatch says NULL. */
 void enter_code(struct vcpu *alias, void *code);
-extern const char stub_fault[];
+extern const char stub_fault[], stub_window[];
+/* engine_window - emitted code could not reach memory through a window. Called by stub_window. */
+void engine_window(struct vcpu *v);
+/* engine_insn_at - the 64-bit instruction at a linear address. False: its bytes cannot be read, or are none. */
+bool engine_insn_at(struct vcpu *v, u64 at, struct insn *in);
 /* engine_fault - a host exception hit emitted code: v->exc is set. Called by stub_fault. */
 void engine_fault(struct vcpu *v);
 

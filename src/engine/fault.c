@@ -13,6 +13,7 @@
 #include <ucontext.h>
 
 #include "engine/emit.h"
+#include "engine/window.h"
 
 #define ALT_STACK_SIZE (64u << 10)
 
@@ -87,6 +88,7 @@ static void handler(int sig, siginfo_t *info, void *ctx)
     struct engine_vcpu *ev = v->eng;
     u8 *addr = info->si_addr;
     unsigned trap = (unsigned)g[REG_TRAPNO];
+    bool window = false; /* it is for engine_window() */
     if (sig == SIGSEGV && trap == VEC_PF) {
         size_t half = 2 * HSTACK_HALF;
         if (addr >= ev->hstack && addr < ev->hstack + half) {
@@ -94,16 +96,26 @@ static void handler(int sig, siginfo_t *info, void *ctx)
             g[REG_RSP] = (greg_t)v->hsp_base;
             return;
         }
-        if (addr < ev->masked_pages || addr >= ev->masked_pages + MASKED_SIZE) {
+        if (window_area(v->vm, addr)) {
+            gla_t la;
+            enum window_fill f = window_address(v, addr, &la) ? window_fill(v, la, g[REG_ERR] & 2) : WINDOW_ODD;
+            if (f == WINDOW_FILLED)
+                return;
+            ev->window_fault = f == WINDOW_FAULT;
+            window = true;
+        } else if ((u64)addr >> 63) { /* a wild address in code that goes through windows */
+            window = true;
+        } else if (addr < ev->masked_pages || addr >= ev->masked_pages + MASKED_SIZE) {
             chain(sig, info, ctx); /* a bug of ours */
             return;
         }
     }
     struct block *b = cache_block_at(v->vm->cache, pc);
-    if (!b) {
+    if (!b || (window && !(b->mode & MODE_WINDOW))) {
         chain(sig, info, ctx);
         return;
     }
+    window |= (b->mode & MODE_WINDOW) && (trap == VEC_GP || trap == VEC_SS);
     static const int from_host[] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_R15, REG_RBP, REG_RSI, REG_RDI,
                                      REG_R8, REG_R9, -1, -1, REG_R12, REG_R13, -1, -1 };
     for (unsigned i = 0; i < NR_GPR; i++)
@@ -113,21 +125,22 @@ static void handler(int sig, siginfo_t *info, void *ctx)
     v->rip = vcpu_rip_at(v, b->off + (at & 4095));
     if (at & MAP_FLAGS_HOST)
         v->fl = (u16)(((fl & 0xd5) | 2) << 8 | (fl >> 11 & 1));
-    v->exc = (struct exc){ .vector = (u8)trap };
-    if (trap == VEC_PF) { /* a masked access: a lane that is on touched an absent page */
+    if (!window)
+        v->exc = (struct exc){ .vector = (u8)trap };
+    if (trap == VEC_PF && !window) { /* a masked access: a lane that is on touched an absent page */
         u64 off = (u64)(addr - ev->masked_at);
         v->exc = ev->masked_exc[off >= ev->masked_first];
         if (v->exc.vector == VEC_PF)
             v->exc.cr2 = v->mode & MODE_64 ? ev->masked_ea + off : (u32)(ev->masked_ea + off);
     }
-    if (trap == VEC_GP || trap == VEC_SS || trap == VEC_AC) {
+    if (!window && (trap == VEC_GP || trap == VEC_SS || trap == VEC_AC)) {
         v->exc.has_error = true;
         if (trap == VEC_SS) /* the host's own stack segment has nothing to do with it */
             v->exc.vector = VEC_GP;
     }
     v->host_rsp = (u64)g[REG_RSP];
     g[REG_RSP] = (greg_t)v->c_rsp;
-    g[REG_RIP] = (greg_t)stub_fault;
+    g[REG_RIP] = (greg_t)(window ? stub_window : stub_fault);
     g[REG_EFL] &= ~(greg_t)(EFL_DF | EFL_TF);
 }
 

@@ -16,6 +16,7 @@
 #include "engine/help.h"
 #include "engine/mmu.h"
 #include "engine/translate.h"
+#include "engine/window.h"
 
 struct vitro_vm { struct vm vm; };
 
@@ -79,6 +80,7 @@ void vitro_vm_destroy(struct vitro_vm *pub)
 {
     struct vm *vm = &pub->vm;
     cache_destroy(vm->cache);
+    window_vm_fini(vm);
     munmap(vm->xl, sizeof(struct xl));
     for (unsigned i = 0; i < vm->ram.nr_slots; i++)
         if (vm->wtag[i])
@@ -163,6 +165,7 @@ void vitro_vcpu_destroy(struct vitro_vcpu *c)
     fpu_fini(v);
     smp_vcpu_fini(v);
     struct engine_vcpu *ev = v->eng;
+    window_fini(v);
     tlb_destroy(v);
     engine_vcpu_free(ev);
 }

@@ -14,6 +14,7 @@
 #include "engine/mmu.h"
 #include "engine/seg.h"
 #include "engine/stub_offsets.h"
+#include "engine/window.h"
 
 /* What stubs.S and emitted code take for granted. */
 #define SLOT_AT(member, off) _Static_assert(offsetof(struct vcpu, member) == VCPU_BIAS + (off), "stubs.S: " #member)
@@ -264,7 +265,10 @@ void vcpu_mode_changed(struct vcpu *v)
         m |= MODE_TSD;
     if (v->cr4 & CR4_FSGSBASE)
         m |= MODE_FSGS;
+    bool windows = window_on(v->space);
     v->mode = m;
+    if (windows && slot == SLOT_U && !(m & (MODE_STEP | MODE_BRK | MODE_AC)))
+        v->mode |= MODE_WINDOW;
     hstack_select(v, v->cpl == 3);
     if (ev->jc_mode[slot] != m) { /* what the jump cache and the predictions hold is of another mode */
         ev->jc_mode[slot] = m;
@@ -281,11 +285,14 @@ void vcpu_mode_changed(struct vcpu *v)
     }
     /* The short way of SYSCALL and SYSRET: 64-bit on both sides, nothing being debugged or traced. */
     u32 common = m & (MODE_TS | MODE_EM | MODE_MP | MODE_SSE | MODE_AVX | MODE_AVX512 | MODE_SMAP | MODE_TSD | MODE_FSGS);
-    bool plain = code64 && !(m & (MODE_STEP | MODE_BRK | MODE_REAL)) && (v->efer & EFER_SCE) && !v->vm->debug && !v->vm->pv.outer;
+    bool plain = code64 && !(m & (MODE_STEP | MODE_BRK | MODE_REAL)) && (v->efer & EFER_SCE) &&
+                 !(v->vm->debug & ~VITRO_DEBUG_WINDOWS) && !v->vm->pv.outer;
     v->mode_kernel = common | MODE_64 | MODE_CPL0 | SLOT_K;
     v->mode_user = common | MODE_64 | SLOT_U;
     v->syscall_ok = plain && slot == SLOT_U && !(v->eflags & EFL_AC) && ev->jc_mode[SLOT_K] == v->mode_kernel;
     v->sysret_ok = plain && slot == SLOT_K && ev->jc_mode[SLOT_U] == v->mode_user;
+    if (windows)
+        v->mode_user |= MODE_WINDOW;
     u16 kcs = (u16)(v->star >> 32), ucs = (u16)(v->star >> 48);
     v->syscall_cs = (struct seg){ .limit = ~0u, .attr = ATTR_CODE64, .sel = kcs & 0xfffc };
     v->syscall_ss = (struct seg){ .limit = ~0u, .attr = ATTR_STACK, .sel = (u16)(kcs + 8) };
@@ -495,6 +502,7 @@ static void torture(struct vcpu *v, bool new_code)
     case 100 ... 119: engine_drop_returns(v); break;
     case 120 ... 123: jc_flush_all(v); break;
     case 124: tlb_flush_all(v, seed >> 40 & 1); break;
+    case 126 ... 135: window_want(v); break;
     case 125:
         if (new_code && !(seed >> 40 & 15)) {
             engine_lock(v->vm);
@@ -510,8 +518,7 @@ static inline void torture(struct vcpu *v, bool new_code) { (void)v, (void)new_c
 
 /* -- Called from emitted code ---------------------------------------------------------------------------------- */
 
-/* The 64-bit instruction at a linear address. False: its bytes cannot be read, or are none. */
-static bool insn_at(struct vcpu *v, u64 at, struct insn *in)
+bool engine_insn_at(struct vcpu *v, u64 at, struct insn *in)
 {
     u8 bytes[INSN_MAX];
     unsigned n = MIN((unsigned)INSN_MAX, (unsigned)(PAGE_SIZE - (at & ~PAGE_MASK)));
@@ -533,7 +540,7 @@ static bool bad_target(struct vcpu *v, u64 rip)
 {
     struct insn in;
     u64 at = v->vbase + v->s2;
-    if (!(v->mode & MODE_64) || v->s1 != rip || v->s2 >= PAGE_SIZE || !insn_at(v, at, &in))
+    if (!(v->mode & MODE_64) || v->s1 != rip || v->s2 >= PAGE_SIZE || !engine_insn_at(v, at, &in))
         return false;
     if (in.id == I_RET)
         v->regs[RSP] -= in.opsize + (in.imm_size ? (u16)in.imm : 0u);
@@ -671,7 +678,7 @@ void engine_fault(struct vcpu *v)
     struct insn in;
     struct exc exc = v->exc;
     /* An address that is not canonical may get past a check (struct loop_entry): the host's #GP, through the stack #SS. */
-    bool stack = exc.vector == VEC_GP && (v->mode & MODE_64) && insn_at(v, v->rip, &in) &&
+    bool stack = exc.vector == VEC_GP && (v->mode & MODE_64) && engine_insn_at(v, v->rip, &in) &&
                  (in.has_mem ? in.seg == SEG_SS && !is_canonical(insn_offset(v, &in)) : !is_canonical(v->regs[RSP]));
     v->exc = exc;
     if (stack)
@@ -689,6 +696,17 @@ void engine_a20(struct vcpu *v)
     v->a20_off = off;
     tlb_flush_all(v, true);
     v->eng->smc_hit = true; /* links of the running block lead to what was there before */
+}
+
+void engine_window(struct vcpu *v)
+{
+    if (v->eng->window_fault) {
+        v->eng->window_fault = false;
+        deliver(v);
+    } else if (window_step(v)) {
+        v->eng->soft_step = true;
+        v->eng->soft_rip = v->rip;
+    }
 }
 
 /* -- Events ------------------------------------------------------------------------------------------------- */
@@ -722,6 +740,8 @@ static void handle_events(struct vcpu *v)
         }
     }
     if (e & EVENT_INTR) {
+        if ((v->mode & MODE_SLOT) == SLOT_U)
+            window_tick(v);
         if (!(v->eflags & EFL_IF) || v->int_shadow || v->exit != EXIT_NONE) {
             v->intr_wait |= EVENT_INTR;
             return;
@@ -838,8 +858,12 @@ void *engine_dispatch(struct vcpu *v)
             ev->step_armed = v->eflags & EFL_TF;
             ev->stepped = true;
         }
-        if (unlikely(shadow && v->event)) { /* what waits must come right after this one instruction */
-            v->mode |= MODE_STEP;
+        if (unlikely(v->vm->debug & VITRO_DEBUG_WINDOWS))
+            window_want(v);
+        bool soft = ev->soft_step && ev->soft_rip == v->rip && (v->mode & MODE_WINDOW);
+        ev->soft_step = false;
+        if (unlikely((shadow && v->event) || soft)) { /* what waits must come right after this one instruction */
+            v->mode = (v->mode & ~MODE_WINDOW) | MODE_STEP;
             ev->shadow_step = true;
         }
         torture(v, true);

@@ -20,6 +20,9 @@ static void vcpu_stats(const struct vcpu *v, FILE *out)
     fprintf(out, "  slow paths %llu, walks %llu, TLB fills %llu, writes to code pages %llu, bounced writes %llu, MMIO %llu\n",
             (unsigned long long)v->nr_slow, (unsigned long long)v->nr_walk, (unsigned long long)v->nr_tlb_fill,
             (unsigned long long)ev->nr_watched, (unsigned long long)ev->nr_commit, (unsigned long long)v->nr_mmio);
+    if (ev->nr_windows)
+        fprintf(out, "  address spaces given windows %llu, pages mapped %llu, instructions done without %llu\n", (unsigned long long)ev->nr_windows,
+                (unsigned long long)ev->nr_window_fills, (unsigned long long)ev->nr_window_steps);
     if (v->vm->smp)
         fprintf(out, "  waits for other vCPUs %llu, asked by them %llu, pauses given away %llu\n", (unsigned long long)ev->smp.nr_waits,
                 (unsigned long long)ev->smp.nr_asked, (unsigned long long)ev->smp.nr_yields);

@@ -72,7 +72,7 @@
 #include "engine/stub_offsets.h"
 #define VV(off) ((off) - 128)(%r14)
     .text
-    .globl enter_code, stub_fault, stub_table
+    .globl enter_code, stub_fault, stub_window, stub_table
 
 /* void enter_code(struct vcpu *alias, void *code) */
 enter_code:
@@ -573,6 +573,10 @@ stub_link_saved:
 stub_fault:
     lea -128(%r14), %rdi
     call engine_fault
+    jmp stub_dispatch
+stub_window:
+    lea -128(%r14), %rdi
+    call engine_window
     jmp stub_dispatch
 
 /* s1 = RIP, not in the jump cache (or not asked); flags in fl. */

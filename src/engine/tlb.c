@@ -6,6 +6,7 @@
 
 #include "engine/engine.h"
 #include "engine/mmu.h"
+#include "engine/window.h"
 
 const struct tlb_geometry tlb_geo[NR_SLOTS] = {
     [SLOT_K] = { OFF_KTLB, ((1u << TLB_K_BITS) - 1) << TLB_ENTRY_SHIFT, OFF_KJC, ((1u << JC_K_BITS) - 1) << 1 },
@@ -78,7 +79,7 @@ static void jc_clear(struct tlb_space *sp, unsigned slot)
 
 /* -- Where code pages are ---------------------------------------------------------------------------- */
 
-_Static_assert(OFF_UCODE + CODE_NRS * sizeof(gla_t) <= SPACE_SIZE, "tlb.h");
+_Static_assert(OFF_UCODE + CODE_NRS * sizeof(gla_t) <= OFF_UWIN, "tlb.h");
 static gla_t *code_table(const struct tlb_space *sp) { return (gla_t *)(sp->base + OFF_UCODE); }
 /* Another vCPU may forget an entry at the same time, and nothing else. */
 static inline void code_forget(gla_t *at) { __atomic_store_n(at, CODE_NOWHERE, __ATOMIC_RELAXED); }
@@ -254,6 +255,8 @@ static void table_drop_range(struct tlb_space *sp, unsigned slot, gla_t la, unsi
 {
     struct tlb_entry *e = table(sp, slot);
     loops_clear(sp, slot);
+    if (slot == SLOT_U)
+        window_flush_pages(sp);
     for (unsigned k = 0, n = nr_filled(sp, slot); k < n; k++) {
         unsigned i = filled(sp, slot, k);
         if (!((e[i].tag_r ^ la) >> shift))
@@ -411,6 +414,11 @@ bool tlb_guest_address(struct vcpu *v, u64 host, gla_t *la)
     bool ours = host - (u64)v->eng < sizeof(*v->eng);
     for (unsigned i = 0; i < ram->nr_slots; i++)
         ours |= host - (u64)ram->slot[i].host < ram->slot[i].size;
+    if (window_area(v->vm, (const u8 *)host)) {
+        if (!window_address(v, (const u8 *)host, la))
+            *la = 0;
+        return true;
+    }
     if (!ours)
         return false;
     *la = 0;
@@ -428,6 +436,8 @@ static void unwrite_table(struct tlb_space *sp, unsigned slot, u64 host)
 {
     struct tlb_entry *e = table(sp, slot);
     loops_clear(sp, slot);
+    if (slot == SLOT_U)
+        window_unwrite(sp, host);
     for (unsigned k = 0, n = nr_filled(sp, slot); k < n; k++) {
         unsigned i = filled(sp, slot, k);
         if (e[i].host == host)
@@ -544,6 +554,7 @@ void tlb_revoke_page(struct vcpu *v, struct ram_slot *rs, gpa_t page)
 
 static void space_flush(struct tlb_space *sp)
 {
+    window_flush(sp);
     if (sp->clean)
         return;
     table_flush(sp, SLOT_KAC);
@@ -568,6 +579,8 @@ static void kernel_flush(struct vcpu *v)
 static void flush_page_in(struct tlb_space *sp, unsigned slot, gla_t la)
 {
     loops_clear(sp, slot);
+    if (slot == SLOT_U)
+        window_flush_page(sp, la);
     const struct tlb_geometry *g = &tlb_geo[slot];
     u32 off = (la >> (12 - TLB_ENTRY_SHIFT)) & g->tlb_mask;
     struct tlb_entry *e = (struct tlb_entry *)(sp->base + g->tlb_off + off);
@@ -703,6 +716,7 @@ void tlb_flush_pcid(struct vcpu *v, u16 pcid)
         return;
     space_flush(sp);
     engine_drop_returns(v);
+    window_sync(v);
 }
 
 void tlb_flush_all(struct vcpu *v, bool global_too)
@@ -717,6 +731,7 @@ void tlb_flush_all(struct vcpu *v, bool global_too)
     if (global_too)
         engine_zero(v->eng->code_seen, sizeof(v->eng->code_seen));
     engine_drop_returns(v);
+    window_sync(v);
 }
 
 void tlb_switch(struct vcpu *v, bool noflush)
@@ -748,7 +763,12 @@ void tlb_switch(struct vcpu *v, bool noflush)
     } else if (!noflush) {
         space_flush(sp);
     }
+    if (sp->cr3 != (v->cr3 & ~0xfffull)) {
+        sp->cr3 = v->cr3 & ~0xfffull;
+        window_forget(sp);
+    }
     sp->last_use = ++ev->space_clock;
     v->space = sp;
     engine_drop_returns(v);
+    window_sync(v);
 }

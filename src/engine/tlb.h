@@ -26,6 +26,7 @@
  *   U32JC    struct jc_entry[JC_U32_SIZE]    private
  *   ULOOP    struct loop_entries             private
  *   UCODE    gla_t[CODE_NRS]                 private
+ *   UWIN     u64[256]                        private: distances of windows (window.h)
  */
 #pragma once
 #include "engine/mode.h"
@@ -107,7 +108,8 @@ _Static_assert(TLB_K_BITS <= TLB_U_BITS && 1 << (TLB_U_BITS > 10 ? TLB_U_BITS - 
 #define OFF_U32JC (OFF_UJC + (16u << JC_U_BITS))
 #define OFF_ULOOP (OFF_U32JC + 0x2000)
 #define OFF_UCODE (OFF_ULOOP + 0x1000)
-#define SPACE_SIZE (OFF_UCODE + 0x20000)
+#define OFF_UWIN (OFF_UCODE + 0x20000)
+#define SPACE_SIZE (OFF_UWIN + 0x1000)
 #define PRIVATE_SIZE (SPACE_SIZE - SHARED_SIZE)
 #define NR_SPACES 8
 
@@ -135,6 +137,7 @@ static inline void fill_note(struct fill_log *l, unsigned i)
     l->n += l->n <= FILL_LOG_MAX;
 }
 
+struct window;
 struct tlb_space {
     struct fill_log tlb_log[NR_SLOTS], jc_log[NR_SLOTS]; /* the kernel's: in space 0 */
     u16 code_log[CODE_NRS];      /* the numbers it may know a page for, each once: */
@@ -147,6 +150,8 @@ struct tlb_space {
     bool clean;   /* nothing was filled since the last flush */
     u64 last_use;
     struct tlb_large large;
+    gpa_t cr3;             /* its page tables when it became current last */
+    struct window *window; /* or NULL: it never had any */
 };
 
 struct tlb_geometry {

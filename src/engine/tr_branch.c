@@ -389,6 +389,11 @@ static void call_indirect(struct xl *x, const struct insn *in, s32 next)
 {
     if (x->seg)
         xl_need_saved(x);
+    if (x->mode & MODE_WINDOW) { /* the push may fault, behind what loses host flags; s2 may be a group's */
+        if (x->fstate == FLAGS_HOST)
+            xl_flags_save_by(x, SEC_HOT, H_S1);
+        xl_clobber(x);
+    }
     load_target(x, in);
     segment_target(x, in);
     e_store_vcpu(&x->hot, H_S1, VOFF(tmp[0]));

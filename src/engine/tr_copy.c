@@ -364,10 +364,10 @@ void tr_copy(struct xl *x, const struct insn *in)
     /* Give each loan a register: scratch ones first, then any the instruction does not touch. */
     struct hostmem flat;
     bool s1_free = (!mem || g.mem.base != H_S1) && xl_s1_free(x), s2_free = !mem && !x->grp.active;
-    if (mem && nr && !s1_free && !g.shared) {
+    if (mem && nr && !s1_free && !x->grp.active) {
         bool late = nr == 1 && !loan[0].read; /* a plain load: the address is used before it is overwritten */
         if (!late) { /* lea s2, [s1 + s2] */
-            e_lea_full(b, true, H_S2, H_S1, H_S2, 1, 0);
+            e_lea_full(b, true, H_S2, H_S1, H_S2, 1, g.mem.disp);
             flat = (struct hostmem){ H_S2, REG_NONE, 0 };
             r.mem = &flat;
         }

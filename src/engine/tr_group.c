@@ -42,6 +42,18 @@ static bool has_high_byte(const struct insn *in)
 /* The guest registers that live in vcpu->regs: an instruction that names one needs scratch registers. */
 #define SLOT_GPRS (1u << R10 | 1u << R11 | 1u << R14 | 1u << R15)
 
+unsigned tr_slot_operands(const struct insn *in)
+{
+    u16 slots = 0;
+    if (in->reg_kind == RK_GPR && in->has_modrm && gpr_in_slot(in->reg))
+        slots |= (u16)(1u << in->reg);
+    if (in->vvvv_kind == RK_GPR && gpr_in_slot(in->vvvv))
+        slots |= (u16)(1u << in->vvvv);
+    if (in->opreg != REG_NONE && gpr_in_slot(in->opreg))
+        slots |= (u16)(1u << in->opreg);
+    return (unsigned)__builtin_popcount(slots);
+}
+
 s32 tr_mem_off(const struct xl *x, unsigned i)
 {
     const struct insn *in = &x->in[i];
@@ -61,6 +73,8 @@ static bool classify_sum(const struct xl *x, unsigned i, const struct group *key
     if (in->how != HOW_COPY || in->moffs)
         return false;
     if (in->has_mem && in->mem_size) {
+        if ((x->mode & MODE_WINDOW) && (!tr_windowed(x, in) || tr_window_far(in) || tr_slot_operands(in)))
+            return false;
         if (in->base != key->base || in->index != key->index || (in->index != REG_NONE && in->scale != key->scale) ||
             in->addrsize != (x->m64 ? 8 : 4) || in->vsib || in->mask || insn_vex_masked(in) || has_high_byte(in) || in->mem_size > SPAN_MAX ||
             in->seg == SEG_FS || in->seg == SEG_GS || (!x->m64 && in->seg == SEG_CS) || in->disp < -(1 << 30) || in->disp > 1 << 30)
@@ -78,6 +92,19 @@ static bool flat_base(const struct insn *in)
 {
     return in->addrsize == 4 && !in->moffs && in->base < NR_GPR && in->index == REG_NONE && in->seg != SEG_FS &&
            in->seg != SEG_GS && in->seg != SEG_CS;
+}
+
+/*
+ * With windows, an instruction that reaches memory off another register than the group's: by s1, while s2 stays the group's.
+ */
+static bool foreign(const struct xl *x, const struct insn *in, unsigned base)
+{
+    if (!(x->mode & MODE_WINDOW) || (in->gpr_write >> base & 1) || ((in->gpr_read | in->gpr_write) & SLOT_GPRS))
+        return false;
+    if (in->how == HOW_STACK)
+        return base != RSP && !in->has_mem && in->opsize == 8 && (in->id == I_PUSH || in->id == I_POP) &&
+               !(in->gpr_write >> RSP & 1 && in->id == I_POP && (in->opreg == RSP || (in->opreg == REG_NONE && in->rm == RSP)));
+    return in->how == HOW_COPY && tr_windowed(x, in) && !tr_window_far(in) && tr_simple_base(x, in) && in->base != base && !has_high_byte(in);
 }
 
 /*
@@ -99,8 +126,12 @@ static bool classify(const struct xl *x, unsigned i, const struct group *key, st
     switch (in->how) {
     case HOW_COPY:
         if (in->has_mem && in->mem_size) {
+            if (foreign(x, in, base))
+                return true;
+            if ((x->mode & MODE_WINDOW) && (!tr_windowed(x, in) || tr_window_far(in) || tr_slot_operands(in) > 1))
+                return false;
             if (!(x->m64 ? tr_simple_base(x, in) : flat_base(in)) || in->base != base || has_high_byte(in) || in->mem_size > SPAN_MAX ||
-                in->mask || insn_vex_masked(in) || in->disp < -4096 || in->disp > 4096)
+                in->mask || insn_vex_masked(in) || (!(x->mode & MODE_WINDOW) && (in->disp < -4096 || in->disp > 4096)))
                 return false;
             *a = (struct access){ true, (s32)in->disp, in->mem_size, in->mem_acc };
             return !(in->gpr_write >> base & 1) || ((*last = true), true);
@@ -124,6 +155,8 @@ static bool classify(const struct xl *x, unsigned i, const struct group *key, st
         }
         return false;
     case HOW_STACK:
+        if (foreign(x, in, base))
+            return true;
         if (base != RSP || in->opsize != wide || in->has_mem)
             return false;
         if (in->id == I_PUSH) {
@@ -172,7 +205,7 @@ bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale)
                          .moves = !x->m64 && index == REG_NONE && base < NR_GPR };
     s32 moved = 0, lo = 0, hi = 0, max = base == RSP ? SPAN_STACK_MAX : SPAN_MAX;
     unsigned acc = 0, n = 0, end = x->cur;
-    bool branched = false, vectors = true;
+    bool branched = false, vectors = true, window = x->mode & MODE_WINDOW; /* then the distance holds for any displacement */
     for (unsigned i = x->cur; i < x->nr; i++) {
         struct access a;
         s32 shift;
@@ -180,11 +213,11 @@ bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale)
         if (!classify(x, i, &key, &a, &shift, &last))
             break;
         if (a.any) {
-            if (branched && (a.acc & ~acc))
+            if (!window && branched && (a.acc & ~acc))
                 break;
             s64 l = (s64)moved + a.off, h = l + (s64)a.size;
             s32 limit = a.size >= 16 && vectors ? SPAN_VECTOR_MAX : max;
-            if (n && (MAX(hi, h) - MIN(lo, l) > limit))
+            if (!window && n && (MAX(hi, h) - MIN(lo, l) > limit))
                 break;
             vectors &= a.size >= 16;
             lo = (s32)(n ? MIN(lo, l) : l);

@@ -18,12 +18,19 @@
  *   ja    stub_loop_*, which copies the right one, or goes slow
  *   mov   s2, [vcpu + copy.host or copy.delta]
  *
+ * User code of a process that has run for a while has no check, but a distance to add (MODE_WINDOW, window.h):
+ *
+ *   rorx  s2, base, 39; movzx s2d, s2b
+ *   mov   s2, [vcpu + s2 * 8 + windows]
+ *   op    [base + disp + s2]
+ *
  * Where alignment is checked (MODE_AC) the compare is a jump: every access takes the slow path.
  *
  * slow (cold): call stub_slow; jmp back; record; then, for writes, the operation again for a bounce
  * buffer, and a call that commits it.
  */
 #include "engine/translate.h"
+#include "engine/window.h"
 
 #define TLB_SHIFT (PAGE_SHIFT - TLB_ENTRY_SHIFT)
 
@@ -147,10 +154,10 @@ static void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra)
     }
 }
 
-/* rorx dst, src, n: both scratch registers (VEX.LZ.F2.0F3A.W1 F0 /r ib) */
+/* rorx dst, src, n: dst a scratch register (VEX.LZ.F2.0F3A.W1 F0 /r ib) */
 static void rorx(struct buf *b, unsigned dst, unsigned src, unsigned n)
 {
-    e8(b, 0xc4); e8(b, 0x43); e8(b, 0xfb); e8(b, 0xf0); e8(b, (u8)(0xc0 | (dst & 7) << 3 | (src & 7))); e8(b, (u8)n);
+    e8(b, 0xc4); e8(b, src >= 8 ? 0x43 : 0x63); e8(b, 0xfb); e8(b, 0xf0); e8(b, (u8)(0xc0 | (dst & 7) << 3 | (src & 7))); e8(b, (u8)n);
 }
 
 static s32 own_copy(struct xl *x)
@@ -219,6 +226,106 @@ static void begin(struct xl *x, struct guard *g, unsigned size, unsigned acc, bo
     g->acc = (u8)acc;
     g->stack = stack;
     g->shared = false;
+}
+
+/* -- Windows ------------------------------------------------------------------------------------------------ */
+
+/* to = the distance from what is near `base` to where it is in a window */
+static void distance(struct xl *x, unsigned to, unsigned base)
+{
+    struct buf *b = &x->hot;
+    rorx(b, to, base, WINDOW_CHUNK_SHIFT);
+    e8(b, 0x45); e8(b, 0x0f); e8(b, 0xb6); e8(b, (u8)(0xc0 | (to & 7) << 3 | (to & 7))); /* movzx to32, to8 */
+    e8(b, rex(1, to, to, H_VCPU)); e8(b, 0x8b); e_modrm_sib(b, to, H_VCPU, to, 8, (s32)OFF_UWIN - VCPU_BIAS);
+}
+
+/* The operation may fault, and then the instruction must not have happened. */
+static void may_fault(struct xl *x)
+{
+    if (x->fstate != FLAGS_SAVED && (x->fhost_real || x->live[x->cur]))
+        x->map[x->cur] |= MAP_FLAGS_HOST;
+}
+
+/* s1 = the operand's address but for the displacement, which is returned. */
+static s32 window_base(struct xl *x, const struct insn *in)
+{
+    struct buf *b = &x->hot;
+    s32 disp = (s32)in->disp;
+    if (in->seg == SEG_FS || in->seg == SEG_GS) {
+        s32 seg = (s32)(offsetof(struct vcpu, seg) + in->seg * sizeof(struct seg) + offsetof(struct seg, base)) - VCPU_BIAS;
+        if (in->base == REG_NONE && in->index == REG_NONE) {
+            e_load_vcpu(b, H_S1, seg);
+            return disp;
+        }
+        tr_ea(x, in, 0);
+        e_load_vcpu(b, H_S2, seg);
+        e_lea_full(b, true, H_S1, H_S1, H_S2, 1, 0);
+        return 0;
+    }
+    if (in->base == BASE_RIP) {
+        disp += x->off[x->cur] + in->len;
+        e_load_vcpu(b, H_S1, VOFF(vbase));
+        return disp;
+    }
+    if (tr_window_far(in)) {
+        tr_ea(x, in, 0);
+        return 0;
+    }
+    tr_ea(x, in, -disp);
+    return disp;
+}
+
+/* The displacement is what is near the operand (an array at a fixed place), the registers need not be. */
+bool tr_window_far(const struct insn *in)
+{
+    return in->base != BASE_RIP && (in->base == REG_NONE || in->disp < -(1 << 20) || in->disp > 1 << 20);
+}
+
+bool tr_windowed(const struct xl *x, const struct insn *in)
+{
+    return (x->mode & MODE_WINDOW) && in->addrsize == 8 && !in->moffs && !in->vsib && in->disp >= -(1 << 30) && in->disp <= 1 << 30;
+}
+
+/* False: it needs a check. */
+static bool window(struct xl *x, const struct insn *in, s32 disp_extra, bool plain, struct guard *g)
+{
+    if (plain || disp_extra || !tr_windowed(x, in) || tr_slot_operands(in) > 1)
+        return false;
+    *g = (struct guard){ .shared = true };
+    may_fault(x);
+    if (tr_simple_base(x, in) && !tr_window_far(in)) {
+        unsigned base = host_gpr[in->base], to = H_S2;
+        if (x->grp.active && (x->grp.sum || x->grp.base != in->base))
+            to = H_S1; /* s2 is the group's */
+        if (!x->grp.active || to == H_S1)
+            distance(x, to, base);
+        if (!x->grp.active && in->how == HOW_COPY)
+            tr_plan_group(x, in->base, REG_NONE, 1);
+        g->mem = (struct hostmem){ (u8)base, (u8)to, (s32)in->disp };
+        return true;
+    }
+    s32 disp;
+    if (x->grp.active) { /* the address is in s1 already */
+        disp = (s32)in->disp + (in->base == BASE_RIP ? x->off[x->cur] + in->len : 0);
+    } else {
+        disp = window_base(x, in);
+        distance(x, H_S2, H_S1);
+        if (in->how == HOW_COPY && in->seg != SEG_FS && in->seg != SEG_GS && !tr_window_far(in))
+            tr_plan_group(x, in->base, in->index, in->scale);
+    }
+    g->mem = (struct hostmem){ H_S1, H_S2, disp };
+    return true;
+}
+
+static void window_stack(struct xl *x, s32 disp, struct guard *g)
+{
+    unsigned to = x->grp.active && x->grp.base != RSP ? H_S1 : H_S2;
+    *g = (struct guard){ .shared = true, .stack = true, .mem = { H_SP, (u8)to, disp } };
+    may_fault(x);
+    if (!x->grp.active || to == H_S1)
+        distance(x, to, H_SP);
+    if (!x->grp.active && !x->in[x->cur].has_mem)
+        tr_plan_group(x, RSP, REG_NONE, 1);
 }
 
 /* The slow path of a shared check: no operation of its own. */
@@ -295,9 +402,12 @@ void tr_guard(struct xl *x, const struct insn *in, unsigned size, unsigned acc, 
 {
     s64 disp = in->disp + disp_extra;
     bool simple = !plain && tr_simple_base(x, in);
-    if (simple && in->how == HOW_COPY && !in->mask && !insn_vex_masked(in) && shared(x, in->base, (s32)disp, size, acc, in->seg == SEG_SS, g))
+    if (window(x, in, disp_extra, plain, g))
         return;
-    if (!simple && !plain && in->how == HOW_COPY && (x->m64 ? in->addrsize == 8 : tr_flat32(x) && in->addrsize == 4) &&
+    bool window = x->mode & MODE_WINDOW; /* groups have no check there */
+    if (!window && simple && in->how == HOW_COPY && !in->mask && !insn_vex_masked(in) && shared(x, in->base, (s32)disp, size, acc, in->seg == SEG_SS, g))
+        return;
+    if (!window && !simple && !plain && in->how == HOW_COPY && (x->m64 ? in->addrsize == 8 : tr_flat32(x) && in->addrsize == 4) &&
         !in->moffs && !in->vsib && !in->mask &&
         !insn_vex_masked(in) && in->seg != SEG_FS && in->seg != SEG_GS && (x->m64 || in->seg != SEG_CS) &&
         (in->base != REG_NONE || in->index != REG_NONE) && in->disp >= -(1 << 30) && in->disp <= 1 << 30 &&
@@ -322,6 +432,10 @@ void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct 
 {
     bool simple = x->m64;
     const struct insn *in = &x->in[x->cur];
+    if (x->mode & MODE_WINDOW) {
+        window_stack(x, disp, g);
+        return;
+    }
     if (simple && !in->has_mem && size == 8 && shared(x, RSP, disp, size, acc, true, g))
         return;
     if (!simple && !in->has_mem && size == 4 && tr_flat32(x) && shared_stack32(x, disp, size, acc, g))

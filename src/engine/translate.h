@@ -46,7 +46,7 @@ struct guard {
     u8 acc, form;
     bool stack;          /* through SS: #SS, not #GP */
     s32 loop;            /* its own copy of a TLB entry, from r14 on; 0: none */
-    bool shared;         /* the group's first access has checked this one */
+    bool shared;         /* the group's first access has checked this one, or there is no check: windows */
     struct hostmem mem;
 };
 
@@ -171,6 +171,11 @@ void e_lea_full(struct buf *b, bool w, unsigned dst, unsigned base, unsigned ind
 bool tr_simple_base(const struct xl *x, const struct insn *in);
 /* Whether s1 may be used now: not inside a group that keeps its address there. */
 static inline bool xl_s1_free(const struct xl *x) { return !(x->grp.active && x->grp.sum); }
+/* tr_windowed - is the instruction's memory reached through a window (window.h)? */
+bool tr_windowed(const struct xl *x, const struct insn *in);
+bool tr_window_far(const struct insn *in);
+/* How many register operands live in vcpu->regs, addresses not counted. */
+unsigned tr_slot_operands(const struct insn *in);
 bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale);
 /* Offset of a memory operand from its registers, or from the page for RIP-relative ones. */
 s32 tr_mem_off(const struct xl *x, unsigned i);

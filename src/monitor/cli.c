@@ -49,6 +49,7 @@ static const struct word debug_words[] = {
     { "one-insn", VITRO_DEBUG_ONE_INSN },
     { "slow-path", VITRO_DEBUG_SLOW_PATH },
     { "no-chain", VITRO_DEBUG_NO_CHAIN },
+    { "windows", VITRO_DEBUG_WINDOWS },
     { NULL, 0 },
 };
 

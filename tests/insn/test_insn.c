@@ -531,7 +531,8 @@ int main(int argc, char **argv)
         case 'd':
             debug |= strcmp(optarg, "one-insn") == 0 ? VITRO_DEBUG_ONE_INSN :
                      strcmp(optarg, "slow-path") == 0 ? VITRO_DEBUG_SLOW_PATH :
-                     strcmp(optarg, "no-chain") == 0 ? VITRO_DEBUG_NO_CHAIN : 0;
+                     strcmp(optarg, "no-chain") == 0 ? VITRO_DEBUG_NO_CHAIN :
+                     strcmp(optarg, "windows") == 0 ? VITRO_DEBUG_WINDOWS : 0;
             break;
         case 'i': opt.id = optarg; break;
         case 'r': opt.one_row = (unsigned)strtoul(optarg, NULL, 0); break;

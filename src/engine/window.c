@@ -1,0 +1,400 @@
+/* window.c - user memory through the host's MMU. What windows are, and why they are safe: window.h. */
+#include "engine/window.h"
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include "engine/engine.h"
+#include "engine/mmu.h"
+#include "engine/seg.h"
+
+#define NEED_FIRST 4u   /* interrupts: 16 ms of user time at 250 Hz */
+#define NEED_MAX 2048u
+#define LARGE_SHIFT 21
+#define LARGE (1ull << LARGE_SHIFT)
+
+static inline u8 *slot_base(const struct vm *vm, unsigned slot)
+{
+    return vm->windows.area + WINDOW_GAP + slot * (WINDOW_CHUNK + WINDOW_GAP);
+}
+static inline u64 *distances(struct tlb_space *sp) { return (u64 *)(sp->base + OFF_UWIN); }
+static inline u64 nowhere(const struct vm *vm, unsigned chunk)
+{
+    return (u64)slot_base(vm, 0) - ((u64)chunk << WINDOW_CHUNK_SHIFT);
+}
+
+/* The guest's vector registers may be loaded: a sanitizer's mmap() would use them. */
+static s64 sys(u64 nr, const u8 *at, u64 a, u64 b, u64 c, u64 d)
+{
+    register u64 r10 __asm__("r10") = c, r8 __asm__("r8") = d, r9 __asm__("r9") = 0;
+    s64 r = (s64)nr;
+    __asm__ volatile("syscall" : "+a"(r) : "D"(at), "S"(a), "d"(b), "r"(r10), "r"(r8), "r"(r9) : "rcx", "r11", "memory");
+    return r;
+}
+static bool unmap(const u8 *at, u64 len)
+{
+    return sys(SYS_mmap, at, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, ~0ull) == (s64)at;
+}
+static bool protect(const u8 *at, u64 len, int prot) { return !sys(SYS_mprotect, at, len, (u64)prot, 0, 0); }
+
+/* The VM's host addresses, reserved when first wanted. */
+static bool reserve(struct vm *vm)
+{
+    if (__atomic_load_n(&vm->windows.area, __ATOMIC_ACQUIRE))
+        return true;
+    u8 *p = mmap(NULL, WINDOW_AREA, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0), *none = NULL;
+    if (p == MAP_FAILED || (u64)p < WINDOW_GAP || (u64)p + WINDOW_AREA > (1ull << 47) - WINDOW_GAP) {
+        if (p != MAP_FAILED)
+            munmap(p, WINDOW_AREA);
+        vm->windows.off = true;
+        return false;
+    }
+    if (!__atomic_compare_exchange_n(&vm->windows.area, &none, p, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+        munmap(p, WINDOW_AREA);
+    return true;
+}
+
+bool window_area(const struct vm *vm, const u8 *host)
+{
+    const u8 *area = __atomic_load_n(&vm->windows.area, __ATOMIC_ACQUIRE);
+    return area && host >= area && host < area + WINDOW_AREA;
+}
+
+bool window_address(struct vcpu *v, const u8 *host, gla_t *la)
+{
+    const struct window *w = v->space->window;
+    for (unsigned i = 0; w && i < w->nr_chunks; i++) {
+        u64 off = (u64)(host - slot_base(v->vm, w->chunk[i].slot));
+        if (off < WINDOW_CHUNK) {
+            *la = ((u64)w->chunk[i].chunk << WINDOW_CHUNK_SHIFT) + off;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* -- What is mapped ------------------------------------------------------------------------------------------ */
+
+static inline unsigned place_of(gla_t key) { return (unsigned)((key >> PAGE_SHIFT) * 0x9e3779b97f4a7c15ull >> 49) & (WINDOW_PAGES - 1); }
+
+/* The place of a page: `la` at its start, `large` WINDOW_LARGE or 0. NULL: it is not mapped. */
+static struct window_page *page_find(struct window *w, gla_t la, u64 large)
+{
+    for (unsigned i = place_of(la); w->page[i].la; i = (i + 1) & (WINDOW_PAGES - 1))
+        if ((w->page[i].la & ~(u64)WINDOW_WRITABLE) == (la | large | WINDOW_USED))
+            return &w->page[i];
+    return NULL;
+}
+static struct window_page *page_new(struct window *w, gla_t la)
+{
+    unsigned i = place_of(la);
+    while (w->page[i].la & WINDOW_USED)
+        i = (i + 1) & (WINDOW_PAGES - 1);
+    if (!w->page[i].la)
+        w->nr_places++;
+    return &w->page[i];
+}
+static inline u64 page_len(const struct window_page *p) { return p->la & WINDOW_LARGE ? LARGE : PAGE_SIZE; }
+
+static u8 *host_of(struct tlb_space *sp, gla_t la)
+{
+    return (u8 *)(la + distances(sp)[la >> WINDOW_CHUNK_SHIFT & (WINDOW_CHUNKS - 1)]);
+}
+static void page_drop(struct tlb_space *sp, struct window_page *p)
+{
+    struct vm *vm = sp->window->vm;
+    u8 *at = host_of(sp, p->la & PAGE_MASK);
+    if (!unmap(at, page_len(p)) && !protect(at, page_len(p), PROT_NONE)) /* too many mappings: it must not stay */
+        bug("a page of a window cannot be unmapped", __FILE__, __LINE__);
+    p->la = WINDOW_GONE;
+    __atomic_fetch_sub(&vm->windows.mappings, 1, __ATOMIC_RELAXED);
+}
+
+void window_flush_page(struct tlb_space *sp, gla_t la)
+{
+    struct window *w = sp->window;
+    if (likely(!w || !w->nr_places) || la >> 47)
+        return;
+    struct window_page *p = page_find(w, la & PAGE_MASK, 0);
+    if (p)
+        page_drop(sp, p);
+    p = page_find(w, la & ~(LARGE - 1), WINDOW_LARGE);
+    if (p)
+        page_drop(sp, p);
+}
+
+void window_flush_pages(struct tlb_space *sp)
+{
+    struct window *w = sp->window;
+    if (!w || !w->nr_chunks)
+        return;
+    struct vm *vm = w->vm;
+    u32 mapped = 0;
+    for (unsigned i = 0; w->nr_places && i < WINDOW_PAGES; i++)
+        mapped += w->page[i].la & WINDOW_USED;
+    for (unsigned i = 0; i < w->nr_chunks; i++) {
+        u8 *at = slot_base(vm, w->chunk[i].slot);
+        if (mapped && !unmap(at, WINDOW_CHUNK))
+            bug("a window cannot be unmapped", __FILE__, __LINE__);
+        distances(sp)[w->chunk[i].chunk] = nowhere(vm, w->chunk[i].chunk);
+        __atomic_fetch_and(&vm->windows.slots, ~BITULL(w->chunk[i].slot), __ATOMIC_ACQ_REL);
+    }
+    __atomic_fetch_sub(&vm->windows.mappings, mapped, __ATOMIC_RELAXED);
+    if (w->nr_places)
+        engine_zero(w->page, sizeof(w->page));
+    w->nr_chunks = 0;
+    w->nr_places = 0;
+}
+
+void window_unwrite(struct tlb_space *sp, u64 host)
+{
+    struct window *w = sp->window;
+    for (unsigned i = 0; w && w->nr_places && i < WINDOW_PAGES; i++) {
+        struct window_page *p = &w->page[i];
+        if ((p->la & (WINDOW_USED | WINDOW_WRITABLE)) == (WINDOW_USED | WINDOW_WRITABLE) && host - p->host < page_len(p))
+            page_drop(sp, p);
+    }
+}
+
+/* -- Filling ------------------------------------------------------------------------------------------------- */
+
+static bool chunk_add(struct vcpu *v, struct window *w, unsigned chunk)
+{
+    struct vm *vm = v->vm;
+    if (w->nr_chunks == WINDOW_MAX_CHUNKS)
+        return false;
+    u64 used = __atomic_load_n(&vm->windows.slots, __ATOMIC_RELAXED);
+    unsigned slot;
+    do {
+        slot = (unsigned)__builtin_ctzll(~(used | 1));
+        if (slot >= WINDOW_SLOTS)
+            return false;
+    } while (!__atomic_compare_exchange_n(&vm->windows.slots, &used, used | BITULL(slot), false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
+    w->chunk[w->nr_chunks].chunk = (u8)chunk;
+    w->chunk[w->nr_chunks++].slot = (u8)slot;
+    distances(v->space)[chunk] = (u64)slot_base(vm, slot) - ((u64)chunk << WINDOW_CHUNK_SHIFT);
+    return true;
+}
+
+static inline bool has_code(const struct ram_slot *rs, u64 idx)
+{
+    return __atomic_load_n(&rs->page_state[idx], __ATOMIC_RELAXED) & PAGE_HAS_CODE;
+}
+
+/*
+ * From now on windows may write these pages: whoever claims one for translation finds that, or we find the claim (wtag_note()
+ * in tlb.c says how). False: one has code.
+ */
+static bool note_writes(struct vm *vm, struct ram_slot *rs, u64 idx, u64 nr)
+{
+    u64 *wtag = &vm->wtag[rs - vm->ram.slot][idx * WTAG_WAYS];
+    for (u64 i = 0; i < nr; i++)
+        __atomic_store_n(&wtag[i * WTAG_WAYS], WTAG_MANY, __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    for (u64 i = 0; i < nr; i++)
+        if (has_code(rs, idx + i))
+            return false;
+    return true;
+}
+
+enum window_fill window_fill(struct vcpu *v, gla_t la, bool write)
+{
+    struct tlb_space *sp = v->space;
+    struct window *w = sp->window;
+    struct vm *vm = v->vm;
+    struct mmu_span span;
+    if (mmu_walk(v, la, ACC_USER | (write ? ACC_W : ACC_R), &span) != X_OK)
+        return WINDOW_FAULT;
+    struct ram_slot *rs = ram_find(&vm->ram, span.gpa);
+    if (!rs || (write && rs->readonly) || w->nr_places >= WINDOW_PAGES * 3 / 4 ||
+        __atomic_load_n(&vm->windows.mappings, __ATOMIC_RELAXED) >= WINDOW_MAPPINGS)
+        return WINDOW_ODD;
+    bool writable = span.writable && !rs->readonly;
+    u64 idx = (span.gpa - rs->gpa) >> PAGE_SHIFT;
+    bool large = span.page_size >= LARGE && idx >= (span.gpa >> PAGE_SHIFT & (LARGE / PAGE_SIZE - 1)) &&
+                 (span.gpa & ~(LARGE - 1)) + LARGE <= rs->gpa + rs->size;
+    sp->clean = false;
+    if (span.page_size > PAGE_SIZE)
+        tlb_note_large(v, SLOT_U, la, span.page_size);
+    gla_t at = la & PAGE_MASK;
+    if (large) {
+        at = la & ~(LARGE - 1);
+        idx -= span.gpa >> PAGE_SHIFT & (LARGE / PAGE_SIZE - 1);
+        if (writable && !note_writes(vm, rs, idx, LARGE / PAGE_SIZE)) { /* then by single pages */
+            large = false;
+            at = la & PAGE_MASK;
+            idx = (span.gpa - rs->gpa) >> PAGE_SHIFT;
+        }
+    }
+    if (!large && writable && !note_writes(vm, rs, idx, 1)) {
+        if (write)
+            return WINDOW_ODD;
+        writable = false;
+    }
+    u8 *from = rs->host + (idx << PAGE_SHIFT), *to = host_of(sp, at);
+    u64 len = large ? LARGE : PAGE_SIZE;
+    /* An old size of 0 maps shared pages once more (mremap(2)); what is not shared cannot be. */
+    if (sys(SYS_mremap, from, 0, len, MREMAP_MAYMOVE | MREMAP_FIXED, (u64)to) != (s64)to) {
+        vm->windows.off = true;
+        return WINDOW_ODD;
+    }
+    struct window_page *p = page_find(w, at, large ? WINDOW_LARGE : 0);
+    if (!p) {
+        p = page_new(w, at);
+        __atomic_fetch_add(&vm->windows.mappings, 1, __ATOMIC_RELAXED);
+    }
+    *p = (struct window_page){ at | WINDOW_USED | (writable ? WINDOW_WRITABLE : 0) | (large ? WINDOW_LARGE : 0), (u64)from };
+    if (!writable && !protect(to, len, PROT_READ)) {
+        page_drop(sp, p);
+        return WINDOW_ODD;
+    }
+    w->fills++;
+    v->eng->nr_window_fills++;
+    return WINDOW_FILLED;
+}
+
+/* -- Which spaces -------------------------------------------------------------------------------------------------- */
+
+void window_sync(struct vcpu *v)
+{
+    if (unlikely(!!(v->mode_user & MODE_WINDOW) != window_on(v->space)))
+        vcpu_mode_changed(v);
+}
+
+/* Code with and without windows is different code: what leads to it goes. */
+static void changed(struct vcpu *v, struct tlb_space *sp)
+{
+    jc_flush_space(sp, SLOT_U);
+    engine_drop_returns(v);
+    window_sync(v);
+}
+
+static void begin(struct vcpu *v)
+{
+    struct tlb_space *sp = v->space;
+    struct window *w = sp->window;
+    w->on = true;
+    w->on_ticks = w->fills = w->steps = 0;
+    v->eng->nr_windows++;
+    for (unsigned c = 0; c < WINDOW_CHUNKS; c++)
+        distances(sp)[c] = nowhere(v->vm, c);
+    changed(v, sp);
+}
+
+static bool possible(struct vcpu *v)
+{
+#ifdef __SANITIZE_THREAD__ /* it has a use for these addresses */
+    return false;
+#endif
+    struct vm *vm = v->vm;
+    struct tlb_space *sp = v->space;
+    if (vm->windows.off || vcpu_has_outer(v) || (vm->debug & ~VITRO_DEBUG_WINDOWS) || !reserve(vm))
+        return false;
+    if (!sp->window) {
+        void *p = mmap(NULL, sizeof(struct window), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (p == MAP_FAILED)
+            return false;
+        sp->window = p;
+        sp->window->vm = vm;
+        sp->window->need = NEED_FIRST;
+    }
+    return true;
+}
+
+void window_want(struct vcpu *v)
+{
+    if ((v->mode & MODE_SLOT) == SLOT_U && !window_on(v->space) && possible(v))
+        begin(v);
+}
+
+void window_tick(struct vcpu *v)
+{
+    if (!possible(v))
+        return;
+    struct window *w = v->space->window;
+    if (w->on)
+        w->on_ticks++;
+    else if (++w->ticks >= w->need)
+        begin(v);
+}
+
+void window_flush(struct tlb_space *sp)
+{
+    struct window *w = sp->window;
+    if (!w || !w->on)
+        return;
+    /* In microseconds: a page 10, a step 6; of an interrupt's 4000 perhaps a quarter was gained. */
+    u64 cost = w->fills * 10ull + w->steps * 6ull, gain = w->on_ticks * 1000ull;
+    window_flush_pages(sp);
+    w->on_ticks = w->fills = w->steps = 0;
+    if (cost <= gain) {
+        w->need = MAX(w->need / 2, NEED_FIRST);
+        return;
+    }
+    w->need = MIN(w->need * 2, NEED_MAX);
+    w->ticks = 0;
+    w->on = false;
+}
+
+void window_forget(struct tlb_space *sp)
+{
+    struct window *w = sp->window;
+    if (!w)
+        return;
+    window_flush_pages(sp);
+    w->on = false;
+    w->ticks = 0;
+    w->need = NEED_FIRST;
+}
+
+/* Where a stack instruction, or a memory operand, lies. */
+static unsigned operands(struct vcpu *v, gla_t la[2])
+{
+    struct insn in;
+    unsigned n = 0;
+    la[n++] = v->regs[RSP] - 8;
+    if (engine_insn_at(v, v->rip, &in) && in.has_mem)
+        la[n++] = insn_offset(v, &in) + (in.seg == SEG_FS || in.seg == SEG_GS ? v->seg[in.seg].base : 0);
+    return n;
+}
+
+bool window_step(struct vcpu *v)
+{
+    struct tlb_space *sp = v->space;
+    struct window *w = sp->window;
+    if (!w || !w->on)
+        return false;
+    gla_t la[2];
+    struct mmu_span span;
+    bool more = false;
+    for (unsigned i = 0, n = operands(v, la); i < n; i++) {
+        unsigned chunk = (unsigned)(la[i] >> WINDOW_CHUNK_SHIFT);
+        if (!(la[i] >> 47) && distances(sp)[chunk] == nowhere(v->vm, chunk) && mmu_walk(v, la[i], ACC_USER | ACC_R, &span) == X_OK)
+            more |= chunk_add(v, w, chunk);
+    }
+    if (more)
+        return false;
+    v->eng->nr_window_steps++;
+    /* Stores beside code, page tables of another shape, MMIO: not for windows. A full table of mappings: neither. */
+    if (++w->steps > 64 + 16 * w->on_ticks && !(v->vm->debug & VITRO_DEBUG_WINDOWS)) {
+        w->need = MIN(w->need * 4, NEED_MAX);
+        window_flush_pages(sp);
+        w->on = false;
+        w->ticks = 0;
+        changed(v, sp);
+        return false;
+    }
+    return true;
+}
+
+void window_fini(struct vcpu *v)
+{
+    for (unsigned i = 0; i < NR_SPACES; i++)
+        if (v->eng->space[i].window)
+            munmap(v->eng->space[i].window, sizeof(struct window));
+}
+void window_vm_fini(struct vm *vm)
+{
+    if (vm->windows.area)
+        munmap(vm->windows.area, WINDOW_AREA);
+}
