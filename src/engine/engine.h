@@ -249,6 +249,7 @@ struct engine_vcpu {
     bool soft_step;        /* the next instruction is done alone, with checks of its own instead of windows */
     u64 soft_rip;
     bool window_fault;     /* v->exc is what a window's page was refused with */
+    struct { bool valid, write; gla_t la; u64 rip; struct tlb_space *space; } refused; /* where: tried again before its instruction is */
     u64 nr_windows, nr_window_fills, nr_window_steps;
     u64 nr_noshare, nr_evicted;
     u64 nr_dispatch, nr_lookup, nr_link, nr_poll, nr_ret_miss, nr_commit, nr_watched, nr_fault_signal;

@@ -97,11 +97,13 @@ static void handler(int sig, siginfo_t *info, void *ctx)
             return;
         }
         if (window_area(v->vm, addr)) {
-            gla_t la;
+            gla_t la = 0;
             enum window_fill f = window_address(v, addr, &la) ? window_fill(v, la, g[REG_ERR] & 2) : WINDOW_ODD;
             if (f == WINDOW_FILLED)
                 return;
             ev->window_fault = f == WINDOW_FAULT;
+            ev->refused.la = la;
+            ev->refused.write = g[REG_ERR] & 2;
             window = true;
         } else if ((u64)addr >> 63) { /* a wild address in code that goes through windows */
             window = true;

@@ -29,6 +29,7 @@ SLOT_AT(c_rsp, 72);
 SLOT_AT(hsp_base, 80);
 SLOT_AT(region, 88);
 SLOT_AT(rip, 96);
+SLOT_AT(window, 104);
 #define FAR_AT(member, off) _Static_assert(offsetof(struct vcpu, member) == (off), "stub_offsets.h: " #member)
 FAR_AT(eflags, VCPU_BIAS + 40);
 FAR_AT(intr_wait, VCPU_BIAS + 44);
@@ -702,6 +703,9 @@ void engine_window(struct vcpu *v)
 {
     if (v->eng->window_fault) {
         v->eng->window_fault = false;
+        v->eng->refused.rip = v->rip;
+        v->eng->refused.space = v->space;
+        v->eng->refused.valid = true;
         deliver(v);
     } else if (window_step(v)) {
         v->eng->soft_step = true;
@@ -860,6 +864,10 @@ void *engine_dispatch(struct vcpu *v)
         }
         if (unlikely(v->vm->debug & VITRO_DEBUG_WINDOWS))
             window_want(v);
+        if (unlikely(ev->refused.valid) && ev->refused.rip == v->rip && ev->refused.space == v->space && (v->mode & MODE_WINDOW)) {
+            ev->refused.valid = false; /* the guest's kernel has made the page, most likely: that saves a signal */
+            window_fill(v, ev->refused.la, ev->refused.write);
+        }
         bool soft = ev->soft_step && ev->soft_rip == v->rip && (v->mode & MODE_WINDOW);
         ev->soft_step = false;
         if (unlikely((shadow && v->event) || soft)) { /* what waits must come right after this one instruction */

@@ -32,20 +32,20 @@
 #define SITE_LOOP (5 + 9)
 
 /* struct vcpu members stubs.S uses beyond the disp8 ones; asserted in run.c */
-#define V_CS_TAG 232
-#define V_SYSCALL_OK 240
-#define V_SYSRET_OK 244
-#define V_MODE_KERNEL 248
-#define V_MODE_USER 252
-#define V_HSP_SAVED 256
-#define V_HSP_BOTTOM 272
-#define V_HSTACK_USER 288
-#define V_MODE 292
-#define V_SYSCALL_CS 296
-#define V_SYSRET_CS 344
-#define V_SEG 392
-#define V_CPL 736
-#define V_LSTAR 944
-#define V_SFMASK 960
+#define V_CS_TAG 2280
+#define V_SYSCALL_OK 2288
+#define V_SYSRET_OK 2292
+#define V_MODE_KERNEL 2296
+#define V_MODE_USER 2300
+#define V_HSP_SAVED 2304
+#define V_HSP_BOTTOM 2320
+#define V_HSTACK_USER 2336
+#define V_MODE 2340
+#define V_SYSCALL_CS 2344
+#define V_SYSRET_CS 2392
+#define V_SEG 2440
+#define V_CPL 2784
+#define V_LSTAR 2992
+#define V_SFMASK 3008
 /* 64 bytes behind struct vcpu */
 #define VECTOR_SPILL 0x3fc0

@@ -79,7 +79,7 @@ static void jc_clear(struct tlb_space *sp, unsigned slot)
 
 /* -- Where code pages are ---------------------------------------------------------------------------- */
 
-_Static_assert(OFF_UCODE + CODE_NRS * sizeof(gla_t) <= OFF_UWIN, "tlb.h");
+_Static_assert(OFF_UCODE + CODE_NRS * sizeof(gla_t) <= SPACE_SIZE, "tlb.h");
 static gla_t *code_table(const struct tlb_space *sp) { return (gla_t *)(sp->base + OFF_UCODE); }
 /* Another vCPU may forget an entry at the same time, and nothing else. */
 static inline void code_forget(gla_t *at) { __atomic_store_n(at, CODE_NOWHERE, __ATOMIC_RELAXED); }
@@ -768,6 +768,7 @@ void tlb_switch(struct vcpu *v, bool noflush)
         window_forget(sp);
     }
     sp->last_use = ++ev->space_clock;
+    window_switch(v, sp);
     v->space = sp;
     engine_drop_returns(v);
     window_sync(v);

@@ -26,7 +26,6 @@
  *   U32JC    struct jc_entry[JC_U32_SIZE]    private
  *   ULOOP    struct loop_entries             private
  *   UCODE    gla_t[CODE_NRS]                 private
- *   UWIN     u64[256]                        private: distances of windows (window.h)
  */
 #pragma once
 #include "engine/mode.h"
@@ -108,8 +107,7 @@ _Static_assert(TLB_K_BITS <= TLB_U_BITS && 1 << (TLB_U_BITS > 10 ? TLB_U_BITS - 
 #define OFF_U32JC (OFF_UJC + (16u << JC_U_BITS))
 #define OFF_ULOOP (OFF_U32JC + 0x2000)
 #define OFF_UCODE (OFF_ULOOP + 0x1000)
-#define OFF_UWIN (OFF_UCODE + 0x20000)
-#define SPACE_SIZE (OFF_UWIN + 0x1000)
+#define SPACE_SIZE (OFF_UCODE + 0x20000)
 #define PRIVATE_SIZE (SPACE_SIZE - SHARED_SIZE)
 #define NR_SPACES 8
 

@@ -236,7 +236,7 @@ static void distance(struct xl *x, unsigned to, unsigned base)
     struct buf *b = &x->hot;
     rorx(b, to, base, WINDOW_CHUNK_SHIFT);
     e8(b, 0x45); e8(b, 0x0f); e8(b, 0xb6); e8(b, (u8)(0xc0 | (to & 7) << 3 | (to & 7))); /* movzx to32, to8 */
-    e8(b, rex(1, to, to, H_VCPU)); e8(b, 0x8b); e_modrm_sib(b, to, H_VCPU, to, 8, (s32)OFF_UWIN - VCPU_BIAS);
+    e8(b, rex(1, to, to, H_VCPU)); e8(b, 0x8b); e_modrm_sib(b, to, H_VCPU, to, 8, VOFF(window));
 }
 
 /* The operation may fault, and then the instruction must not have happened. */

@@ -86,8 +86,9 @@ struct vcpu {
     u64 c_rsp;        /* C stack while translated code runs                                  */
     u64 hsp_base;     /* bottom of the return-prediction stack in use                        */
     u64 region;       /* space->base + bias: what the host register holds in emitted code    */
-    /* -- cold -------------------------------------------------------------------------------- */
     u64 rip;          /* linear address; valid whenever C runs: the instruction being done    */
+    u64 window[256];  /* distances to the windows of the current space (window.h)             */
+    /* -- cold -------------------------------------------------------------------------------- */
     u64 cs_tag;       /* what a jump cache's key has above a linear RIP: which CS base and limit (run.c); 0: flat */
     /* What stub_syscall and stub_sysret need, kept by vcpu_mode_changed (run.c); offsets in stub_offsets.h. */
     u32 syscall_ok, sysret_ok;  /* the short way may be taken now                             */

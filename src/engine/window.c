@@ -17,10 +17,17 @@ static inline u8 *slot_base(const struct vm *vm, unsigned slot)
 {
     return vm->windows.area + WINDOW_GAP + slot * (WINDOW_CHUNK + WINDOW_GAP);
 }
-static inline u64 *distances(struct tlb_space *sp) { return (u64 *)(sp->base + OFF_UWIN); }
-static inline u64 nowhere(const struct vm *vm, unsigned chunk)
+static inline u64 distance(const struct vm *vm, unsigned chunk, unsigned slot)
 {
-    return (u64)slot_base(vm, 0) - ((u64)chunk << WINDOW_CHUNK_SHIFT);
+    return (u64)slot_base(vm, slot) - ((u64)chunk << WINDOW_CHUNK_SHIFT);
+}
+/* The slot of a chunk of the space; 0: nowhere. */
+static inline unsigned slot_of(const struct window *w, unsigned chunk)
+{
+    for (unsigned i = 0; i < w->nr_chunks; i++)
+        if (w->chunk[i].chunk == chunk)
+            return w->chunk[i].slot;
+    return 0;
 }
 
 /* The guest's vector registers may be loaded: a sanitizer's mmap() would use them. */
@@ -96,14 +103,15 @@ static struct window_page *page_new(struct window *w, gla_t la)
 }
 static inline u64 page_len(const struct window_page *p) { return p->la & WINDOW_LARGE ? LARGE : PAGE_SIZE; }
 
-static u8 *host_of(struct tlb_space *sp, gla_t la)
+static u8 *host_of(const struct window *w, gla_t la)
 {
-    return (u8 *)(la + distances(sp)[la >> WINDOW_CHUNK_SHIFT & (WINDOW_CHUNKS - 1)]);
+    unsigned chunk = (unsigned)(la >> WINDOW_CHUNK_SHIFT);
+    return (u8 *)(la + distance(w->v->vm, chunk, slot_of(w, chunk)));
 }
-static void page_drop(struct tlb_space *sp, struct window_page *p)
+static void page_drop(struct window *w, struct window_page *p)
 {
-    struct vm *vm = sp->window->vm;
-    u8 *at = host_of(sp, p->la & PAGE_MASK);
+    struct vm *vm = w->v->vm;
+    u8 *at = host_of(w, p->la & PAGE_MASK);
     if (!unmap(at, page_len(p)) && !protect(at, page_len(p), PROT_NONE)) /* too many mappings: it must not stay */
         bug("a page of a window cannot be unmapped", __FILE__, __LINE__);
     p->la = WINDOW_GONE;
@@ -117,10 +125,10 @@ void window_flush_page(struct tlb_space *sp, gla_t la)
         return;
     struct window_page *p = page_find(w, la & PAGE_MASK, 0);
     if (p)
-        page_drop(sp, p);
+        page_drop(w, p);
     p = page_find(w, la & ~(LARGE - 1), WINDOW_LARGE);
     if (p)
-        page_drop(sp, p);
+        page_drop(w, p);
 }
 
 void window_flush_pages(struct tlb_space *sp)
@@ -128,7 +136,7 @@ void window_flush_pages(struct tlb_space *sp)
     struct window *w = sp->window;
     if (!w || !w->nr_chunks)
         return;
-    struct vm *vm = w->vm;
+    struct vm *vm = w->v->vm;
     u32 mapped = 0;
     for (unsigned i = 0; w->nr_places && i < WINDOW_PAGES; i++)
         mapped += w->page[i].la & WINDOW_USED;
@@ -136,7 +144,8 @@ void window_flush_pages(struct tlb_space *sp)
         u8 *at = slot_base(vm, w->chunk[i].slot);
         if (mapped && !unmap(at, WINDOW_CHUNK))
             bug("a window cannot be unmapped", __FILE__, __LINE__);
-        distances(sp)[w->chunk[i].chunk] = nowhere(vm, w->chunk[i].chunk);
+        if (sp == w->v->space)
+            w->v->window[w->chunk[i].chunk] = distance(vm, w->chunk[i].chunk, 0);
         __atomic_fetch_and(&vm->windows.slots, ~BITULL(w->chunk[i].slot), __ATOMIC_ACQ_REL);
     }
     __atomic_fetch_sub(&vm->windows.mappings, mapped, __ATOMIC_RELAXED);
@@ -152,7 +161,7 @@ void window_unwrite(struct tlb_space *sp, u64 host)
     for (unsigned i = 0; w && w->nr_places && i < WINDOW_PAGES; i++) {
         struct window_page *p = &w->page[i];
         if ((p->la & (WINDOW_USED | WINDOW_WRITABLE)) == (WINDOW_USED | WINDOW_WRITABLE) && host - p->host < page_len(p))
-            page_drop(sp, p);
+            page_drop(w, p);
     }
 }
 
@@ -172,7 +181,7 @@ static bool chunk_add(struct vcpu *v, struct window *w, unsigned chunk)
     } while (!__atomic_compare_exchange_n(&vm->windows.slots, &used, used | BITULL(slot), false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
     w->chunk[w->nr_chunks].chunk = (u8)chunk;
     w->chunk[w->nr_chunks++].slot = (u8)slot;
-    distances(v->space)[chunk] = (u64)slot_base(vm, slot) - ((u64)chunk << WINDOW_CHUNK_SHIFT);
+    v->window[chunk] = distance(vm, chunk, slot);
     return true;
 }
 
@@ -203,6 +212,8 @@ enum window_fill window_fill(struct vcpu *v, gla_t la, bool write)
     struct window *w = sp->window;
     struct vm *vm = v->vm;
     struct mmu_span span;
+    if (la >> 47 || !slot_of(w, (unsigned)(la >> WINDOW_CHUNK_SHIFT)))
+        return WINDOW_ODD;
     if (mmu_walk(v, la, ACC_USER | (write ? ACC_W : ACC_R), &span) != X_OK)
         return WINDOW_FAULT;
     struct ram_slot *rs = ram_find(&vm->ram, span.gpa);
@@ -231,7 +242,7 @@ enum window_fill window_fill(struct vcpu *v, gla_t la, bool write)
             return WINDOW_ODD;
         writable = false;
     }
-    u8 *from = rs->host + (idx << PAGE_SHIFT), *to = host_of(sp, at);
+    u8 *from = rs->host + (idx << PAGE_SHIFT), *to = host_of(w, at);
     u64 len = large ? LARGE : PAGE_SIZE;
     /* An old size of 0 maps shared pages once more (mremap(2)); what is not shared cannot be. */
     if (sys(SYS_mremap, from, 0, len, MREMAP_MAYMOVE | MREMAP_FIXED, (u64)to) != (s64)to) {
@@ -245,7 +256,7 @@ enum window_fill window_fill(struct vcpu *v, gla_t la, bool write)
     }
     *p = (struct window_page){ at | WINDOW_USED | (writable ? WINDOW_WRITABLE : 0) | (large ? WINDOW_LARGE : 0), (u64)from };
     if (!writable && !protect(to, len, PROT_READ)) {
-        page_drop(sp, p);
+        page_drop(w, p);
         return WINDOW_ODD;
     }
     w->fills++;
@@ -259,6 +270,15 @@ void window_sync(struct vcpu *v)
 {
     if (unlikely(!!(v->mode_user & MODE_WINDOW) != window_on(v->space)))
         vcpu_mode_changed(v);
+}
+
+void window_switch(struct vcpu *v, struct tlb_space *sp)
+{
+    const struct window *from = v->space->window, *to = sp->window;
+    for (unsigned i = 0; from && i < from->nr_chunks; i++)
+        v->window[from->chunk[i].chunk] = distance(v->vm, from->chunk[i].chunk, 0);
+    for (unsigned i = 0; to && i < to->nr_chunks; i++)
+        v->window[to->chunk[i].chunk] = distance(v->vm, to->chunk[i].chunk, to->chunk[i].slot);
 }
 
 /* Code with and without windows is different code: what leads to it goes. */
@@ -277,7 +297,7 @@ static void begin(struct vcpu *v)
     w->on_ticks = w->fills = w->steps = 0;
     v->eng->nr_windows++;
     for (unsigned c = 0; c < WINDOW_CHUNKS; c++)
-        distances(sp)[c] = nowhere(v->vm, c);
+        v->window[c] = distance(v->vm, c, 0);
     changed(v, sp);
 }
 
@@ -295,7 +315,7 @@ static bool possible(struct vcpu *v)
         if (p == MAP_FAILED)
             return false;
         sp->window = p;
-        sp->window->vm = vm;
+        sp->window->v = v;
         sp->window->need = NEED_FIRST;
     }
     return true;
@@ -369,7 +389,7 @@ bool window_step(struct vcpu *v)
     bool more = false;
     for (unsigned i = 0, n = operands(v, la); i < n; i++) {
         unsigned chunk = (unsigned)(la[i] >> WINDOW_CHUNK_SHIFT);
-        if (!(la[i] >> 47) && distances(sp)[chunk] == nowhere(v->vm, chunk) && mmu_walk(v, la[i], ACC_USER | ACC_R, &span) == X_OK)
+        if (!(la[i] >> 47) && !slot_of(w, chunk) && mmu_walk(v, la[i], ACC_USER | ACC_R, &span) == X_OK)
             more |= chunk_add(v, w, chunk);
     }
     if (more)

@@ -6,7 +6,7 @@
  *
  *   rorx  s2, base, 39
  *   movzx s2d, s2b
- *   mov   s2, [vcpu + WINDOW + 8 * s2]
+ *   mov   s2, [vcpu + window + 8 * s2]
  *   op    [base + disp + s2]
  *
  * Nothing is compared and no flag changes. What is not mapped raises SIGSEGV, and the handler walks the guest's tables and maps the page.
@@ -44,10 +44,10 @@ struct window_page {
     u64 host;                  /* where the RAM is mapped otherwise */
 };
 struct window {
-    struct vm *vm;
+    struct vcpu *v;            /* whose space it is */
     bool on;
     u8 nr_chunks;
-    struct { u8 chunk, slot; } chunk[WINDOW_MAX_CHUNKS];
+    struct { u8 chunk, slot; } chunk[WINDOW_MAX_CHUNKS]; /* of the current space: what v->window says */
     u32 nr_places;             /* of page[], used or gone */
     u32 ticks, need;           /* interrupts of user code since the last flush; how many before there are windows */
     u32 on_ticks;              /* ... since then */
@@ -80,6 +80,8 @@ void window_flush(struct tlb_space *sp);
 void window_forget(struct tlb_space *sp);
 /* window_unwrite - a page of RAM, by its host address, is about to hold translations: no window may write it. */
 void window_unwrite(struct tlb_space *sp, u64 host);
+/* window_switch - `sp` is about to be the current space: v->window follows. */
+void window_switch(struct vcpu *v, struct tlb_space *sp);
 /* window_sync - the current space may have got or lost windows: v->mode and what syscall and sysret use follow. */
 void window_sync(struct vcpu *v);
 /* window_fini - of a vCPU; window_vm_fini - the VM's, after its vCPUs'. */
