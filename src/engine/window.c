@@ -212,7 +212,8 @@ enum window_fill window_fill(struct vcpu *v, gla_t la, bool write)
     struct window *w = sp->window;
     struct vm *vm = v->vm;
     struct mmu_span span;
-    if (la >> 47 || !slot_of(w, (unsigned)(la >> WINDOW_CHUNK_SHIFT)))
+    /* At the very end the operand may reach addresses that are not canonical, which is found out first. */
+    if (la >= (1ull << 47) - PAGE_SIZE || !slot_of(w, (unsigned)(la >> WINDOW_CHUNK_SHIFT)))
         return WINDOW_ODD;
     if (mmu_walk(v, la, ACC_USER | (write ? ACC_W : ACC_R), &span) != X_OK)
         return WINDOW_FAULT;

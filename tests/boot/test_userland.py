@@ -186,5 +186,19 @@ def test_python():
     check(f"All {len(PYTHON.split())} tests OK." in seen, seen[-2500:])
 
 
+# -- All of it by windows, from the first instruction on ------------------------------------------------------
+
+def test_windows():
+    seen = in_guest("""
+        gcc -w -O2 -pthread -o a /programs/user64.c && ./a
+        gcc -w -O1 -fno-builtin -o strings /programs/strings.c && ./strings
+        gcc -O3 -march=native -Wall -o compute /programs/compute.c -lm && ./compute
+        luajit /programs/jit.lua
+        """, "--debug", "windows", files=programs("user64.c", "strings.c", "compute.c", "jit.lua"))
+    check(re.search(r"^user64: \\d{3} passed, 0 failed", seen, re.M), seen[-1500:])
+    check(len(lines(seen, r"^strings: \\d+ checks passed$")) == 1, seen[-1500:])
+    check(COMPUTE in seen and seen.count(LUA) == 2, seen[-1500:])
+
+
 if __name__ == "__main__":
     sys.exit(main(sys.modules[__name__], "boot/userland"))

@@ -3,7 +3,7 @@
  * with memory operands inside the data pages, forward branches, counted loops, calls, stack and string
  * instructions. A sequence that differs is cut down to what is needed and printed.
  *
- *   test_diff [--count INSTRUCTIONS] [--seed N] [--first N] [--one N] [--debug one-insn|slow-path|no-chain]
+ *   test_diff [--count INSTRUCTIONS] [--seed N] [--first N] [--one N] [--debug one-insn|slow-path|no-chain|windows]
  *             [--mode 32|64] [--max-fail N] [--strict] [--verbose]
  */
 #include <getopt.h>
@@ -613,7 +613,8 @@ int main(int argc, char **argv)
         case 'd':
             debug |= strcmp(optarg, "one-insn") == 0 ? VITRO_DEBUG_ONE_INSN :
                      strcmp(optarg, "slow-path") == 0 ? VITRO_DEBUG_SLOW_PATH :
-                     strcmp(optarg, "no-chain") == 0 ? VITRO_DEBUG_NO_CHAIN : 0;
+                     strcmp(optarg, "no-chain") == 0 ? VITRO_DEBUG_NO_CHAIN :
+                     strcmp(optarg, "windows") == 0 ? VITRO_DEBUG_WINDOWS : 0;
             break;
         case 'f': opt.first = strtoull(optarg, NULL, 0); break;
         case 'o': opt.one = strtoull(optarg, NULL, 0); break;
