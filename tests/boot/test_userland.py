@@ -195,8 +195,8 @@ def test_windows():
         gcc -O3 -march=native -Wall -o compute /programs/compute.c -lm && ./compute
         luajit /programs/jit.lua
         """, "--debug", "windows", files=programs("user64.c", "strings.c", "compute.c", "jit.lua"))
-    check(re.search(r"^user64: \\d{3} passed, 0 failed", seen, re.M), seen[-1500:])
-    check(len(lines(seen, r"^strings: \\d+ checks passed$")) == 1, seen[-1500:])
+    check(re.search(r"^user64: \d{3} passed, 0 failed", seen, re.M), seen[-1500:])
+    check(len(lines(seen, r"^strings: \d+ checks passed$")) == 1, seen[-1500:])
     check(COMPUTE in seen and seen.count(LUA) == 2, seen[-1500:])
 
 
