@@ -53,6 +53,7 @@ struct segment {
     u8 *meta, *meta_cur;   /* blocks and their maps */
     struct block **blocks; /* ascending by code address */
     struct { u32 hot, cold; } *at; /* where the code of each is, from `start`: what a search reads */
+    struct { u32 hot, cold; } *first; /* by PAGE_SIZE of it: the first block whose code begins there, plus one */
     u32 nr_blocks;
 };
 struct code_page {
@@ -61,6 +62,7 @@ struct code_page {
     struct block *blocks;  /* through page_next, or page2_next for those that end here; oldest first */
     struct block **tail;
     u64 granules;          /* 64-byte granules any block ever came from (superset) */
+    u64 starts[PAGE_SIZE / 64]; /* where blocks began, of any mode (superset) */
     u32 claims;            /* a translation of it is being made (smp.c) */
     u16 nr;                /* its number, while user code of it is translated; 0: none (edge.c) */
 };
@@ -176,7 +178,8 @@ struct code_cache *cache_create(struct vm *vm, size_t bytes)
         s->meta = s->meta_cur = reserve(META_SIZE(c));
         s->blocks = reserve(c->seg_size / 32 * sizeof(*s->blocks));
         s->at = reserve(c->seg_size / 32 * sizeof(*s->at));
-        if (!s->meta || !s->blocks || !s->at)
+        s->first = reserve((c->seg_size / PAGE_SIZE + 1) * sizeof(*s->first));
+        if (!s->meta || !s->blocks || !s->at || !s->first)
             goto fail_fd;
     }
     for (unsigned nr = CODE_NRS - 1; nr; nr--)
@@ -203,6 +206,7 @@ void cache_destroy(struct code_cache *c)
         munmap(c->seg[i].meta, META_SIZE(c));
         munmap(c->seg[i].blocks, c->seg_size / 32 * sizeof(*c->seg[i].blocks));
         munmap(c->seg[i].at, c->seg_size / 32 * sizeof(*c->seg[i].at));
+        munmap(c->seg[i].first, (c->seg_size / PAGE_SIZE + 1) * sizeof(*c->seg[i].first));
     }
     munmap(c->far, MAX_FAR * sizeof(*c->far));
     munmap(c->page_pool, MAX_CODE_PAGES * sizeof(struct code_page));
@@ -249,11 +253,17 @@ static struct code_page *page_get(struct code_cache *c, gpa_t page)
     p->blocks = NULL;
     p->tail = &p->blocks;
     p->granules = 0;
+    engine_zero(p->starts, sizeof(p->starts));
     p->claims = 0;
     p->nr = 0;
     p->next = c->page_hash[page_hash(page)];
     c->page_hash[page_hash(page)] = p;
     return p;
+}
+const u64 *cache_starts(struct code_cache *c, gpa_t page)
+{
+    struct code_page *p = page_find(c, page);
+    return p ? p->starts : NULL;
 }
 static struct block **page_link(struct block *b, gpa_t page)
 {
@@ -337,6 +347,8 @@ static void page_add(struct vcpu *v, struct code_cache *c, gpa_t page, struct bl
     struct code_page *p = page_get(c, page);
     bug_on(!p);
     p->granules |= granules;
+    if (b->page == page)
+        p->starts[b->off >> 6] |= BITULL(b->off & 63);
     if (b->page == page && b->page2 == page && p->tail == &b->page_next)
         return; /* mapped twice in a row, and crossed: once is enough */
     *page_link(b, page) = NULL;
@@ -352,9 +364,14 @@ static void page_add(struct vcpu *v, struct code_cache *c, gpa_t page, struct bl
 /* cache_block_at takes no lock. */
 static void segment_add(struct segment *s, struct block *b)
 {
+    u32 hot = (u32)(b->code - s->start), cold = (u32)(b->cold - s->start);
     s->blocks[s->nr_blocks] = b;
-    s->at[s->nr_blocks].hot = (u32)(b->code - s->start);
-    s->at[s->nr_blocks].cold = (u32)(b->cold - s->start);
+    s->at[s->nr_blocks].hot = hot;
+    s->at[s->nr_blocks].cold = cold;
+    if (!s->first[hot / PAGE_SIZE].hot)
+        s->first[hot / PAGE_SIZE].hot = s->nr_blocks + 1;
+    if (!s->first[cold / PAGE_SIZE].cold)
+        s->first[cold / PAGE_SIZE].cold = s->nr_blocks + 1;
     __atomic_store_n(&s->nr_blocks, s->nr_blocks + 1, __ATOMIC_RELEASE);
 }
 
@@ -656,6 +673,7 @@ static void segment_empty(struct code_cache *c, struct segment *s)
 {
     for (u32 i = 0; i < s->nr_blocks; i++)
         c->nr_reclaimed += !s->blocks[i]->is_edge;
+    engine_zero(s->first, (c->seg_size / PAGE_SIZE + 1) * sizeof(*s->first));
     s->nr_blocks = 0;
     s->cur = s->start;
     s->cold = s->end;
@@ -796,9 +814,13 @@ struct block *cache_block_at(struct code_cache *c, const u8 *pc)
     struct segment *s = segment_of(c, pc);
     /* Hot code ascends with the block's number, cold code descends: the first block that is too far. */
     bool in_cold = pc >= s->cold;
-    u32 at = (u32)(pc - s->start), lo = 0, hi = __atomic_load_n(&s->nr_blocks, __ATOMIC_ACQUIRE);
+    u32 at = (u32)(pc - s->start), page = at / PAGE_SIZE, hi = __atomic_load_n(&s->nr_blocks, __ATOMIC_ACQUIRE);
+    while (page && !(in_cold ? s->first[page].cold : s->first[page].hot))
+        page--;
+    u32 lo = in_cold ? s->first[page].cold : s->first[page].hot;
+    lo -= lo > 0;
     while (lo < hi) {
-        u32 mid = (lo + hi) / 2;
+        u32 mid = lo + MIN((hi - lo) / 2, 64u); /* it is near */
         if (in_cold ? s->at[mid].cold > at : s->at[mid].hot <= at)
             lo = mid + 1;
         else

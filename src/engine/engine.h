@@ -277,6 +277,8 @@ struct code_cache *cache_create(struct vm *vm, size_t bytes);
 void cache_destroy(struct code_cache *c);
 /* cache_find - translation of a guest-physical address in a mode (at a linear page, if fixed), or NULL. */
 struct block *cache_find(struct code_cache *c, gpa_t gpa, u32 mode, gla_t fixed);
+/* cache_starts - where in a page blocks begin, perhaps: a bit for each byte, or NULL. */
+const u64 *cache_starts(struct code_cache *c, gpa_t page);
 /* cache_reserve - room for a block: where its hot code will run, *cold for the rest. NULL: it is absurdly long, or
  * (cache_wants_room) with several vCPUs the oldest segment must be reclaimed first, by smp_make_room.
  * Written through cache_rw, up to the next multiple of 8. With one vCPU this may reclaim old blocks. */

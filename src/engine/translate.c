@@ -365,6 +365,22 @@ static u8 loop_length(const struct xl *x)
     return 0;
 }
 
+/*
+ * Another block begins amid this one: end there and go on to it, rather than make the same code twice. Not if a loop would no
+ * longer be one block, nor to save next to nothing.
+ */
+#define JOIN_MIN 4
+static void join(struct xl *x)
+{
+    const u64 *starts = x->single || x->nochain || x->mode & MODE_NOSHARE ? NULL : cache_starts(x->cache, x->page_pa);
+    for (unsigned i = MAX(x->loop, 1u); starts && i + JOIN_MIN <= x->nr; i++)
+        if ((starts[x->off[i] >> 6] >> (x->off[i] & 63) & 1) && x->in[i - 1].id != I_STI &&
+            cache_find(x->cache, x->page_pa + x->off[i], x->mode, x->fixed_key)) {
+            x->nr = i;
+            return;
+        }
+}
+
 /* -- Closing -------------------------------------------------------------------------------------------- */
 
 /* A record and an exit for a resume point: flags must be in fl or dead. */
@@ -558,6 +574,7 @@ again:
     x->grp.active = false;
     x->in_the_way = NULL;
     x->hashed = false;
+    x->fixed_key = fixed;
     x->fixed = fixed >> 63 && !x->nochain;
     x->seg = !(x->mode & (MODE_64 | MODE_CSFLAT));
     x->narrow = false;
@@ -608,12 +625,14 @@ again:
     if (retry_short)
         x->nr = 1;
 
+    x->loop = loop_length(x);
+    join(x);
+
     struct block proto = { .page = x->page_pa, .page2 = f.page2, .mode = x->mode, .off = x->start, .fixed = fixed };
     proto.end = x->off[x->nr];
     proto.hashed = x->hashed;
     if (x->off[x->nr - 1] + x->in[x->nr - 1].len > 4096 && f.page2 == ~0ull)
         bug("instruction crosses its page", __FILE__, __LINE__);
-    x->loop = loop_length(x);
     flags_liveness(x);
     prologue(x, &proto);
     /* The bytes of a crossing instruction are not contiguous in x->page. */

@@ -70,6 +70,7 @@ struct xl {
     u32 mode;
     unsigned slot;
     bool m64, single, nochain, noshare, hashed;
+    gla_t fixed_key;     /* what the block's key has of it (struct block) */
     bool fixed;          /* the linear page is a constant: kernel half, global mapping */
     bool seg;            /* CS is not flat: RIPs in s1 and vbase carry v->cs_tag, EIPs are constants: */
     bool narrow;         /* a branch with a 16-bit operand in a flat segment: tr_edge cuts its target */

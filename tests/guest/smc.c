@@ -58,6 +58,30 @@ static void nearby(void)
     report_eq("a patched jump", call(jmp_patch), 2);
 }
 
+/* The code of `mid` is translated first, so that what is made from the start ends there and goes on to it. */
+static void joined(void)
+{
+    static const u8 code[] = { 0xb9, 1, 0, 0, 0,                           /* start: mov $1, %ecx */
+                               0xb8, 10, 0, 0, 0, 0x01, 0xc8, 0xff, 0xc0, 0x90, 0x90, 0xc3 }; /* mid: mov $10, %eax; add %ecx, %eax; inc %eax; ... */
+    u8 *start = page + 256, *mid = start + 5;
+    memcpy(start, code, sizeof(code));
+    call(mid);
+    report_eq("code that runs on into code with an entry of its own", call(start), 12);
+    bool ok = true;
+    for (u32 i = 0; i < 300; i++) {
+        *(volatile u32 *)(i % 3 ? mid + 1 : start + 1) = i;
+        u32 want = *(volatile u32 *)(start + 1) + *(volatile u32 *)(mid + 1) + 1;
+        ok &= call(start) == want;
+        if (i % 5 == 0)
+            call(mid);
+        ok &= call(start) == want;
+    }
+    report("either half rewritten, 300 times", ok);
+    mid[5] = 0x29; /* sub %ecx, %eax: another shape */
+    report_eq("an instruction behind the entry replaced", call(start),
+              *(volatile u32 *)(mid + 1) - *(volatile u32 *)(start + 1) + 1);
+}
+
 static void functions(void)
 {
     bool ok = true;
@@ -301,6 +325,7 @@ int main(void)
 {
     page = (u8 *)page_alloc();
     nearby();
+    joined();
     functions();
     crossing();
     aliases();
