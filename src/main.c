@@ -4,12 +4,14 @@
 #include "monitor/detach.h"
 #include "monitor/tty.h"
 #include "monitor/vm.h"
+#include "monitor/vnc.h"
 #include "monitor/wall.h"
 
 int main(int argc, char **argv)
 {
     static struct config config;
     static struct detach detach;
+    struct vnc *vnc = NULL;
     enum vm_outcome outcome;
     int status = cli_parse(&config, argc, argv);
 
@@ -28,9 +30,10 @@ int main(int argc, char **argv)
     if (!control && status)
         return status;
     do {
-        outcome = vm_run(&config, control, &status);
+        outcome = vm_run(&config, control, &vnc, &status);
         config_forget_snapshot(&config); /* a reset starts from the beginning */
     } while (outcome == VM_RESET && !config.no_reboot);
+    vnc_stop(vnc);
     control_destroy(control);
     return status;
 }

@@ -541,9 +541,11 @@ static int open_trace(struct guest *vm)
     return c->symbols ? symbols_load(&vm->symbols, c->symbols) : 0;
 }
 
-static int start_vnc(struct guest *vm)
+static int start_vnc(struct guest *vm, struct vnc **vnc)
 {
-    int r = vnc_start(vm->config->vnc, vm->machine, &vm->vnc);
+    int r = *vnc ? vnc_attach(*vnc, vm->machine) : vnc_start(vm->config->vnc, vm->machine, vnc);
+
+    vm->vnc = *vnc;
 
     if (r)
         say("--vnc %s: %s", vm->config->vnc, r == -ENOSYS ? "this Vitro was built without libneatvnc" :
@@ -611,7 +613,7 @@ static void stop(struct guest *vm)
 
 static void destroy(struct guest *vm)
 {
-    vnc_stop(vm->vnc);
+    vnc_detach(vm->vnc);
     if (vm->gdb)
         gdbstub_destroy(vm->gdb, vm->status);
     devices_destroy(&vm->devices);
@@ -645,7 +647,7 @@ static void destroy(struct guest *vm)
     free(vm);
 }
 
-enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status)
+enum vm_outcome vm_run(const struct config *c, struct control *ctl, struct vnc **vnc, int *status)
 {
     struct guest *vm = calloc(1, sizeof(*vm));
 
@@ -668,7 +670,7 @@ enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status)
         make_paravirt(vm) || make_engine(vm) || (xen_wanted(c) ? xen_devices(vm) : devices_create(vm)) ||
         (c->counters && counters_create(vm)) || (c->firmware && firmware_files(vm)) ||
         (c->saved ? snapshot_apply(vm) : xen_wanted(c) ? xen_load_guest(vm) : !c->firmware && load_guest(vm)) ||
-        (c->vnc && start_vnc(vm)) || (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
+        (c->vnc && start_vnc(vm, vnc)) || (c->gdb_port && !(vm->gdb = gdbstub_create(vm, c->gdb_port)))) {
         destroy(vm);
         return VM_FAIL;
     }

@@ -20,9 +20,10 @@ enum vm_outcome {
 };
 
 struct control;
+struct vnc;
 
 /*
  * vm_run - build the machine, run it to its end, take it down. *status: the exit status it means. ctl: who may
- * give it orders meanwhile; may be NULL.
+ * give it orders meanwhile; may be NULL. vnc: the server of the screen, made by the first machine that wants one and kept for the next; then the caller's to stop.
  */
-enum vm_outcome vm_run(const struct config *c, struct control *ctl, int *status);
+enum vm_outcome vm_run(const struct config *c, struct control *ctl, struct vnc **vnc, int *status);

@@ -53,6 +53,15 @@ int vnc_start(const char *where, struct machine *machine, struct vnc **out)
     return -ENOSYS;
 }
 
+void vnc_detach(struct vnc *vnc)
+{
+}
+
+int vnc_attach(struct vnc *vnc, struct machine *machine)
+{
+    return -ENOSYS;
+}
+
 void vnc_stop(struct vnc *vnc)
 {
 }
@@ -75,7 +84,6 @@ void vnc_stop(struct vnc *vnc)
 #define FORMAT_XRGB 0x34325258u /* DRM_FORMAT_XRGB8888 */
 
 struct vnc {
-    struct machine *machine;
     struct aml *aml;
     struct nvnc *server;
     struct nvnc_display *display;
@@ -85,8 +93,9 @@ struct vnc {
     unsigned clients;
     u8 *shown;        /* what clients were told last, 3 bytes a pixel */
     unsigned width, height;
-    pthread_mutex_t input_lock;
-    bool held;        /* the VM is paused: its keyboard is not touched; under input_lock, as what follows */
+    pthread_mutex_t lock;
+    struct machine *machine; /* NULL: it restarts; under lock, as what follows */
+    bool held;        /* the VM is paused, or not there: its keyboard is not touched */
     u8 down[2][16];   /* keys that are held, by code; [1]: with e0 */
     unsigned buttons;
     int x, y;         /* where the client's pointer was last; -1: nowhere */
@@ -111,7 +120,10 @@ static void draw(struct vnc *v)
     unsigned width, height;
     u8 *rgb;
 
-    if (vga_image(machine_vga(v->machine), &width, &height, &rgb))
+    pthread_mutex_lock(&v->lock);
+    bool none = !v->machine || vga_image(machine_vga(v->machine), &width, &height, &rgb);
+    pthread_mutex_unlock(&v->lock);
+    if (none)
         return;
     bool all = !v->shown || width != v->width || height != v->height;
     pixman_region_init(&damage);
@@ -152,10 +164,10 @@ static void on_key(struct nvnc_client *client, uint32_t keysym, bool down)
     struct vnc *v = nvnc_get_userdata(nvnc_client_get_server(client));
     struct key key;
 
-    pthread_mutex_lock(&v->input_lock);
+    pthread_mutex_lock(&v->lock);
     if (!v->held && keys_from_keysym(keysym, &key))
         set_key(v, key.code, key.e0, down);
-    pthread_mutex_unlock(&v->input_lock);
+    pthread_mutex_unlock(&v->lock);
 }
 
 static void release_all(struct vnc *v)
@@ -177,7 +189,7 @@ static void on_pointer(struct nvnc_client *client, uint16_t x, uint16_t y, enum 
 
     v->x = x;
     v->y = y;
-    pthread_mutex_lock(&v->input_lock);
+    pthread_mutex_lock(&v->lock);
     if (v->held)
         goto out;
     if (dx || dy || wheel)
@@ -187,7 +199,7 @@ static void on_pointer(struct nvnc_client *client, uint16_t x, uint16_t y, enum 
             machine_button(v->machine, buttons[i].button, mask & buttons[i].bit);
     v->buttons = (unsigned)mask;
 out:
-    pthread_mutex_unlock(&v->input_lock);
+    pthread_mutex_unlock(&v->lock);
 }
 
 static void on_gone(struct nvnc_client *client)
@@ -196,10 +208,10 @@ static void on_gone(struct nvnc_client *client)
 
     v->clients--;
     v->x = -1;
-    pthread_mutex_lock(&v->input_lock);
+    pthread_mutex_lock(&v->lock);
     if (!v->held)
         release_all(v); /* it may have held Shift */
-    pthread_mutex_unlock(&v->input_lock);
+    pthread_mutex_unlock(&v->lock);
 }
 
 static void on_client(struct nvnc_client *client)
@@ -232,18 +244,44 @@ static void hold(void *obj)
 {
     struct vnc *v = obj;
 
-    pthread_mutex_lock(&v->input_lock);
+    pthread_mutex_lock(&v->lock);
     v->held = true;
-    pthread_mutex_unlock(&v->input_lock);
+    pthread_mutex_unlock(&v->lock);
 }
 
 static void let_go(void *obj)
 {
     struct vnc *v = obj;
 
-    pthread_mutex_lock(&v->input_lock);
+    pthread_mutex_lock(&v->lock);
     v->held = false;
-    pthread_mutex_unlock(&v->input_lock);
+    pthread_mutex_unlock(&v->lock);
+}
+
+int vnc_attach(struct vnc *v, struct machine *machine)
+{
+    const struct device_part part = { .name = "vnc", .obj = v, .quiesce = hold, .resume = let_go };
+    int r = machine_add_part(machine, &part);
+
+    if (r)
+        return r;
+    pthread_mutex_lock(&v->lock);
+    v->machine = machine;
+    v->held = false;
+    v->buttons = 0;
+    memset(v->down, 0, sizeof(v->down)); /* no key of the new machine's is */
+    pthread_mutex_unlock(&v->lock);
+    return 0;
+}
+
+void vnc_detach(struct vnc *v)
+{
+    if (!v)
+        return;
+    pthread_mutex_lock(&v->lock);
+    v->machine = NULL;
+    v->held = true;
+    pthread_mutex_unlock(&v->lock);
 }
 
 static int listen_at(struct vnc *v, const char *where)
@@ -272,14 +310,12 @@ static int listen_at(struct vnc *v, const char *where)
 int vnc_start(const char *where, struct machine *machine, struct vnc **out)
 {
     struct vnc *v = calloc(1, sizeof(*v));
-    const struct device_part part = { .name = "vnc", .obj = v, .quiesce = hold, .resume = let_go };
     sigset_t all, old;
     int r = -ENOMEM;
 
     if (!v)
         return r;
-    pthread_mutex_init(&v->input_lock, NULL);
-    v->machine = machine;
+    pthread_mutex_init(&v->lock, NULL);
     v->x = -1;
     v->stop_fd = eventfd(0, EFD_CLOEXEC);
     v->aml = aml_new();
@@ -298,10 +334,11 @@ int vnc_start(const char *where, struct machine *machine, struct vnc **out)
         nvnc_set_pointer_fn(v->server, on_pointer);
         nvnc_set_new_client_fn(v->server, on_client);
         nvnc_add_display(v->server, v->display);
+        r = vnc_attach(v, machine);
+    }
+    if (!r) {
         draw(v); /* there must be something to show before somebody comes */
-        r = machine_add_part(machine, &part);
-        if (!r)
-            r = -pthread_create(&v->thread, NULL, vnc_main, v);
+        r = -pthread_create(&v->thread, NULL, vnc_main, v);
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (!r) {
@@ -334,7 +371,7 @@ void vnc_stop(struct vnc *v)
         aml_unref(v->aml);
     if (v->stop_fd >= 0)
         close(v->stop_fd);
-    pthread_mutex_destroy(&v->input_lock);
+    pthread_mutex_destroy(&v->lock);
     free(v->shown);
     free(v);
 }

@@ -168,6 +168,36 @@ def test_types_and_shows():
         check(not os.path.exists(sock), "the socket is left")
 
 
+def test_stays_over_a_restart():
+    """The guest restarts, by the reset button: a client that is connected sees and drives the new one."""
+    with tempfile.TemporaryDirectory() as d:
+        sock = os.path.join(d, "vnc")
+        image = grub_disk(d, "set timeout=-1\n" + DEBIAN)
+        with Vitro("run", "--name", "again", "--disk", image, "--vnc", "unix:" + sock) as v:
+            wait_for("again", "*Debian", d)
+            c = Rfb(sock)
+            c.update(0)
+            for turn in range(2):
+                c.type("c")
+                wait_for("again", "grub>", d)
+                menu = c.rgb()
+                while c.rgb() == menu:
+                    c.update(1)
+                before = c.rgb()
+                subprocess.run([VITRO, "reset", "again"], check=True, timeout=60)
+                wait_for("again", "*Debian", d)
+                end = time.monotonic() + 60
+                while c.rgb() == before:  # the prompt is gone from its picture, too
+                    check(time.monotonic() < end, "the old picture stays")
+                    c.update(0)
+            c.type("c")
+            wait_for("again", "grub>", d)
+            c.type("halt")
+            c.key(RETURN)
+            check(v.wait(60) == 0, v.tail())
+        check(not os.path.exists(sock), "the socket is left")
+
+
 def test_graphics():
     """A change of size goes to the client."""
     with tempfile.TemporaryDirectory() as d:
