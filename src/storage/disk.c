@@ -50,7 +50,12 @@ int disk_open(const char *path, const struct disk_options *options, struct disk 
     if (options->format && strcmp(options->format, "raw") && strcmp(options->format, "qcow2"))
         return fail(err, -EINVAL, "%s: no disk format '%s'; there are: raw, qcow2", path, options->format);
     bool readonly = options->readonly || options->snapshot;
-    int fd = open(path, (readonly ? O_RDONLY : O_RDWR) | O_CLOEXEC | O_NONBLOCK);
+    struct stat st;
+    bool block = !stat(path, &st) && S_ISBLK(st.st_mode);
+    /* A block device that the host uses is not opened for writing: O_EXCL, open(2). */
+    int fd = open(path, (readonly ? O_RDONLY : O_RDWR | (block ? O_EXCL : 0)) | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0 && errno == EBUSY)
+        return fail(err, -EBUSY, "%s is in use by the host; unmount it there, or give it with readonly=on or snapshot=on", path);
     if (fd < 0)
         return fail(err, -errno, "cannot open %s: %s%s", path, strerror(errno),
                     errno == EACCES || errno == EROFS ? "; readonly=on needs no right to write" : "");

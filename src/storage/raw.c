@@ -4,8 +4,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <linux/fs.h>
-#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -70,27 +68,16 @@ static int raw_flush(struct disk *disk)
 
 static int raw_discard(struct disk *disk, u64 sector, u64 count)
 {
-    u64 range[2] = { sector * DISK_SECTOR, count * DISK_SECTOR };
-
-    if (raw(disk)->block) {
-        if (count)
-            (void)!ioctl(raw(disk)->fd, BLKDISCARD, range);
-        return 0;
-    }
     int r = fallocate(raw(disk)->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                       (off_t)(sector * DISK_SECTOR), (off_t)(count * DISK_SECTOR));
 
-    /* A hint: a file system that cannot punch holes keeps the bytes. */
-    return !count || !r || errno == EOPNOTSUPP || errno == ENOSYS ? 0 : -errno;
+    /* A hint: a file system that cannot punch holes keeps the bytes, and so does a block device for parts of its blocks. */
+    return !count || !r || errno == EOPNOTSUPP || errno == ENOSYS || raw(disk)->block ? 0 : -errno;
 }
 
 static int raw_zero(struct disk *disk, u64 sector, u64 count, bool unmap)
 {
     off_t at = (off_t)(sector * DISK_SECTOR), len = (off_t)(count * DISK_SECTOR);
-    u64 range[2] = { (u64)at, (u64)len };
-
-    if (raw(disk)->block && !ioctl(raw(disk)->fd, BLKZEROOUT, range))
-        return 0;
     if (unmap && !fallocate(raw(disk)->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, len))
         return 0;
     if (!fallocate(raw(disk)->fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, at, len))

@@ -45,6 +45,16 @@ def run_script(text, *args, seconds=120):
         return v.seen.decode(errors="replace").replace("\r", "")
 
 
+def generic_kernel(work):
+    """A kernel with drivers for more than virtio: options that boot it."""
+    version = os.path.join(GUEST, "version-generic")
+    if not os.path.exists(version):
+        raise Skip(f"{version} is not there; `make guests` fetches it")
+    modules = os.path.join(GUEST, "modules", open(version).read().strip())
+    subprocess.run(["tools/mk-initrd", f"{work}/initrd.img", "--modules", modules], check=True)
+    return ["--kernel", os.path.join(GUEST, "vmlinuz-generic"), "--initrd", f"{work}/initrd.img"]
+
+
 def test_read_and_write():
     """Each way the disk can be set up gives the same bytes, both ways."""
     for options in ("", ",packed=on", ",queues=4", ",aio=threads", ",packed=on,queues=2,aio=threads"):
@@ -92,13 +102,8 @@ def test_mmio():
 
 def test_ahci():
     """Two SATA disks; the generic kernel has a driver."""
-    version = os.path.join(GUEST, "version-generic")
-    if not os.path.exists(version):
-        raise Skip(f"{version} is not there; `make guests` fetches it")
-    modules = os.path.join(GUEST, "modules", open(version).read().strip())
     with tempfile.TemporaryDirectory() as work, Image(48, fill=True) as a, Image(32) as b:
-        subprocess.run(["tools/mk-initrd", f"{work}/initrd.img", "--modules", modules], check=True)
-        guest = ["--kernel", os.path.join(GUEST, "vmlinuz-generic"), "--initrd", f"{work}/initrd.img"]
+        guest = generic_kernel(work)
         # Linux names disks in the order it finds them, which is not always the ports': told apart by size.
         out = run_script("set -e; for i in $(seq 100); do [ -e /dev/sda ] && [ -e /dev/sdb ] && break; sleep 0.1; done\n"
                          "disk() { basename $(dirname $(grep -lx $1 /sys/block/sd*/size)); }\n"
@@ -185,6 +190,46 @@ def test_qcow2_survives_kill():
             for i in range(1, last + 1):
                 f.seek(i * 65536)
                 check(f.read(8) == b"%08d" % i, f"write {i} of {last} is lost")
+
+
+def test_block_device():
+    """A loop device, where root may make one: the device's size, reads, writes, discard; refused while the host uses it."""
+    with Image(48, fill=True) as image, tempfile.TemporaryDirectory() as work:
+        made = subprocess.run(["losetup", "-f", "--show", image.path], capture_output=True, text=True)
+        if made.returncode:
+            raise Skip("no loop device can be made here: " + made.stderr.strip())
+        loop = made.stdout.strip()
+        try:
+            before, used = image.md5(), os.stat(image.path).st_blocks
+            for i, options in enumerate(("", ",aio=threads", ",if=ahci")):
+                kernel = generic_kernel(work) if "ahci" in options else []
+                disk = "sda" if kernel else "vda"
+                out = run_script(
+                    f"set -e; for i in $(seq 300); do [ -e /dev/{disk} ] && break; sleep 0.1; done; blockdev --getsize64 /dev/{disk}\n"
+                    f"md5sum /dev/{disk}; blkdiscard -o 8M -l 16M /dev/{disk}\n"
+                    f"echo block{i} | dd of=/dev/{disk} bs=512 seek={98303 - i} conv=fsync 2>/dev/null",
+                    "--disk", f"{loop},if=virtio{options}" if not kernel else f"{loop}{options}", *kernel)
+                check(f"\n{48 * MIB}\n" in "\n" + out, f"{options}: another size: {out}")
+                check(before in out, f"{options}: the guest read something else")
+                with open(loop, "rb") as f:
+                    f.seek((98303 - i) * 512)
+                    check(f.read(7) == b"block%d\n" % i, f"{options}: the write is not there")
+                    f.seek(8 * MIB)
+                    check(f.read(16 * MIB) == bytes(16 * MIB), f"{options}: what was discarded is not zero")
+                before = image.md5()
+            freed = (used - os.stat(image.path).st_blocks) * 512
+            check(freed >= 15 * MIB, f"only {freed} bytes were given back")
+            subprocess.run(["mke2fs", "-q", "-F", loop], check=True)
+            with tempfile.TemporaryDirectory() as d:
+                if subprocess.run(["mount", loop, d], capture_output=True).returncode == 0:
+                    try:
+                        line = error_line("run", "--disk", loop + ",if=virtio")
+                        check(loop in line and "in use by the host" in line, line)
+                        run_script("head -c 4096 /dev/vda > /dev/null", "--disk", loop + ",if=virtio,readonly=on")
+                    finally:
+                        subprocess.run(["umount", d], check=True)
+        finally:
+            subprocess.run(["losetup", "-d", loop], check=True)
 
 
 def test_throw_away():
