@@ -8,6 +8,7 @@
 #   make asan       ASan+UBSan build in build-asan/         (check-asan: and its fast tests)
 #   make tsan       ThreadSanitizer on devices and monitor, in build-tsan/   (check-tsan: unit tests and a boot)
 #   make torture    -DTORTURE build in build-torture/       (check-torture: and its fast tests)
+#   make fuzz       libFuzzer on tests/fuzz, FUZZ_SECONDS for each, in build-fuzz/   (check-fuzz: two seconds)
 #   make install    PREFIX=/usr/local DESTDIR=
 #
 # V=1 shows the commands; CI=true makes warnings errors.
@@ -44,7 +45,7 @@ endif
 # -- Configuration: what the compiler and the host have ------------------------
 
 # Goals that need no compiler. setup installs it, so nothing may be probed before that.
-no_config := clean format setup run bench-pv check check-fast check-asan check-tsan check-torture bench asan tsan torture fuzz \
+no_config := clean format setup run bench-pv check check-fast check-asan check-tsan check-torture check-fuzz bench asan tsan torture fuzz \
 	guest guests install
 ifneq ($(filter-out $(no_config),$(or $(MAKECMDGOALS),all)),)
 -include $(BUILD)/config.mk
@@ -113,6 +114,11 @@ ifeq ($(TSAN),1)
 extra += -fsanitize=thread
 WARN += -Wno-tsan # it takes a fence for less than it is: virtio's rings, whose other side is not instrumented anyway
 engine_cflags += -fno-sanitize=thread
+endif
+# FUZZ is for the harnesses in tests/fuzz, with clang's libFuzzer; the engine is linked, and not run.
+ifeq ($(FUZZ),1)
+extra += -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined -DLIBFUZZER=1
+engine_cflags := -fno-sanitize=all
 endif
 
 # -- Sources: by wildcard, nothing to list --------------------------------------
@@ -209,7 +215,10 @@ $(test_bin): $(BUILD)/%: $(BUILD)/obj/%.o $(BUILD)/libtest.a $(BUILD)/libboard.a
 	$(call say,LD,$@)
 	@mkdir -p $(@D)
 	$(Q)$(CC) -o $@ $< $(BUILD)/libtest.a $(BUILD)/libboard.a $(BUILD)/libvitro.a \
-		$(if $(HAVE_ZYDIS),-lZydis) $(libs) $(ldflags)
+		$(if $(HAVE_ZYDIS),-lZydis) $(libs) $(if $(FUZZ),$(if $(filter tests/fuzz/%,$*),-fsanitize=fuzzer)) $(ldflags)
+
+.PHONY: fuzzers
+fuzzers: $(filter $(BUILD)/tests/fuzz/%,$(test_bin))
 
 .SECONDARY: $(test_obj) $(tlib_obj)
 
@@ -249,7 +258,7 @@ $(GUEST)/initrd.img: tools/mk-initrd $(GUEST)/vmlinuz
 # -- Running, testing ---------------------------------------------------------------
 
 # The sub-make starts after setup, so that it sees the compiler setup installed.
-.PHONY: run check check-fast check-asan check-tsan check-torture bench asan tsan torture fuzz
+.PHONY: run check check-fast check-asan check-tsan check-torture check-fuzz bench asan tsan torture fuzz
 run: setup
 	@$(MAKE) all guest
 	@$(BUILD)/vitro run $(ARGS)
@@ -277,11 +286,16 @@ asan:
 torture:
 	@$(MAKE) BUILD=build-torture TORTURE=1 all tests
 
-# Each harness for FUZZ_SECONDS with clang's libFuzzer (package clang); an input that breaks it is kept in build-fuzz/.
+# Each harness of tests/fuzz for FUZZ_SECONDS with clang's libFuzzer; docs/devices.md, "Fuzzing". check-fuzz: a short run of each.
 FUZZ_SECONDS ?= 20
 fuzz: setup
-	@$(MAKE) $(BUILD)/config.mk
-	@tools/fuzz $(FUZZ_SECONDS) $(lib_defs)
+	@$(MAKE) BUILD=build-fuzz CC=clang FUZZ=1 CFLAGS="-O1 -gline-tables-only" fuzzers
+	@tools/fuzz $(FUZZ_SECONDS) $(FUZZ_FILTER)
+
+check-fuzz: setup
+	@if echo 'int LLVMFuzzerTestOneInput(void) { return 0; }' | clang -fsanitize=fuzzer,address -x c -o /dev/null - 2>/dev/null; then \
+		$(MAKE) FUZZ_SECONDS=2 fuzz; \
+	else echo "check-fuzz: skipped: no clang with libFuzzer here"; echo "0 passed, 0 failed"; fi
 
 check-asan: setup
 	@$(MAKE) asan

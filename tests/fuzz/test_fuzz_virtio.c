@@ -8,12 +8,16 @@
 #include "tests/fuzz/fuzz.h"
 #include "virtio/balloon.h"
 #include "virtio/blk.h"
+#include "virtio/console.h"
 #include "virtio/net.h"
 #include "virtio/p9.h"
 #include "virtio/rng.h"
 #include "virtio/transport_pci.h"
+#include "virtio/vsock.h"
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define RAM_SIZE 0x40000u
@@ -46,6 +50,8 @@ static void mirror_send(struct net_backend *be, const struct net_hdr *hdr, const
 static const struct net_ops mirror_ops = { "mirror", mirror_start, mirror_nothing, mirror_send, NULL, mirror_nothing,
                                            NULL, mirror_free };
 
+struct step { u8 op, a, b, c; u32 v; };
+
 /* -- Devices ------------------------------------------------------------------------------------ */
 
 static char dir[] = "/tmp/vitro-fuzz-XXXXXX";
@@ -67,7 +73,9 @@ static struct virtio_dev *make(struct ram *ram, unsigned kind, unsigned options,
         bug_on(!mkdtemp(dir));
         atexit(remove_dir);
     }
-    switch (kind % 5) {
+    char path[64];
+    snprintf(path, sizeof(path), "%s/socket", dir);
+    switch (kind % 7) {
     case 0: {
         int fd = memfd_create("disk", MFD_CLOEXEC);
         bug_on(fd < 0 || ftruncate(fd, 1 << 20) || raw_disk_open(fd, options & 4, 1 << 20, disk));
@@ -84,10 +92,33 @@ static struct virtio_dev *make(struct ram *ram, unsigned kind, unsigned options,
     }
     case 2: r = virtio_rng_create(ram, &dev); break;
     case 3: r = virtio_balloon_create(ram, &dev); break;
+    case 4: r = virtio_console_create(ram, path, &dev); break;
+    case 5: r = virtio_vsock_create(ram, path, 3, &dev); break;
     default: r = virtio_p9_create(ram, dir, "fuzz", options & 4, &dev); break;
     }
     bug_on(r);
     return dev;
+}
+
+/* The other end of the console's or the sockets' device; -1: it has none. */
+static int connect_to(unsigned kind)
+{
+    struct sockaddr_un a = { .sun_family = AF_UNIX };
+    if (kind % 7 != 4 && kind % 7 != 5)
+        return -1;
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    snprintf(a.sun_path, sizeof(a.sun_path), "%s/socket", dir);
+    bug_on(fd < 0 || connect(fd, (struct sockaddr *)&a, sizeof(a)));
+    return fd;
+}
+
+static void talk(int fd, const struct step *s)
+{
+    char text[300];
+    ssize_t n = recv(fd, text, sizeof(text), MSG_DONTWAIT);
+    int len = s->a & 1 ? snprintf(text, sizeof(text), "CONNECT %u\n", s->v) : s->b;
+    n = send(fd, text, (size_t)len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    (void)n;
 }
 
 static struct bus_region bar;
@@ -122,8 +153,6 @@ static void start(unsigned features, bool packed)
     reg(0x14, 1, 15);
 }
 
-struct step { u8 op, a, b, c; u32 v; };
-
 static void one_step(u8 *mem, const struct step *s, bool packed)
 {
     unsigned q = s->a % QUEUES;
@@ -153,7 +182,12 @@ static void one_step(u8 *mem, const struct step *s, bool packed)
         avail[1]++;
         reg(0x3000 + 4 * q, 2, q);
         break;
-    case 5: /* a request's header, more or less */
+    case 5: /* a request's header, more or less: of a disk, or of a socket */
+        if (s->a & 16) {
+            u64 h[6] = { 3, 2, s->v | 99ull << 32, (u64)s->c << 48 | 1ull << 32 | s->b, 4096, s->v };
+            memcpy(mem + DATA + (s->v & 0x1ff0), h, 44);
+            break;
+        }
         memcpy(mem + DATA + (s->v & 0x1fff0), &(u32[4]){ s->a & 15, 0, s->b, s->c & 1 }, 16);
         break;
     case 6: memcpy(mem + ((u32)s->b << 10 | s->c << 2) % RAM_SIZE, &s->v, 4); break;
@@ -197,12 +231,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     while (!pci_decode(&host, true, at, &bar) || bar.size < 0x4000)
         at += 0x1000;
     bool packed = data[1] & 1;
+    int fd = connect_to(data[0]);
     start(data[1] >> 4, packed);
     for (size_t i = 2; i + sizeof(struct step) <= size; i += sizeof(struct step)) {
         struct step s;
         memcpy(&s, data + i, sizeof(s));
-        one_step(mem, &s, packed);
+        if (fd >= 0 && s.op >= 0xe0)
+            talk(fd, &s);
+        else
+            one_step(mem, &s, packed);
     }
+    if (fd >= 0)
+        close(fd);
     virtio_destroy(dev);
     virtio_pci_free(pci);
     disk_close(disk);
