@@ -1,9 +1,15 @@
 /*
  * dma.c - devices write guest memory behind the engine's back: translations made from those bytes must go.
  *
- * A device thread cannot drop a block that a vCPU may be running, so it leaves a note and sets an event bit; each
- * vCPU works the notes off at its next event poll. A guest learns of the data by an interrupt, which is an event too
- * and is looked at later, or by polling memory, and a loop polls events at its backward edge.
+ * A device thread cannot drop a block that a vCPU may be running, so it leaves a note and sets an event bit before the guest
+ * can learn of the data; each vCPU works the notes off at its next event poll. That comes before old code runs:
+ * - told by an interrupt: that is an event too, and notes are looked at first (handle_events());
+ * - by a port or a doorbell that returns when the data is there: events are looked at behind it (engine_sys(),
+ *   engine_commit());
+ * - by polling memory in a loop: its backward edge polls, and so does every indirect jump (ENTRY_IND);
+ * - by one look at memory that finds it done, a direct forward jump or a return behind it: code that another agent wrote
+ *   may be run only after a serializing instruction (SDM vol. 3 §8.1.3, "cross-modifying code"), and each of those
+ *   (§8.3) ends its block or is a helper. Without one the old bytes may run here as there.
  * Threads: vitro_vm_memory_written() any; engine_drop_written() on a vCPU's, between two blocks.
  */
 #include "libvitro.h"

@@ -657,7 +657,8 @@ u64 engine_sys(struct vcpu *v, const struct sys_site *site)
         step_over_entry(v, site->in.id);
     switch (x) {
     case X_OK:
-        if (!end && !ev->smc_hit && v->mode == mode)
+        /* EVENT_RESCHED: a device may have written over translated code, perhaps because of this instruction (dma.c). */
+        if (!end && !ev->smc_hit && v->mode == mode && !(__atomic_load_n(&v->event, __ATOMIC_RELAXED) & EVENT_RESCHED))
             return RESUME;
         ev->smc_hit = false;
         v->rip += len;

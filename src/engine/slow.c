@@ -586,6 +586,7 @@ u64 engine_commit(struct vcpu *v, const struct slow_site *site)
     }
     c->nr = 0;
     c->redispatch = false;
+    self |= __atomic_load_n(&v->event, __ATOMIC_RELAXED) & EVENT_RESCHED; /* a doorbell's device may have written code (dma.c) */
     if (!self || !site->final)
         return RESUME;
     v->rip += site->s.len;
