@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
 """Kernels without a boot loader: Multiboot 1 and 2, PVH, with modules; Debian's kernel by its PVH entry."""
+import json
 import lzma
 import os
+import socket
 import struct
 import subprocess
 import sys
@@ -9,6 +11,7 @@ import tempfile
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from harness import BANNER, GUEST, Skip, Vitro, check, error_line, main  # noqa: E402
+from userland import image_with  # noqa: E402
 
 SOURCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "programs", "multiboot.S")
 
@@ -90,6 +93,47 @@ def test_debian_by_its_16_bit_entry():
         v.command("od -A n -t u1 -j 7 -N 9 /sys/kernel/boot_params/data", rb" 80 +\d+ +\d+ +\d+ +\d+ +\d+ +\d+ +25 +1\b")
         v.send("poweroff\n")
         check(v.wait(60) == 0, v.tail())
+
+
+def psmouse():
+    with open(f"{GUEST}/version-generic") as f:
+        path = f"{GUEST}/modules/{f.read().strip()}/psmouse.ko"
+    if not os.path.exists(path):
+        raise Skip(f"{path} is not there; `make guests` fetches it")
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def test_linux_mouse():
+    """Linux's psmouse finds a wheel mouse behind the i8042; what is moved and pressed outside comes out of /dev/input/mice."""
+    image = image_with({"psmouse.ko": psmouse()}, ("initrd.img",))
+    with tempfile.TemporaryDirectory() as d:
+        os.environ["XDG_RUNTIME_DIR"] = d
+        with Vitro("run", "--name", "mouse", "--firmware", "bios-256k.bin", "--kernel", f"{GUEST}/vmlinuz-generic",
+                   "--initrd", image) as v:
+            v.to_shell()
+            v.command("insmod /psmouse.ko; until grep -q Mouse /proc/bus/input/devices; do sleep 1; done; "
+                      "grep Mouse /proc/bus/input/devices", rb"N: Name=\".*Mouse\"", 60)
+            v.command("[ -e /dev/input/mice ] || { mkdir -p /dev/input; mknod /dev/input/mice c 13 63; }; "
+                      "(dd if=/dev/input/mice bs=3 count=3 2>/dev/null | od -A n -t d1 -v; echo e''nd) & sleep 1; echo rea''dy",
+                      rb"ready")
+            with socket.socket(socket.AF_UNIX) as s:
+                s.connect(os.path.join(d, "vitro", "mouse.qmp"))
+                f = s.makefile("rw")
+                f.readline()
+                for line in ({"execute": "qmp_capabilities"},
+                             *({"execute": "input-send-event", "arguments": {"events": events}} for events in (
+                                 [{"type": "rel", "data": {"axis": "x", "value": 5}}],
+                                 [{"type": "btn", "data": {"down": True, "button": "left"}}],
+                                 [{"type": "btn", "data": {"down": False, "button": "left"}}]))):
+                    f.write(json.dumps(line))
+                    f.flush()
+                    check("return" in json.loads(f.readline()), f"{line} was refused")
+            packets = [int(n) for n in v.expect(rb"((?: +-?\d+){9})\r?\n", 60).group(1).split()]
+            buttons = [packets[i] & 7 for i in (0, 3, 6)]
+            check(buttons == [0, 1, 0] and packets[1:3] == [5, 0], packets)
+            v.send("poweroff\n")
+            check(v.wait(60) == 0, v.tail())
 
 
 def test_16_bit_entry_needs_memory():
