@@ -111,54 +111,68 @@ static const struct state_field disk_fields[] = {
     STATE(struct disk_id, size), STATE(struct disk_id, mtime_s), STATE(struct disk_id, mtime_ns), STATE_END
 };
 
-static int save_disks(struct guest *vm, struct state_set *set, char *err)
+/* @lost: what the guest wrote there is thrown away at the end */
+static int save_disk(struct state_set *set, const char *name, const char *path, struct disk *disk, bool lost, char *err)
 {
-    if (vm->nvram_disk) {
-        snprintf(err, SNAPSHOT_ERR_LEN, "a VM with --nvram cannot be saved yet");
+    struct disk_id id;
+
+    if (lost) {
+        snprintf(err, SNAPSHOT_ERR_LEN, "what the guest wrote to %s is thrown away at the end (snapshot): it would be missing", path);
         return -EOPNOTSUPP;
     }
-    for (unsigned i = 0; i < vm->config->nr_drives; i++) {
-        if (vm->config->drive[i].bus == DRIVE_FDC) {
-            snprintf(err, SNAPSHOT_ERR_LEN, "a VM with a floppy drive cannot be saved yet");
-            return -EOPNOTSUPP;
-        }
-        const char *path = vm->config->drive[i].path;
-        struct disk_id id;
-        char name[32];
-        if ((vm->config->snapshot || vm->config->drive[i].snapshot) && !vm->config->drive[i].readonly) {
-            snprintf(err, SNAPSHOT_ERR_LEN, "what the guest wrote to %s is thrown away at the end (snapshot): it "
-                     "would be missing", path);
-            return -EOPNOTSUPP;
-        }
-        int r = vm->disk[i] ? disk_flush(vm->disk[i]) : 0;
-        if (!r)
-            r = disk_look(path, &id);
-        if (r) {
-            snprintf(err, SNAPSHOT_ERR_LEN, "cannot bring %s up to date: %s", path, strerror(-r));
-            return r;
-        }
-        snprintf(name, sizeof(name), "disk.%u", i);
-        state_set_save(set, name, disk_fields, &id);
+    int r = disk ? disk_flush(disk) : 0;
+    if (!r)
+        r = disk_look(path, &id);
+    if (r) {
+        snprintf(err, SNAPSHOT_ERR_LEN, "cannot bring %s up to date: %s", path, strerror(-r));
+        return r;
+    }
+    state_set_save(set, name, disk_fields, &id);
+    return 0;
+}
+
+static int check_disk(struct state_set *set, const char *name, const char *path, char *err)
+{
+    struct disk_id was, is;
+
+    if (state_set_load(set, name, disk_fields, &was, err, SNAPSHOT_ERR_LEN))
+        return -EINVAL;
+    if (disk_look(path, &is) || memcmp(&was, &is, sizeof(was))) {
+        snprintf(err, SNAPSHOT_ERR_LEN, "%s has changed since the snapshot was made: the guest would damage it", path);
+        return -EINVAL;
     }
     return 0;
 }
 
+static int save_disks(struct guest *vm, struct state_set *set, char *err)
+{
+    const struct config *c = vm->config;
+    int r = c->nvram ? save_disk(set, "nvram", c->nvram, vm->nvram_disk, c->snapshot, err) : 0;
+
+    for (unsigned i = 0; i < c->nr_drives && !r; i++) {
+        const struct drive *d = &c->drive[i];
+        char name[32];
+        if (d->bus == DRIVE_FDC) {
+            snprintf(err, SNAPSHOT_ERR_LEN, "a VM with a floppy drive cannot be saved yet");
+            return -EOPNOTSUPP;
+        }
+        snprintf(name, sizeof(name), "disk.%u", i);
+        r = save_disk(set, name, d->path, vm->disk[i], (c->snapshot || d->snapshot) && !d->readonly, err);
+    }
+    return r;
+}
+
 static int check_disks(struct guest *vm, struct state_set *set, char *err)
 {
-    for (unsigned i = 0; i < vm->config->nr_drives; i++) {
-        const char *path = vm->config->drive[i].path;
-        struct disk_id was, is;
+    const struct config *c = vm->config;
+    int r = c->nvram ? check_disk(set, "nvram", c->nvram, err) : 0;
+
+    for (unsigned i = 0; i < c->nr_drives && !r; i++) {
         char name[32];
         snprintf(name, sizeof(name), "disk.%u", i);
-        if (state_set_load(set, name, disk_fields, &was, err, SNAPSHOT_ERR_LEN))
-            return -EINVAL;
-        if (disk_look(path, &is) || memcmp(&was, &is, sizeof(was))) {
-            snprintf(err, SNAPSHOT_ERR_LEN, "%s has changed since the snapshot was made: the guest would damage it",
-                     path);
-            return -EINVAL;
-        }
+        r = check_disk(set, name, c->drive[i].path, err);
     }
-    return 0;
+    return r;
 }
 
 /* -- The VM ---------------------------------------------------------------------------------------------------- */

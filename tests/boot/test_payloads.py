@@ -266,6 +266,27 @@ def test_uefi_variables():
         check(os.listdir(d) == ["vars.fd"], os.listdir(d))
 
 
+def test_snapshot_with_nvram():
+    """Saved at the UEFI shell and gone on with: the variables' chip is there, in the same file, which may not have changed."""
+    with tempfile.TemporaryDirectory() as d:
+        os.environ["XDG_RUNTIME_DIR"] = d
+        nvram, saved = os.path.join(d, "vars.fd"), os.path.join(d, "saved")
+        with Vitro("run", "--name", "uefi", "--firmware", "ovmf", "--nvram", nvram) as v:
+            v.expect(rb"UEFI v2", 120)
+            v.send(b" ")
+            v.expect(rb"Shell> ", 60)
+            subprocess.run([VITRO, "snapshot", "--quit", "uefi", saved], check=True)
+            v.wait(30)
+        with Vitro("run", "--restore", saved) as v:
+            v.send(SETVAR + b" -nv -bs =0x4b65\r")
+            v.expect(rb"Shell> ", 60)
+            v.send(b"reset -s\r")
+            check(v.wait(60) == 0, v.tail())
+        check("Kept\0".encode("utf-16le") in open(nvram, "rb").read(), "not kept")
+        with Vitro("run", "--restore", saved, stdin=None) as v:
+            check(v.wait(20) == 1 and nvram.encode() in v.errors and b"has changed" in v.errors, v.tail())
+
+
 def test_bad_nvram():
     """Files that are none of ours are named, and left alone."""
     def refused(nvram, *words, firmware="ovmf"):
