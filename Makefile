@@ -312,7 +312,7 @@ check-tsan: setup
 
 check-torture: setup
 	@$(MAKE) torture
-	@tests/run-all --build build-torture --fast
+	@TIME_SCALE=4 tests/run-all --build build-torture --fast --and tests/boot/test_payloads.py
 
 # -- The rest -------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ def check(condition, text):
 
 
 def drawn(text):
-    """What a terminal of 80 x 25 shows: of ECMA-48 what --screen writes."""
+    """What a terminal of 80 x 25 shows: of ECMA-48 what --screen and SeaBIOS write."""
     rows = [[" "] * 80 for _ in range(25)]
     y = x = 0
     for final, numbers, char in re.findall(r"\x1b\[(?=[?0-9;]*([a-zA-Z]))([?0-9;]*)[a-zA-Z]|([^\x1b])", text):
@@ -51,6 +51,12 @@ def drawn(text):
             y, x = (int(n) - 1 for n in (numbers or "1;1").split(";"))
         elif final == "J":
             rows = [[" "] * 80 for _ in range(25)]
+        elif char == "\r":
+            x = 0
+        elif char == "\n" and y == 24:
+            rows = rows[1:] + [[" "] * 80]
+        elif char == "\n":
+            y += 1
         elif char and x < 80 and y < 25:
             rows[y][x] = char
             x += 1
@@ -135,7 +141,7 @@ class Vitro:
 
     def expect_screen(self, pattern, seconds=BOOT_LIMIT_S):
         """Wait for a regular expression in what a terminal of 80 x 25 shows. Bytes do not do: a line that was half drawn
-        when the screen was looked at comes in two pieces."""
+        when the screen was looked at, or when a tick came to SeaBIOS's serial console, comes in two pieces."""
         end = time.monotonic() + seconds * TIME_SCALE
         while True:
             shown = drawn(self.seen.decode(errors="replace"))

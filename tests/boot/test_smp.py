@@ -183,6 +183,46 @@ def test_litmus_4():
     litmus(4, 4, 2)
 
 
+def rcu(cpus, periods):
+    """What Linux's rcutorture does, by a program, since Debian ships no torture modules; and what makes the kernel wait for
+    grace periods of its own and rewrite its code meanwhile: name spaces, static keys, function tracing."""
+    with tempfile.TemporaryDirectory(prefix="vitro-rcu-") as work:
+        program = os.path.join(work, "rcu")
+        subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", program, os.path.join(HERE, "programs", "rcu.c")], check=True)
+        with open(program, "rb") as f:
+            image = image_with({"bin/rcu": f.read()}, ("initrd.img",))
+    text = f"""
+        mount -t tracefs tracing /sys/kernel/tracing
+        rcu {cpus} {periods} & p=$!
+        n=0
+        while kill -0 $p 2> /dev/null; do
+            for on in 1 0; do
+                for f in /proc/sys/kernel/sched_schedstats /sys/kernel/rcu_expedited; do echo $on > $f || exit 1; done
+                unshare -n -m -i -u true || exit 2
+            done
+            [ ! -e /sys/kernel/tracing/current_tracer ] || for t in function nop; do
+                echo $t > /sys/kernel/tracing/current_tracer
+            done
+            n=$((n + 1))
+        done
+        echo rounds $n
+        wait $p"""
+    with Vitro("run", "--cpus", str(cpus), "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd", image,
+               "--append", "loglevel=5 " + script(text), stdin=None) as v:
+        end = v.expect(rb"vitro.test: status (\d+)", 240)
+        check(end.group(1) == b"0" and b"rcu: 2 passed, 0 failed" in v.seen and b"rounds 0" not in v.seen, v.tail())
+        check(v.wait() == 0, v.tail())
+        untroubled(v)
+
+
+def test_rcu_2():
+    rcu(2, 200)
+
+
+def test_rcu_4():
+    rcu(4, 100)
+
+
 def stressed(cpus, *args):
     """Compilers side by side, and stress-ng's checks of what threads share."""
     seen = in_guest("""
