@@ -497,6 +497,7 @@ static void test_disk_refusals(void)
         { "event-channel", "-1", "event-channel" }, { "protocol", "x86_32-abi", "protocol" },
         { "multi-queue-num-queues", "2", "queues" }, { "multi-queue-num-queues", "0", "queues" },
         { "ring-page-order", "1", "ring-ref" }, /* then they would have numbers */
+        { "ring-page-order", "5", "ring-page-order" }, { "ring-page-order", "77", "ring-page-order" },
     };
 
     for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {

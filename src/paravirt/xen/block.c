@@ -352,8 +352,10 @@ static const char *ring_connect(struct vbd_ring *q, const char *dir, bool persis
     u32 ref[RING_PAGES_MAX];
     u64 order = 0, value;
     char name[24];
-    bool many = bus_read(b, b->front, "ring-page-order", RING_ORDER_MAX, &order);
+    bool many = bus_read(b, b->front, "ring-page-order", ~0ull, &order);
 
+    if (order > RING_ORDER_MAX)
+        return "ring-page-order: more than is offered";
     for (unsigned i = 0; i < 1u << order; i++) {
         snprintf(name, sizeof(name), many ? "ring-ref%u" : "ring-ref", i);
         if (!bus_read(b, dir, name, ~0u, &value))

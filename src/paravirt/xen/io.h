@@ -41,7 +41,7 @@ void port_unbind(struct xen *x, u32 port, const void *opaque);
 bool store_put(struct store *s, bool guests, const char *path, const char *fmt, ...) __attribute__((format(printf, 4, 5)));
 /* store_get - a value as a text. False: there is none, or it is no text, or does not fit. */
 bool store_get(struct store *s, const char *path, char *buf, size_t len);
-/* store_number - a value that is a decimal number of at most max. */
+/* store_number - a value that is a decimal number of at most max. False: it is not, and *out stays as it is. */
 bool store_number(struct store *s, const char *path, u64 max, u64 *out);
 void store_rm(struct store *s, const char *path);
 /* store_flush - what the guest was not told yet goes out. */

@@ -578,8 +578,11 @@ bool store_number(struct store *s, const char *path, u64 max, u64 *out)
     if (!store_get(s, path, text, sizeof(text)) || !text[0] || strspn(text, "0123456789") != strlen(text))
         return false;
     errno = 0;
-    *out = strtoull(text, NULL, 10);
-    return !errno && *out <= max;
+    u64 value = strtoull(text, NULL, 10);
+    if (errno || value > max)
+        return false;
+    *out = value;
+    return true;
 }
 
 void store_rm(struct store *s, const char *path)
