@@ -189,6 +189,12 @@ $(BUILD)/obj/src/machine/clock.o: src/machine/clock.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(Q)$(CC) $(cflags) $(engine_cflags) -MMD -MP -c -o $@ $<
 
+# What struct vitro_outer calls.
+$(patsubst %,$(BUILD)/obj/src/paravirt/xen/%.o,calls cpu mmu): $(BUILD)/obj/%.o: %.c $(BUILD)/flags
+	$(call say,CC,$<)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(cflags) $(engine_cflags) -MMD -MP -c -o $@ $<
+
 # Hypercalls that are answered with the vector registers in place (hypercall_fast in libvitro.h).
 $(BUILD)/obj/src/paravirt/%_fast.o: src/paravirt/%_fast.c $(BUILD)/flags
 	$(call say,CC,$<)

@@ -70,7 +70,12 @@ struct vitro_cpuid_leaf {
  * this table. The board's interrupts are not asked for. GS's base is exchanged for the other one (MSR KERNEL_GS_BASE) when
  * `kernel` changes; selectors are looked up in the guest's GDT and LDT, and count as level 3. docs/engine.md has the rules.
  *
- * Called on the vCPU's thread. The vCPU's registers are in the frame meanwhile, except segments.
+ * Called on the vCPU's thread. The vCPU's registers are in the frame meanwhile, except segments. The guest's vector registers
+ * are in the host's: these functions, mmio_read and mmio_write of such a guest must be compiled with -mgeneral-regs-only, and
+ * put them away (vitro_vcpu_vectors_away()) around what is not.
+ *
+ * Supervisor pages of the upper half of the address space count as global: the table's functions see each change of page
+ * tables, and have them forgotten by vitro_vcpu_flush_all(vcpu, true) where an architectural flush may follow one.
  */
 struct vitro_frame {
     uint64_t *gpr;          /* the guest's registers, in the order of struct vitro_regs; RSP too may be written */
@@ -322,7 +327,13 @@ void vitro_vcpu_set_ldt(struct vitro_vcpu *vcpu, uint64_t base, uint32_t bytes);
 /* vitro_vcpu_switch_space - other page tables from now on, the kernel's being `cr3`: what is remembered of the ones before is
  * forgotten. The frame's cr3 is the caller's to set. */
 void vitro_vcpu_switch_space(struct vitro_vcpu *vcpu, uint64_t cr3);
-void vitro_vcpu_flush_all(struct vitro_vcpu *vcpu);
+/* vitro_vcpu_flush_all - kernel_half: supervisor pages of the upper half too. */
+void vitro_vcpu_flush_all(struct vitro_vcpu *vcpu, bool kernel_half);
+/* vitro_vcpu_kernel_differs - vCPUs of the guest do not have the same upper half: from now on nothing in it is global. */
+void vitro_vcpu_kernel_differs(struct vitro_vcpu *vcpu);
+/* vitro_vcpu_vectors_away, _back - around a call of ordinary C. */
+void vitro_vcpu_vectors_away(struct vitro_vcpu *vcpu);
+void vitro_vcpu_vectors_back(struct vitro_vcpu *vcpu);
 /* vitro_vcpu_use_cr3 - what vitro_vcpu_copy_out() goes by, of the two tables of this space, until the frame is entered. */
 void vitro_vcpu_use_cr3(struct vitro_vcpu *vcpu, uint64_t cr3);
 /* vitro_vcpu_data_selectors - of DS, ES, FS and GS. */

@@ -27,6 +27,7 @@ struct vm {
     unsigned debug;           /* VITRO_DEBUG_*, VITRO_TRACE_* */
     FILE *trace;
     u32 map_gen;              /* counts changes of what is behind an address */
+    bool outer_differs;       /* vCPUs have different kernel halves: outer_span() in mmu.c */
     bool smp;                 /* more than one vCPU: the locks are taken, and smp.c's rules hold */
     pthread_mutex_t lock;     /* the code cache: its index, links, pages; held for short times, never while waiting */
     pthread_mutex_t xl_lock;  /* who translates; taken where a vCPU may wait (smp.h) */
@@ -204,6 +205,7 @@ struct engine_vcpu {
     u64 space_clock;
     u32 map_seen;          /* vm->map_gen at the last look */
     bool k_nonglobal;      /* the shared kernel table, or its jump caches, holds a non-global page */
+    struct fill_log k_user; /* outer.c: entries of the shared kernel table that are of pages of user code's half */
     struct tlb_large k_large; /* of the shared kernel table and its jump caches */
     u64 code_seen[2][1024]; /* filters: pages entered as code, by the kernel and by user code */
     u8 user_slot;          /* SLOT_U or SLOT_U32: whose returns the user's prediction stack holds */

@@ -165,6 +165,16 @@ static inline void fill_span(const struct vcpu *v, struct mmu_span *out, gpa_t g
     out->exec = !(no & ACC_X);
 }
 
+/*
+ * A kernel outside ring 0 cannot say which of its pages are the same everywhere. Whoever speaks its interface sees each change
+ * of its page tables, and calls for a flush then (vitro_vcpu_flush_all()); so its half's supervisor pages count as global.
+ */
+static inline void outer_span(const struct vcpu *v, gla_t la, u64 leaf, struct mmu_span *out)
+{
+    if (unlikely(v->outer))
+        out->global = la >> 63 && !(leaf & PTE_U) && !v->vm->outer_differs;
+}
+
 /* -- 4-level paging (§4.5) -------------------------------------------------------------------------- */
 
 /* walk_long_full - with A/D updates and exact faults. */
@@ -234,6 +244,7 @@ static __attribute__((noinline)) enum xret walk_long_full(struct vcpu *v, gla_t 
 
     fill_span(v, out, (leaf & PA_MASK & ~(size - 1)) | (la & (size - 1)), size, all, leaf,
               (leaf & PTE_D) || (access & ACC_W), no);
+    outer_span(v, la, leaf, out);
     return X_OK;
 }
 
@@ -276,6 +287,7 @@ static enum xret walk_long(struct vcpu *v, gla_t la, unsigned access, struct mmu
                  (access & ACC_W && !(leaf & PTE_D))))
         return walk_long_full(v, la, access, out);
     fill_span(v, out, (leaf & PA_MASK & ~(size - 1)) | (la & (size - 1)), size, all, leaf, leaf & PTE_D, no);
+    outer_span(v, la, leaf, out);
     return X_OK;
 }
 

@@ -99,9 +99,7 @@ static enum xret outer_result(struct vcpu *v, struct vitro_frame *f, enum vitro_
     case VITRO_HALT:
     case VITRO_PARK:
         if (!frame_enter(v, f)) {
-            fpu_leave(v);
             enum vitro_crossing again = o->bad_frame(o->opaque, v->index, f);
-            fpu_enter(v);
             if (again == VITRO_DEAD)
                 return X_EXIT;
             if (!frame_enter(v, f)) {
@@ -146,9 +144,7 @@ enum xret outer_trap(struct vcpu *v)
         v->dr[6] |= t.dr6;
     v->halted = 0;
     frame_take(v, &f);
-    fpu_leave(v);
     enum vitro_crossing c = o->trap(o->opaque, v->index, &f, &t);
-    fpu_enter(v);
     return outer_result(v, &f, c);
 }
 
@@ -159,9 +155,7 @@ enum xret outer_soft_interrupt(struct vcpu *v, unsigned vector, u64 next_rip)
 
     frame_take(v, &f);
     f.rip = next_rip;
-    fpu_leave(v);
     enum vitro_crossing c = o->soft_interrupt(o->opaque, v->index, &f, vector);
-    fpu_enter(v);
     if (c == VITRO_REFUSE)
         return raise_error(v, VEC_GP, vector * 8u + 2u);
     return outer_result(v, &f, c);
@@ -177,9 +171,7 @@ enum xret outer_syscall(struct vcpu *v, u64 next_rip)
     f.rip = next_rip;
     v->regs[RCX] = next_rip;
     v->regs[R11] = f.rflags & ~(u64)EFL_RF;
-    fpu_leave(v);
     enum vitro_crossing c = o->syscall(o->opaque, v->index, &f, code64);
-    fpu_enter(v);
     if (c == VITRO_REFUSE)
         return raise_ud(v);
     return outer_result(v, &f, c == VITRO_STAY ? VITRO_GO : c);
@@ -191,9 +183,7 @@ enum xret outer_event(struct vcpu *v)
     struct vitro_frame f;
 
     frame_take(v, &f);
-    fpu_leave(v);
     enum vitro_crossing c = o->event(o->opaque, v->index, &f);
-    fpu_enter(v);
     if (c == VITRO_STAY)
         return X_JUMP;
     v->eng->step_armed = false;
@@ -252,9 +242,7 @@ enum xret outer_privileged(struct vcpu *v, const struct insn *in)
         return raise_ud(v);
     frame_take(v, &f);
     f.rip += in->len;
-    fpu_leave(v);
     enum vitro_crossing c = o->privileged(o->opaque, v->index, &f, &p);
-    fpu_enter(v);
     v->exc = was;
     if (c == VITRO_STAY) {
         if (p.op == VITRO_RDMSR) {
@@ -279,10 +267,7 @@ bool outer_write_fault(struct vcpu *v, gla_t la, unsigned acc, gpa_t *gpa)
     if (v->eng->outer_copies || v->cpl != CPL_OUTER || !(acc & ACC_W) || v->exc.vector != VEC_PF || (v->exc.error & (PF_P | PF_RSVD)) != PF_P ||
         !mmu_translate_debug(v, la, gpa))
         return false;
-    fpu_leave(v);
-    bool mine = o->write_fault(o->opaque, v->index, *gpa);
-    fpu_enter(v);
-    return mine;
+    return o->write_fault(o->opaque, v->index, *gpa);
 }
 
 /* -- What the table's functions may ask ---------------------------------------------------------------------------------- */
@@ -320,9 +305,11 @@ void vitro_vcpu_fail(struct vitro_vcpu *c, const char *fmt, ...)
 
     if (v->exit == EXIT_FAIL)
         return;
+    fpu_leave(v);
     va_start(ap, fmt);
     vsnprintf(v->fail_msg, sizeof(v->fail_msg), fmt, ap);
     va_end(ap);
+    fpu_enter(v);
     v->exit = EXIT_FAIL;
 }
 
@@ -416,10 +403,27 @@ void vitro_vcpu_switch_space(struct vitro_vcpu *c, uint64_t cr3)
     V(c)->eng->smc_hit = true; /* the next instruction may be on another page */
 }
 
-void vitro_vcpu_flush_all(struct vitro_vcpu *c)
+void vitro_vcpu_flush_all(struct vitro_vcpu *c, bool kernel_half)
 {
-    tlb_flush_all(V(c), true);
+    tlb_flush_all(V(c), kernel_half);
     V(c)->eng->smc_hit = true;
+}
+
+void vitro_vcpu_kernel_differs(struct vitro_vcpu *c)
+{
+    __atomic_store_n(&V(c)->vm->outer_differs, true, __ATOMIC_SEQ_CST);
+    vitro_vcpu_flush_all(c, true);
+    vitro_vcpu_flush_others(c);
+}
+
+void vitro_vcpu_vectors_away(struct vitro_vcpu *c)
+{
+    fpu_leave(V(c));
+}
+
+void vitro_vcpu_vectors_back(struct vitro_vcpu *c)
+{
+    fpu_enter(V(c));
 }
 
 void vitro_vcpu_use_cr3(struct vitro_vcpu *c, uint64_t cr3)

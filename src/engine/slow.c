@@ -15,7 +15,8 @@ static void mmio(struct vcpu *v, gpa_t gpa, u8 *buf, unsigned len, bool write)
 {
     const struct engine_host *h = v->host;
     v->nr_mmio++;
-    fpu_leave(v);
+    if (!v->outer) /* struct vitro_outer: its functions leave vector registers alone, and so do these */
+        fpu_leave(v);
     while (len) {
         unsigned n = MIN(len, 64u);
         if (write) {
@@ -31,7 +32,8 @@ static void mmio(struct vcpu *v, gpa_t gpa, u8 *buf, unsigned len, bool write)
         buf += n;
         len -= n;
     }
-    fpu_enter(v);
+    if (!v->outer)
+        fpu_enter(v);
 }
 
 /*

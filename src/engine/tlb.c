@@ -365,7 +365,7 @@ again:
     unsigned slot = tlb_slot(v, acc);
     if (slot != SLOT_K)
         v->space->clean = false;
-    else if (!span.global)
+    else if (!span.global && !(v->outer && !(la >> 63)))
         v->eng->k_nonglobal = true;
     if (span.page_size > PAGE_SIZE)
         tlb_note_large(v, slot, la, span.page_size);
@@ -389,6 +389,8 @@ again:
     e->tag_r = tag; /* what may be written may be read */
     fill_note(&(slot == SLOT_K ? &v->eng->space[0] : v->space)->tlb_log[slot >= SLOT_U ? SLOT_U : slot], i);
     v->nr_tlb_fill++;
+    if (slot == SLOT_K && !(la >> 63))
+        fill_note(&v->eng->k_user, i);
     if (span.writable && !code && !rs->readonly) {
         e->tag_w = tag;
         /* The kernel's table is one, whatever alias it was reached by. */
@@ -572,8 +574,27 @@ static void kernel_flush(struct vcpu *v)
     jc_clear(&ev->space[0], SLOT_K);
     jc_clear(&ev->space[0], SLOT_KAC);
     ev->k_nonglobal = false;
+    ev->k_user.n = 0;
     ev->k_large = (struct tlb_large){ 0 };
     engine_drop_returns(v);
+}
+
+/* What the kernel knows of user code's half: with SMAP that is in tables of each space, but a kernel outside ring 0 has none. */
+static void kernel_flush_user(struct vcpu *v)
+{
+    struct fill_log *log = &v->eng->k_user;
+    struct tlb_space *sp = &v->eng->space[0];
+    struct tlb_entry *e = table(sp, SLOT_K);
+    bool all = log->n > FILL_LOG_MAX;
+    if (!log->n)
+        return;
+    loops_clear(sp, SLOT_K);
+    for (unsigned k = 0, n = all ? table_size(SLOT_K) : log->n; k < n; k++) {
+        unsigned i = all ? k : log->index[k];
+        if (!(e[i].tag_r >> 63))
+            entry_clear(&e[i], i);
+    }
+    log->n = 0;
 }
 
 static void flush_page_in(struct tlb_space *sp, unsigned slot, gla_t la)
@@ -724,6 +745,8 @@ void tlb_flush_all(struct vcpu *v, bool global_too)
     v->eng->watched.valid = false;
     if (global_too || v->eng->k_nonglobal)
         kernel_flush(v);
+    else if (v->outer)
+        kernel_flush_user(v);
     if (global_too && v->vm && v->vm->cache)
         cache_cut_far(v->vm->cache);
     for (unsigned i = 0; i < NR_SPACES; i++)
@@ -741,6 +764,8 @@ void tlb_switch(struct vcpu *v, bool noflush)
     struct engine_vcpu *ev = v->eng;
     if (ev->k_nonglobal)
         kernel_flush(v);
+    else if (v->outer)
+        kernel_flush_user(v);
     struct tlb_space *sp = space_find(v, pcid);
     if (!sp) {
         sp = &ev->space[0];

@@ -34,7 +34,8 @@ struct pvguest {
     struct vitro_frame frame;   /* as the last call left it */
     enum vitro_crossing crossing;
     u64 cr3, now_ns;
-    unsigned kicks, flushes;
+    unsigned kicks, flushes, kernel_flushes;
+    bool differs;
     unsigned caller;            /* which vCPU calls */
     u64 flushed, unwritten;     /* other vCPUs; the last page that became a table */
     u64 msr_gs_base;            /* KERNEL_GS_BASE */
@@ -139,7 +140,15 @@ int vitro_vcpu_load_gs(struct vitro_vcpu *v, uint16_t sel) { (void)v; return sel
 void vitro_vcpu_set_ldt(struct vitro_vcpu *v, uint64_t base, uint32_t bytes) { (void)v, (void)base, (void)bytes; }
 void vitro_vcpu_switch_space(struct vitro_vcpu *v, uint64_t cr3) { (void)v; guest->cr3 = cr3; }
 void vitro_vcpu_use_cr3(struct vitro_vcpu *v, uint64_t cr3) { (void)v; guest->cr3 = cr3; }
-void vitro_vcpu_flush_all(struct vitro_vcpu *v) { (void)v; guest->flushes++; }
+void vitro_vcpu_flush_all(struct vitro_vcpu *v, bool kernel_half)
+{
+    (void)v;
+    guest->flushes++;
+    guest->kernel_flushes += kernel_half;
+}
+void vitro_vcpu_kernel_differs(struct vitro_vcpu *v) { (void)v; guest->differs = true; }
+void vitro_vcpu_vectors_away(struct vitro_vcpu *v) { (void)v; }
+void vitro_vcpu_vectors_back(struct vitro_vcpu *v) { (void)v; }
 void vitro_vcpu_flush_pages(struct vitro_vcpu *v, unsigned pcid, uint64_t va, uint64_t pages, bool global)
 {
     (void)v, (void)pcid, (void)va, (void)pages, (void)global;

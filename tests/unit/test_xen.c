@@ -60,6 +60,10 @@ static void test_start(void)
         const u64 *p2m = pv_ptr(&g, s->mfn_list + i * 8, false), *m2p = pv_ptr(&g, XEN_M2P_START + i * 8, false);
         CHECK_MSG(p2m && m2p && *p2m == i && *m2p == i, "frame %llu", (unsigned long long)i);
     }
+    CHECK(!pv_call(&g, XEN_memory_op, XENMEM_machphys_mapping, DATA, 0, 0));
+    const struct xen_machphys_mapping *told = pv_ptr(&g, DATA, false);
+    CHECK(pv_ptr(&g, told->v_start + 8 * told->max_mfn, false) == pv_ptr(&g, XEN_M2P_START + 8 * told->max_mfn, false));
+    CHECK(told->max_mfn == s->nr_pages - 1 && told->v_start + 8 * s->nr_pages <= told->v_end && !pv_ptr(&g, told->v_start, true));
     /* Page tables are mapped, but cannot be written; the frame numbers are within memory. */
     for (u64 i = 0; i < s->nr_pt_frames; i++)
         CHECK(pv_ptr(&g, s->pt_base + i * PAGE_SIZE, false) && !pv_ptr(&g, s->pt_base + i * PAGE_SIZE, true));
@@ -165,6 +169,48 @@ static void test_tables(void)
     t[0][3] = FREE(5) << PAGE_SHIFT | PTE_P | PTE_W;
     t[0][400] = 1ull << 45 | PTE_P;
     CHECK(mmuext(XEN_MMUEXT_PIN_L1, FREE(0), 0) == -XEN_EINVAL && g.xen->frame[FREE(5)].count == 1 && !g.xen->frame[FREE(0)].count);
+    pvguest_free(&g);
+}
+
+/* Which changes of the kernel's half make a flush one of everything. */
+static void test_kernel_half(void)
+{
+    const u64 va = PV_AT(FREE(0) << PAGE_SHIFT);
+    unsigned before;
+
+    pvguest_make(&g, "");
+    const u64 l4 = g.sregs.cr3 >> PAGE_SHIFT;
+    CHECK(!mmuext(XEN_MMUEXT_TLB_FLUSH_LOCAL, 0, 0));
+#define FLUSHES_ALL(change, all) \
+    do { \
+        before = g.kernel_flushes; \
+        CHECK(!(change)); \
+        CHECK(!mmuext(XEN_MMUEXT_TLB_FLUSH_LOCAL, 0, 0)); \
+        CHECK_MSG(g.kernel_flushes - before == (all), #change); \
+    } while (0)
+#define ENTRY(e) pv_call(&g, XEN_update_va_mapping, va, e, 0, 0)
+    const u64 at = FREE(0) << PAGE_SHIFT;
+    FLUSHES_ALL(ENTRY(at | PTE_P | PTE_W | PTE_A | PTE_D), 0);       /* as it was, or nearly */
+    g.unwritten = 0;
+    FLUSHES_ALL(ENTRY(at | PTE_P | PTE_A), 0);                       /* writes: revoked at once */
+    CHECK(g.unwritten == at);
+    FLUSHES_ALL(ENTRY(at | PTE_P | PTE_W | PTE_A), 0);               /* a right more */
+    FLUSHES_ALL(ENTRY(at | PTE_P | PTE_W | PTE_A | PTE_NX), 1);
+    FLUSHES_ALL(ENTRY(at | PTE_P | PTE_W | PTE_NX), 1);              /* Accessed is to be seen again */
+    FLUSHES_ALL(ENTRY((at + PAGE_SIZE) | PTE_P | PTE_W | PTE_NX), 1);
+    FLUSHES_ALL(ENTRY(0), 1);
+    FLUSHES_ALL(ENTRY(at | PTE_P | PTE_W | PTE_A | PTE_U), 0);       /* there was nothing */
+    FLUSHES_ALL(ENTRY(at | PTE_P | PTE_W | PTE_A), 0);               /* not global while it had U */
+    before = g.kernel_flushes;
+    CHECK(!ENTRY(0) && !mmuext(XEN_MMUEXT_NEW_BASEPTR, l4, 0) && g.kernel_flushes == before + 1);
+    CHECK(!mmuext(XEN_MMUEXT_NEW_BASEPTR, l4, 0) && g.kernel_flushes == before + 1);
+    CHECK(!ENTRY(at | PTE_P | PTE_W));
+    /* A base table with another upper half. */
+    u64 *t = pv_ptr(&g, PV_AT(FREE(1) << PAGE_SHIFT), true);
+    memset(t, 0, PAGE_SIZE);
+    CHECK(!map(FREE(1), false) && !mmuext(XEN_MMUEXT_PIN_L4, FREE(1), 0));
+    before = g.kernel_flushes;
+    CHECK(!mmuext(XEN_MMUEXT_NEW_BASEPTR, FREE(1), 0) && g.kernel_flushes == before + 1 && !g.differs);
     pvguest_free(&g);
 }
 
@@ -537,6 +583,7 @@ int main(void)
     test_start();
     test_mappings();
     test_tables();
+    test_kernel_half();
     test_traps();
     test_iret();
     test_events();

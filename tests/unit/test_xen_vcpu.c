@@ -93,6 +93,7 @@ static void test_start(void)
     BAD(ctrlreg[3], 1ull << 45);
     BAD(ctrlreg[1], DATA - PV_BASE);
 #undef BAD
+    CHECK(!g.differs);
     CHECK(g.xen->frame[g.sregs.cr3 >> PAGE_SHIFT].count == tables && !g.xen->frame[GDT].count);
 
     CHECK(!initialise(1, &good) && initialise(1, &good) == -XEN_EEXIST);

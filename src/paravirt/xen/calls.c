@@ -43,9 +43,26 @@ void xen_unlock(struct xen *x)
     pthread_mutex_unlock(&x->lock);
 }
 
-static xen_call_fn *call_of(u64 number)
+/* Those that run with the guest's vector registers in place; they are put away for the others. */
+static bool is_fast(u64 number)
 {
-    return number < ARRAY_SIZE(calls) ? calls[number] : NULL;
+    const u64 fast = 1ull << XEN_mmu_update | 1ull << XEN_stack_switch | 1ull << XEN_fpu_taskswitch | 1ull << XEN_multicall |
+                     1ull << XEN_update_va_mapping | 1ull << XEN_iret | 1ull << XEN_set_segment_base | 1ull << XEN_mmuext_op;
+    return fast >> number & 1;
+}
+
+static s64 call(struct xen *x, u64 number, struct xen_call *c)
+{
+    xen_call_fn *fn = number < ARRAY_SIZE(calls) ? calls[number] : NULL;
+
+    if (!fn)
+        return -XEN_ENOSYS;
+    if (is_fast(number))
+        return fn(x, c);
+    vitro_vcpu_vectors_away(c->cpu->vcpu);
+    s64 r = fn(x, c);
+    vitro_vcpu_vectors_back(c->cpu->vcpu);
+    return r;
 }
 
 /* Calls that do not come back to where they were made cannot be in a list. */
@@ -66,8 +83,7 @@ static s64 xen_multicall(struct xen *x, struct xen_call *c)
         /* A vCPU cannot go down in the middle of a list. */
         bool down = e.op == XEN_vcpu_op && (u32)e.args[0] == XEN_VCPUOP_down;
         bool listed = !down && e.op != XEN_multicall && e.op != XEN_iret && e.op != XEN_sched_op;
-        xen_call_fn *fn = listed ? call_of(e.op) : NULL;
-        s64 r = fn ? fn(x, &one) : -XEN_ENOSYS;
+        s64 r = listed ? call(x, e.op, &one) : -XEN_ENOSYS;
         if (vitro_vcpu_copy_out(c->cpu->vcpu, at + offsetof(struct xen_multicall_entry, result), &r, sizeof(r)))
             return -XEN_EFAULT;
     }
@@ -85,22 +101,21 @@ enum vitro_crossing xen_syscall(void *opaque, unsigned vcpu, struct vitro_frame 
     if (!code64)
         return VITRO_REFUSE;
 
-    struct xen_call call = { .cpu = c, .frame = f, .a = { g[RDI], g[RSI], g[RDX], g[R10], g[R8] } };
-    xen_call_fn *fn = call_of((u32)g[RAX]);
+    struct xen_call one = { .cpu = c, .frame = f, .a = { g[RDI], g[RSI], g[RDX], g[R10], g[R8] } };
 
     __atomic_store_n(&c->polling, false, __ATOMIC_RELAXED); /* it calls: so it no longer sleeps */
     if (c->runstate.state)
-        runstate_set(c, XEN_RUNSTATE_running);
+        cpu_runstate(c, XEN_RUNSTATE_running);
     xen_lock(x, c);
-    s64 r = fn ? fn(x, &call) : -XEN_ENOSYS;
+    s64 r = call(x, (u32)g[RAX], &one);
     xen_unlock(x);
-    if (call.dead)
+    if (one.dead)
         return VITRO_DEAD;
-    if (!call.jump)
+    if (!one.jump)
         g[RAX] = (u64)r;
-    if (call.park || (call.halt && !cpu_upcall_due(c))) {
-        runstate_set(c, call.park ? XEN_RUNSTATE_offline : XEN_RUNSTATE_blocked);
-        return call.park ? VITRO_PARK : VITRO_HALT;
+    if (one.park || (one.halt && !cpu_upcall_due(c))) {
+        cpu_runstate(c, one.park ? XEN_RUNSTATE_offline : XEN_RUNSTATE_blocked);
+        return one.park ? VITRO_PARK : VITRO_HALT;
     }
     enum vitro_crossing up = cpu_upcall(c, f);
     return up == VITRO_STAY ? VITRO_GO : up;

@@ -6,6 +6,7 @@
  *    0 rcx   8 r11   [error code | ds es fs gs]   rip   cs | mask before << 32   rflags   rsp   ss
  *
  * CS shows level 0 for the kernel's own code. IF in rflags says whether events were not masked.
+ * All of this runs with the guest's vector registers in place (struct vitro_outer).
  * Source: Xen's public xen.h, arch-x86/xen-x86_64.h, callback.h.
  */
 #include "paravirt/xen/inner.h"
@@ -33,7 +34,9 @@ static enum vitro_crossing dead(struct xen_cpu *c, const struct vitro_frame *f, 
 {
     char what[32];
 
+    vitro_vcpu_vectors_away(c->vcpu);
     snprintf(what, sizeof(what), "exception %u", b->vector);
+    vitro_vcpu_vectors_back(c->vcpu);
     vitro_vcpu_fail(c->vcpu, "%s at %#llx (error %#x, cr2 %#llx): %s", b->what ? b->what : what, (unsigned long long)f->rip,
                     b->error, (unsigned long long)c->info->cr2, why);
     return VITRO_DEAD;
@@ -92,9 +95,14 @@ static bool forced_cpuid(struct xen_cpu *c, struct vitro_frame *f)
     u8 bytes[sizeof(code)];
     u32 r[4];
 
-    if (vitro_vcpu_copy_in(c->vcpu, f->rip, bytes, sizeof(bytes)) || memcmp(bytes, code, sizeof(code)))
+    if (vitro_vcpu_copy_in(c->vcpu, f->rip, bytes, sizeof(bytes)))
         return false;
+    for (unsigned i = 0; i < sizeof(code); i++) /* memcmp() takes vector registers */
+        if (bytes[i] != code[i])
+            return false;
+    vitro_vcpu_vectors_away(c->vcpu);
     xen_cpuid(c, (u32)f->gpr[RAX], (u32)f->gpr[RCX], r);
+    vitro_vcpu_vectors_back(c->vcpu);
     f->gpr[RAX] = r[0];
     f->gpr[RBX] = r[1];
     f->gpr[RCX] = r[2];
@@ -160,6 +168,13 @@ enum vitro_crossing cpu_upcall(struct xen_cpu *c, struct vitro_frame *f)
     return bounce(c, f, &(struct bounce){ .address = c->callback[XEN_CALLBACK_EVENT].address, .mask = true, .what = "an event" });
 }
 
+void cpu_runstate(struct xen_cpu *c, unsigned state)
+{
+    vitro_vcpu_vectors_away(c->vcpu);
+    runstate_set(c, state);
+    vitro_vcpu_vectors_back(c->vcpu);
+}
+
 static enum vitro_crossing on_event(void *opaque, unsigned vcpu, struct vitro_frame *f)
 {
     struct xen_cpu *c = cpu_of(opaque, vcpu);
@@ -168,7 +183,7 @@ static enum vitro_crossing on_event(void *opaque, unsigned vcpu, struct vitro_fr
     bool up = __atomic_load_n(&c->up, __ATOMIC_SEQ_CST);
 
     if (up ? c->runstate.state : c->runstate.state != XEN_RUNSTATE_offline)
-        runstate_set(c, up ? XEN_RUNSTATE_running : XEN_RUNSTATE_offline);
+        cpu_runstate(c, up ? XEN_RUNSTATE_running : XEN_RUNSTATE_offline);
     return up ? cpu_upcall(c, f) : VITRO_PARK;
 }
 

@@ -27,6 +27,7 @@ struct frame {
     u32 count;   /* uses as that type */
     u8 type;
     u8 pinned;   /* one of them is the guest's pin */
+    bool kernel; /* a table that an upper half has, or had */
     bool busy;   /* about to become a table: its entries do not count yet */
 };
 
@@ -44,6 +45,7 @@ struct xen_cpu {
     struct trap_gate trap[256];
     struct { u64 address; bool mask; } callback[XEN_NR_CALLBACKS];
     u64 kernel_cr3, user_cr3;        /* 0: none */
+    u64 kernel_seen;                 /* x->kernel_changes at the last flush of everything */
     u64 cr0, cr4;                    /* as the guest sees them */
     bool initialised;                /* it has a state to start from, or has started */
     bool started, up;
@@ -86,11 +88,15 @@ struct xen {
     u8 *own;                         /* our own piece, */
     u64 own_size;
     gpa_t own_gpa;                   /* and where the guest's tables find it */
+    u64 kernel_changes;              /* of entries of upper halves that flushes must not leave */
+    u64 kernel_half[511 - XEN_HOLE_LAST]; /* level 4, as the base table in use has it */
+    bool kernel_differs;
     u64 hole[2];                     /* what level-4 slots 256 and 257 hold */
     u64 gdt_l1;                      /* entry of the level 1 table behind GDT_AREA */
     u64 gdt_own;                     /* frame of the descriptors that are always there */
     u64 gdt_none;                    /* entry of a page of null descriptors */
     u64 *m2p;
+    u64 m2p_at;                      /* where the guest is told that it finds it */
     struct xen_shared_info *shared;
     struct port port[XEN_EVTCHNS];
     u32 console_port, store_port;
@@ -130,6 +136,9 @@ bool xen_write_fault(void *opaque, unsigned vcpu, u64 gpa);
 bool mmu_table_of(struct xen *x, u64 cr3, u64 va, u64 *mfn);
 int mmu_entry_write(struct xen *x, u64 mfn, unsigned i, u64 e);
 void mmu_flush_page(struct xen *x, struct xen_cpu *c, u64 va);
+/* mmu_kernel_half - a vCPU goes to this base table, or (NULL) one is put down before any runs: is its upper half the one that
+ * is known? */
+void mmu_kernel_half(struct xen *x, struct xen_cpu *c, u64 mfn);
 /* xen_lock - for a hypercall of c's. */
 void xen_lock(struct xen *x, struct xen_cpu *c);
 void xen_unlock(struct xen *x);
@@ -152,6 +161,8 @@ enum vitro_crossing cpu_syscall(struct xen_cpu *c, struct vitro_frame *f, bool c
 void xen_cpuid(struct xen_cpu *c, u32 leaf, u32 subleaf, u32 r[4]);
 bool cpu_upcall_due(const struct xen_cpu *c);
 bool cpu_canonical(u64 a);
+/* cpu_runstate - runstate_set(), from code that leaves vector registers alone. */
+void cpu_runstate(struct xen_cpu *c, unsigned state);
 /* cpu_upcall - go to the event callback if one is due. */
 enum vitro_crossing cpu_upcall(struct xen_cpu *c, struct vitro_frame *f);
 

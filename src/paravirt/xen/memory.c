@@ -32,7 +32,7 @@ s64 xen_memory_op(struct xen *x, struct xen_call *c)
                ? -XEN_EFAULT : 0;
     }
     case XENMEM_machphys_mapping: {
-        const struct xen_machphys_mapping m = { XEN_M2P_START, XEN_M2P_END, x->nr_frames - 1 };
+        const struct xen_machphys_mapping m = { x->m2p_at, XEN_M2P_END, x->nr_frames - 1 };
         return vitro_vcpu_copy_out(v, c->a[1], &m, sizeof(m)) ? -XEN_EFAULT : 0;
     }
     case XENMEM_increase_reservation:

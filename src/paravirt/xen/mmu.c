@@ -6,6 +6,7 @@
  * each entry is checked: it names a frame of the guest's own (or one that is shared with it), of the right type.
  * The walker confines every access to guest memory anyway; these rules are the interface's, not the wall.
  *
+ * These functions run with the guest's vector registers in place, as all that struct vitro_outer calls.
  * A/D bits are set by the walker while we look: entries are exchanged, not stored.
  * Source: Xen's public xen.h (MMU_*, MMUEXT_*). Not done: superpages, linear page tables, pinning below
  * a level that is in use as another one, foreign domains.
@@ -51,6 +52,85 @@ static void entry_put(struct xen *x, unsigned level, u64 e)
         put(x, mfn);
 }
 
+/* -- The kernel's half ---------------------------------------------------------------------------------------------
+ * Its supervisor pages count as global (libvitro.h). The interface says that a new base pointer, and a flush, end what was
+ * remembered of them too; so changes that such a flush must show are counted, and a vCPU that has not seen the last one
+ * forgets everything. Not counted: what a TLB need not forget (rights that are added, D), and writes that are no longer
+ * allowed: these are revoked at once.
+ */
+#define FIRST_KERNEL (XEN_HOLE_LAST + 1) /* level 4 slot */
+
+static bool links_kernel(const struct xen *x, u64 mfn, unsigned level, unsigned i)
+{
+    return level == 4 ? i >= FIRST_KERNEL : x->frame[mfn].kernel;
+}
+
+static void kernel_mark(struct xen *x, u64 mfn, unsigned level)
+{
+    if (mfn >= x->nr_frames || x->frame[mfn].kernel)
+        return;
+    x->frame[mfn].kernel = true;
+    for (unsigned i = 0; level > 1 && i < 512; i++)
+        if (xen_table(x, mfn)[i] & PTE_P)
+            kernel_mark(x, PTE_MFN(xen_table(x, mfn)[i]), level - 1);
+}
+
+static void kernel_changed(struct xen *x) { __atomic_fetch_add(&x->kernel_changes, 1, __ATOMIC_SEQ_CST); }
+
+/* An entry went from old to new. True: its page must not be written any more by what is remembered. */
+static bool kernel_entry(struct xen *x, u64 mfn, unsigned level, unsigned i, u64 old, u64 new)
+{
+    const u64 software = PTE_G | 0x07f0000000000e00ull;
+
+    if (!(old & PTE_P) || !links_kernel(x, mfn, level, i) || (level == 1 && (old & PTE_U)))
+        return false;
+    if (!(new & PTE_P) || ((old ^ new) & ~(software | PTE_A | PTE_D | PTE_W)) || (old & ~new & PTE_A)) {
+        kernel_changed(x);
+        return false;
+    }
+    if (!(old & ~new & (PTE_W | PTE_D)) || (level > 1 && !(old & ~new & PTE_W)))
+        return false;
+    if (level > 1 || PTE_MFN(old) >= x->nr_frames)
+        kernel_changed(x);
+    return level == 1;
+}
+
+void mmu_kernel_half(struct xen *x, struct xen_cpu *c, u64 mfn)
+{
+    const u64 *t = xen_table(x, mfn) + FIRST_KERNEL;
+    unsigned up = 0;
+    bool same = true;
+
+    if (x->kernel_differs)
+        return;
+    for (unsigned i = 0; i < ARRAY_SIZE(x->kernel_half); i++) {
+        u64 e = t[i] & ~(u64)(PTE_A | PTE_D);
+        if (e == x->kernel_half[i])
+            continue;
+        same &= !x->kernel_half[i];
+        x->kernel_half[i] = e;
+    }
+    if (same || !c)
+        return;
+    for (unsigned i = 0; i < x->c.nr_cpus; i++)
+        up += x->cpu[i].up || &x->cpu[i] == c;
+    kernel_changed(x);
+    if (up > 1) {
+        x->kernel_differs = true;
+        vitro_vcpu_kernel_differs(x->holder);
+    }
+}
+
+/* Everything that a flush by the interface ends, on c's own thread. */
+static bool kernel_stale(struct xen_cpu *c)
+{
+    u64 now = __atomic_load_n(&c->xen->kernel_changes, __ATOMIC_SEQ_CST);
+    bool stale = c->kernel_seen != now || c->xen->kernel_differs;
+
+    c->kernel_seen = now;
+    return stale;
+}
+
 static bool in_hole(unsigned level, unsigned i)
 {
     return level == 4 && i >= XEN_HOLE_FIRST && i <= XEN_HOLE_LAST;
@@ -68,6 +148,8 @@ static int table_check(struct xen *x, u64 mfn, unsigned level)
         r = entry_get(x, level, t[i]);
         if (r)
             break;
+        if (level > 1 && (t[i] & PTE_P) && links_kernel(x, mfn, level, i))
+            kernel_mark(x, PTE_MFN(t[i]), level - 1);
     }
     if (!r) {
         for (unsigned h = XEN_HOLE_FIRST; level == 4 && h <= XEN_HOLE_LAST; h++)
@@ -145,6 +227,7 @@ static void put(struct xen *x, u64 mfn)
         return;
 
     unsigned type = p->type;
+    p->kernel = false;
     p->type = FRAME_NONE;
     if (is_table(type))
         table_drop(x, mfn, type);
@@ -194,6 +277,17 @@ static int entry_write(struct xen *x, u64 mfn, unsigned i, u64 e, bool keep_ad, 
     do {
         new = keep_ad ? (e & ~AD) | (old & AD) : e;
     } while (!__atomic_compare_exchange_n(at, &old, new, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
+    if (level > 1 && (new & PTE_P) && links_kernel(x, mfn, level, i))
+        kernel_mark(x, PTE_MFN(new), level - 1);
+    if (kernel_entry(x, mfn, level, i, old, new)) {
+        if (soft || !x->holder) {
+            kernel_changed(x);
+        } else { /* it may wait for other vCPUs; the page is still counted as the old entry's */
+            pthread_mutex_unlock(&x->mmu);
+            vitro_vcpu_unwrite_page(x->holder, PTE_MFN(old) << PAGE_SHIFT);
+            pthread_mutex_lock(&x->mmu);
+        }
+    }
     if (!same)
         entry_put(x, level, old);
     return 0;
@@ -245,7 +339,9 @@ s64 xen_mmu_update(struct xen *x, struct xen_call *c)
                 r = frame_get(x, mfn, FRAME_WRITABLE);
                 if (!r) {
                     __atomic_store_n(xen_table(x, mfn) + (u.ptr >> 3 & 511), u.val, __ATOMIC_SEQ_CST);
+                    vitro_vcpu_vectors_away(x->holder);
                     ram_written(x->c.ram, u.ptr & ~7ull, 8);
+                    vitro_vcpu_vectors_back(x->holder);
                     frame_put(x, mfn);
                 }
             }
@@ -297,7 +393,7 @@ static void flush_mask(struct xen *x, struct xen_cpu *c, u64 mask, u64 va)
 {
     if (mask >> c->index & 1) {
         if (va == ~0ull)
-            vitro_vcpu_flush_all(c->vcpu);
+            vitro_vcpu_flush_all(c->vcpu, kernel_stale(c));
         else
             flush_pages(c, va, 1);
     }
@@ -380,11 +476,13 @@ static int page_op(struct xen *x, u64 to, u64 from, bool copy)
     int r = frame_get(x, to, FRAME_WRITABLE);
     if (r)
         return r;
+    vitro_vcpu_vectors_away(x->holder);
     if (copy)
         memmove(xen_table(x, to), xen_table(x, from), PAGE_SIZE);
     else
         memset(xen_table(x, to), 0, PAGE_SIZE);
     ram_written(x->c.ram, to << PAGE_SHIFT, PAGE_SIZE);
+    vitro_vcpu_vectors_back(x->holder);
     frame_put(x, to);
     return 0;
 }
@@ -405,6 +503,9 @@ static int one_op(struct xen *x, struct xen_call *c, const struct xen_mmuext_op 
         if (r)
             return r;
         c->frame->cr3 = cpu->kernel_cr3;
+        mmu_kernel_half(x, cpu, op->arg1);
+        if (kernel_stale(cpu))
+            vitro_vcpu_flush_all(cpu->vcpu, true);
         vitro_vcpu_switch_space(cpu->vcpu, cpu->kernel_cr3);
         return 0;
     case XEN_MMUEXT_NEW_USER_BASEPTR:
@@ -413,7 +514,7 @@ static int one_op(struct xen *x, struct xen_call *c, const struct xen_mmuext_op 
             vitro_vcpu_switch_space(cpu->vcpu, cpu->kernel_cr3);
         return r;
     case XEN_MMUEXT_TLB_FLUSH_LOCAL:
-        vitro_vcpu_flush_all(cpu->vcpu);
+        vitro_vcpu_flush_all(cpu->vcpu, kernel_stale(cpu));
         return 0;
     case XEN_MMUEXT_INVLPG_LOCAL:
         flush_pages(cpu, op->arg1, 1);
@@ -474,15 +575,24 @@ bool xen_write_fault(void *opaque, unsigned vcpu, u64 gpa)
            __atomic_load_n(&x->frame[mfn].type, __ATOMIC_RELAXED) == FRAME_L1;
 }
 
+/* memcpy() takes vector registers. */
+static void bytes_copy(void *to, const void *from, unsigned len)
+{
+    for (unsigned i = 0; i < len; i++)
+        ((volatile u8 *)to)[i] = ((const u8 *)from)[i];
+}
+
 void xen_mmio_read(void *opaque, unsigned vcpu, gpa_t gpa, void *buf, unsigned len)
 {
     struct xen *x = opaque;
+    const u64 ones = ~0ull;
 
     (void)vcpu;
-    if (gpa >= x->c.size || len > x->c.size - gpa)
-        memset(buf, 0xff, len);
+    if (gpa < x->c.size && len <= x->c.size - gpa)
+        bytes_copy(buf, x->c.host + gpa, len);
     else
-        memcpy(buf, x->c.host + gpa, len);
+        for (unsigned i = 0; i < len; i += 8)
+            bytes_copy((u8 *)buf + i, &ones, MIN(len - i, 8u));
 }
 
 /* An entry that may not be there is not written, and the guest's kernel dies of it as it would of the page fault. */
@@ -497,7 +607,7 @@ void xen_mmio_write(void *opaque, unsigned vcpu, gpa_t gpa, const void *buf, uns
         r = -XEN_EINVAL;
     for (; at < gpa + len && !r; at += 8) {
         u64 e = *(u64 *)(x->c.host + at), from = MAX(at, gpa), to = MIN(at + 8, gpa + len);
-        memcpy((u8 *)&e + (from - at), (const u8 *)buf + (from - gpa), to - from);
+        bytes_copy((u8 *)&e + (from - at), (const u8 *)buf + (from - gpa), (unsigned)(to - from));
         if (x->frame[mfn].busy) /* what is there will be looked at */
             __atomic_store_n(xen_table(x, mfn) + (at >> 3 & 511), e, __ATOMIC_SEQ_CST);
         else

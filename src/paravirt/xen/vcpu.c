@@ -150,6 +150,7 @@ static s64 initialise(struct xen *x, struct xen_cpu *c, struct vitro_vcpu *from,
             goto fail;
         }
     }
+    mmu_kernel_half(x, c, top);
     c->kernel_cr3 = top << PAGE_SHIFT;
     c->user_cr3 = user << PAGE_SHIFT;
     c->kernel_sp = g.kernel_sp;

@@ -41,12 +41,18 @@ static void own_tables(struct xen *x, u64 m2p_off, u64 m2p_size)
     unsigned f = FIRST_TABLE, l3 = f++;
 
     x->hole[0] = own_pa(x, l3) | LINK;
-    for (u64 at = 0; at < m2p_size; at += LARGE) {
-        unsigned slot = (unsigned)(at >> 30);
+    /*
+     * Twice: where the interface has it, and where the guest is told that it is. Linux looks from an entry of this table to the
+     * same one of its p2m list, which it puts at a multiple of 512 GiB: both would always want the same entry of the TLB.
+     */
+    x->m2p_at = XEN_M2P_START + ((m2p_size + (1ull << 30) - 1) & ~((1ull << 30) - 1)) + (16ull << 20);
+    for (u64 at = 0; at < 2 * m2p_size; at += LARGE) {
+        u64 off = at % m2p_size, va = at < m2p_size ? at : x->m2p_at - XEN_M2P_START + off;
+        unsigned slot = (unsigned)(va >> 30);
         if (!own_page(x, l3)[slot])
             own_page(x, l3)[slot] = own_pa(x, f++) | LINK;
-        own_page(x, (unsigned)((own_page(x, l3)[slot] & PAGE_MASK) - x->own_gpa) >> PAGE_SHIFT)[at >> 21 & 511] =
-            (x->own_gpa + m2p_off + at) | LEAF | PTE_PS | PTE_NX;
+        own_page(x, (unsigned)((own_page(x, l3)[slot] & PAGE_MASK) - x->own_gpa) >> PAGE_SHIFT)[va >> 21 & 511] =
+            (x->own_gpa + m2p_off + off) | LEAF | PTE_PS | PTE_NX;
     }
     unsigned g3 = f++, g2 = f++, g1 = f++, gdt = f++, none = f++;
     x->hole[1] = own_pa(x, g3) | LINK;
@@ -249,6 +255,7 @@ static int tables_make(struct xen *x, const struct xen_guest *g, const struct pl
         return fail(err, -EINVAL, "the kernel's address space cannot be made");
     x->frame[p->tables].pinned = 1; /* one use is the pin, the other the base pointer */
     x->cpu[0].kernel_cr3 = p->tables << PAGE_SHIFT;
+    mmu_kernel_half(x, NULL, p->tables);
     return 0;
 }
 
