@@ -53,6 +53,16 @@ def test_memory_sizes():
         check(mib > least, f"--mem {size}: the guest sees {mib} MiB")
 
 
+def test_balloon():
+    """Memory that the guest's own driver gives back, and takes again."""
+    wait = "for i in $(seq 60); do [ $(cat info/current_kb) = {0} ] && break; sleep 1; done; echo now $(cat info/current_kb); "
+    seen = boot("cd /sys/devices/system/xen_memory/xen_memory0; echo 300000 > target_kb; " + wait.format(300000) +
+                "echo 524288 > target_kb; " + wait.format(524288) +
+                "dd if=/dev/zero of=/tmp/z bs=1M count=200 2>/dev/null; md5sum /tmp/z; ", "--mem", "512M")
+    check("now 300000" in seen and "now 524288" in seen, seen[-800:])
+    check("3566de3a97906edb98d004d6b947ae9b" in seen, seen[-800:])
+
+
 def test_same_results():
     """A kernel that knows computes what one that does not does."""
     work = ("seq 20000 | sha256sum; seq 3000 | awk '{ x += sin($1) / $1 } END { printf \"%.12f\\n\", x }'; "

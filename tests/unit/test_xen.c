@@ -214,6 +214,56 @@ static void test_kernel_half(void)
     pvguest_free(&g);
 }
 
+static s64 reserve(unsigned op, u64 list, u64 count, unsigned order, u16 domid)
+{
+    const struct xen_memory_reservation r = { list, count, order, 0, domid, { 0 } };
+    put(DATA, &r, sizeof(r));
+    return pv_call(&g, XEN_memory_op, op, DATA, 0, 0);
+}
+
+static void test_reservation(void)
+{
+    const u64 list = DATA + 256, self = XEN_DOMID_SELF, va = PV_AT(FREE(0) << PAGE_SHIFT);
+    u64 frames[3] = { FREE(0), FREE(1), FREE(2) }, *now;
+
+    pvguest_make(&g, "");
+    const s64 all = (s64)g.xen->nr_frames;
+    now = pv_ptr(&g, list, false);
+    put(list, frames, sizeof(frames));
+    put(DATA, &self, 2);
+    CHECK(pv_call(&g, XEN_memory_op, XENMEM_current_reservation, DATA, 0, 0) == all);
+    CHECK(pv_call(&g, XEN_memory_op, XENMEM_decrease_reservation, 0x1000, 0, 0) == -XEN_EFAULT);
+    CHECK(reserve(XENMEM_decrease_reservation, list, 1, 0, 0) == -XEN_EPERM);
+    CHECK(reserve(XENMEM_decrease_reservation, list, 1, 9, XEN_DOMID_SELF) == 0); /* single frames only */
+    CHECK(reserve(XENMEM_decrease_reservation, list, 3, 0, XEN_DOMID_SELF) == 0); /* mapped */
+    CHECK(reserve(XENMEM_populate_physmap, list, 1, 0, XEN_DOMID_SELF) == 0);     /* it has all there is */
+    for (unsigned i = 0; i < 2; i++)
+        CHECK(!pv_call(&g, XEN_update_va_mapping, PV_AT(FREE(i) << PAGE_SHIFT), 0, XEN_UVMF_INVLPG, 0));
+    CHECK(reserve(XENMEM_decrease_reservation, list, 3, 0, XEN_DOMID_SELF) == 2); /* the third is mapped */
+    CHECK(reserve(XENMEM_decrease_reservation, list, 1, 0, XEN_DOMID_SELF) == 0); /* twice */
+    CHECK(g.xen->m2p[FREE(0)] == ~0ull && g.unwritten == FREE(1) << PAGE_SHIFT);
+    put(DATA, &self, 2);
+    CHECK(pv_call(&g, XEN_memory_op, XENMEM_current_reservation, DATA, 0, 0) == all - 2);
+    CHECK(pv_call(&g, XEN_memory_op, XENMEM_maximum_reservation, DATA, 0, 0) == all);
+    /* What is not the guest's cannot be mapped, written or made a table. */
+    CHECK(map(FREE(0), true) == -XEN_EINVAL && map(FREE(0), false) == -XEN_EINVAL);
+    CHECK(update(FREE(0) << PAGE_SHIFT, 1) == -XEN_EINVAL && mmuext(XEN_MMUEXT_PIN_L1, FREE(0), 0) == -XEN_EINVAL);
+    CHECK(mmuext(XEN_MMUEXT_CLEAR_PAGE, FREE(0), 0) == -XEN_EINVAL);
+    /* Back again: the frame of that number, or another one. */
+    frames[0] = FREE(1);
+    frames[1] = 1 << 30;
+    put(list, frames, sizeof(frames));
+    CHECK(reserve(XENMEM_populate_physmap, list, 3, 0, XEN_DOMID_SELF) == 2);
+    CHECK(now[0] == FREE(1) && now[1] == FREE(0) && g.xen->m2p[FREE(1)] == FREE(1) && g.xen->m2p[FREE(0)] == 1 << 30);
+    CHECK(!map(FREE(0), true) && *(u64 *)pv_ptr(&g, va, true) == 0);
+    /* The same without a wish; and nobody can be told: the frame stays away. */
+    CHECK(!map(FREE(1), true) && !pv_call(&g, XEN_update_va_mapping, PV_AT(FREE(1) << PAGE_SHIFT), 0, XEN_UVMF_INVLPG, 0));
+    CHECK(reserve(XENMEM_decrease_reservation, list, 1, 0, XEN_DOMID_SELF) == 1);
+    CHECK(reserve(XENMEM_increase_reservation, 0x1000, 1, 0, XEN_DOMID_SELF) == 0);
+    CHECK(reserve(XENMEM_increase_reservation, list, 2, 0, XEN_DOMID_SELF) == 1 && now[0] == FREE(1) && !g.xen->nr_gone);
+    pvguest_free(&g);
+}
+
 static void test_traps(void)
 {
     const struct xen_trap_info traps[] = { { VEC_PF, XEN_TI_MASK, 0xe033, 0, 0x1111000 }, { 0x80, 3, 0xe033, 0, 0x2222000 }, { 0 } };
@@ -584,6 +634,7 @@ int main(void)
     test_mappings();
     test_tables();
     test_kernel_half();
+    test_reservation();
     test_traps();
     test_iret();
     test_events();

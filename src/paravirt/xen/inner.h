@@ -22,7 +22,7 @@
 #define PTE_MFN(e) (((e) & 0x000ffffffffff000ull) >> PAGE_SHIFT)
 
 /* What a frame is used as: a page table, a descriptor table and a writable page exclude each other. */
-enum frame_type { FRAME_NONE, FRAME_L1, FRAME_L2, FRAME_L3, FRAME_L4, FRAME_WRITABLE, FRAME_DESC };
+enum frame_type { FRAME_NONE, FRAME_L1, FRAME_L2, FRAME_L3, FRAME_L4, FRAME_WRITABLE, FRAME_DESC, FRAME_GONE /* not the guest's now */ };
 struct frame {
     u32 count;   /* uses as that type */
     u8 type;
@@ -85,6 +85,7 @@ struct xen {
     struct vitro_vcpu *holder;       /* whose hypercall it is; NULL: none */
     u64 nr_frames;                   /* of the guest's */
     struct frame *frame;             /* [nr_frames] */
+    u64 nr_gone, gone_from;          /* frames that the guest gave back; none lies below gone_from */
     u8 *own;                         /* our own piece, */
     u64 own_size;
     gpa_t own_gpa;                   /* and where the guest's tables find it */

@@ -1,10 +1,81 @@
 /*
  * memory.c - what the guest is told of its memory, and its descriptor tables.
  * Source: Xen's public memory.h, arch-x86/xen-x86_64.h.
- * Not done: reservations that change (ballooning); every such call gives nothing and takes nothing.
+ * Reservations change frame by frame: one that is given back stays out of use (FRAME_GONE) until it is wanted again.
  */
 #include "paravirt/xen/inner.h"
 #include <string.h>
+#include <sys/mman.h>
+
+/* -- Reservations that change (ballooning) ---------------------------------------------------------------------- */
+
+static bool give_back(struct xen *x, u64 mfn)
+{
+    if (frame_get(x, mfn, FRAME_GONE)) /* it is used */
+        return false;
+    if (x->frame[mfn].count > 1) { /* it was gone already */
+        frame_put(x, mfn);
+        return false;
+    }
+    madvise(xen_table(x, mfn), PAGE_SIZE, MADV_REMOVE); /* what the host does not take back stays as it is */
+    ram_written(x->c.ram, mfn << PAGE_SHIFT, PAGE_SIZE);
+    x->m2p[mfn] = ~0ull;
+    x->nr_gone++;
+    x->gone_from = MIN(x->gone_from, mfn);
+    return true;
+}
+
+/* The frame of that number if it is to be had, else any. False: none. */
+static bool take(struct xen *x, u64 wish, u64 *mfn)
+{
+    if (!x->nr_gone)
+        return false;
+    if (wish < x->nr_frames && x->frame[wish].type == FRAME_GONE) {
+        *mfn = wish;
+    } else {
+        while (x->frame[x->gone_from].type != FRAME_GONE)
+            x->gone_from++;
+        *mfn = x->gone_from;
+    }
+    frame_put(x, *mfn);
+    if (!--x->nr_gone)
+        x->gone_from = x->nr_frames;
+    return true;
+}
+
+/* How many extents were done: the list ends at the first that cannot be. */
+static s64 change_reservation(struct xen *x, struct xen_call *c, unsigned op)
+{
+    struct vitro_vcpu *v = c->cpu->vcpu;
+    struct xen_memory_reservation r;
+    u64 done = 0;
+
+    if (vitro_vcpu_copy_in(v, c->a[1], &r, sizeof(r)))
+        return -XEN_EFAULT;
+    if (r.domid != XEN_DOMID_SELF)
+        return -XEN_EPERM;
+    if (r.extent_order)
+        return 0;
+    for (; done < MIN(r.nr_extents, x->nr_frames); done++) {
+        u64 at = r.extent_start + done * 8, number = ~0ull, mfn;
+        if (op != XENMEM_increase_reservation && vitro_vcpu_copy_in(v, at, &number, sizeof(number)))
+            break;
+        if (op == XENMEM_decrease_reservation) {
+            if (!give_back(x, number))
+                break;
+            continue;
+        }
+        if (!take(x, number, &mfn))
+            break;
+        if (op == XENMEM_populate_physmap)
+            x->m2p[mfn] = number;
+        if (vitro_vcpu_copy_out(v, at, &mfn, sizeof(mfn))) {
+            give_back(x, mfn);
+            break;
+        }
+    }
+    return (s64)done;
+}
 
 s64 xen_memory_op(struct xen *x, struct xen_call *c)
 {
@@ -18,7 +89,8 @@ s64 xen_memory_op(struct xen *x, struct xen_call *c)
         u16 domid;
         if (vitro_vcpu_copy_in(v, c->a[1], &domid, sizeof(domid)))
             return -XEN_EFAULT;
-        return domid == XEN_DOMID_SELF ? (s64)x->nr_frames : -XEN_EPERM;
+        u64 gone = ((u32)c->a[0] & 63) == XENMEM_current_reservation ? x->nr_gone : 0;
+        return domid == XEN_DOMID_SELF ? (s64)(x->nr_frames - gone) : -XEN_EPERM;
     }
     case XENMEM_memory_map: {
         struct xen_memory_map m;
@@ -38,7 +110,7 @@ s64 xen_memory_op(struct xen *x, struct xen_call *c)
     case XENMEM_increase_reservation:
     case XENMEM_decrease_reservation:
     case XENMEM_populate_physmap:
-        return 0; /* extents done */
+        return change_reservation(x, c, (u32)c->a[0] & 63);
     }
     return -XEN_ENOSYS;
 }

@@ -41,6 +41,8 @@ static int entry_get(struct xen *x, unsigned level, u64 e)
         return e & PTE_PS ? -XEN_EINVAL : get(x, mfn, (enum frame_type)(level - 1));
     if (mfn >= x->nr_frames)
         return frame_is_shared(x, mfn) ? 0 : -XEN_EINVAL;
+    if (x->frame[mfn].type == FRAME_GONE)
+        return -XEN_EINVAL;
     return e & PTE_W ? get(x, mfn, FRAME_WRITABLE) : 0;
 }
 
@@ -209,7 +211,7 @@ static int get(struct xen *x, u64 mfn, enum frame_type type)
         pthread_mutex_lock(&x->mmu);
     }
     p->busy = false;
-    r = type == FRAME_DESC ? descriptors_check(x, mfn) : table_check(x, mfn, type);
+    r = type == FRAME_GONE ? 0 : type == FRAME_DESC ? descriptors_check(x, mfn) : table_check(x, mfn, type);
     if (r) {
         p->count = 0;
         p->type = FRAME_NONE;

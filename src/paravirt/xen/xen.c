@@ -109,7 +109,7 @@ int xen_create(const struct xen_config *config, struct xen **out)
     if (!x)
         return r;
     x->c = *config;
-    x->nr_frames = config->size >> PAGE_SHIFT;
+    x->nr_frames = x->gone_from = config->size >> PAGE_SHIFT;
     pthread_mutex_init(&x->lock, NULL);
     pthread_mutex_init(&x->mmu, NULL);
     x->frame = calloc(x->nr_frames, sizeof(x->frame[0]));
