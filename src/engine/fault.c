@@ -1,8 +1,8 @@
 /*
  * fault.c - host signals in emitted code become guest exceptions.
  *
- * Emitted code touches only the return-prediction stack, struct vcpu and guest RAM that the TLB allowed, so a
- * page fault in it can only be the guard page of the prediction stack (the stack is emptied and the
+ * Emitted code touches only the return-prediction stack, struct vcpu, guest RAM that the TLB allowed, and windows (window.h: a
+ * page that is missing there is mapped, or the guest's own #PF), so any other page fault in it can only be the guard page of the prediction stack (the stack is emptied and the
  * instruction runs again) or a masked access on the pages slow.c lays out for it. Everything else is what the guest's own instruction raised (#DE, #UD, #GP for
  * misaligned vectors, #MF, #XM, #AC). The handler moves the context to stub_fault and returns:
  * the kernel restores the guest's vector registers on the way.
