@@ -84,22 +84,28 @@ int fdatasync(int fd)
 static void test_lost(const char *path)
 {
     static const char *const formats[] = { "raw", "qcow2" };
-    char err[DISK_ERR_LEN] = "";
+    char err[DISK_ERR_LEN] = "", image[128], command[256];
     u8 buf[DISK_SECTOR] = { 1 };
 
+    snprintf(image, sizeof(image), "%s.qcow2", path);
+    snprintf(command, sizeof(command), "qemu-img create -q -f qcow2 %s 1M", image);
     for (unsigned i = 0; i < 2; i++) {
         struct disk *d = NULL;
-        const struct disk_options options = { .format = "raw" };
-        CHECK(disk_open(path, &options, &d, err) == 0);
-        if (d && i)
-            CHECK(qcow2_overlay(d, &d, err) == 0);
-        CHECK(d && !strcmp(d->ops->format, formats[i]));
+        const struct disk_options options = { .format = formats[i] };
+        if (i && system(command)) {
+            printf("no qemu-img: qcow2 is left out\n");
+            continue;
+        }
+        CHECK(disk_open(i ? image : path, &options, &d, err) == 0);
+        if (!d)
+            continue;
         CHECK(disk_write(d, 0, buf, 1) == 0 && disk_flush(d) == 0);
         host_fails = true;
         CHECK(disk_flush(d) == -ENOSPC);
         CHECK(!host_fails && disk_flush(d) == -EIO); /* the host has forgotten it; the guest must not believe otherwise */
         disk_close(d);
     }
+    unlink(image);
 }
 
 int main(void)
