@@ -290,9 +290,16 @@ void vitro_vcpu_get_paging(const struct vitro_vcpu *vcpu, struct vitro_paging *p
 int vitro_vcpu_load_cr3(struct vitro_vcpu *vcpu, uint64_t cr3);
 /* vitro_vcpu_flush_pages - forget `pages` 4 KiB pages from va on, of one PCID; with `global`, of global mappings too. */
 void vitro_vcpu_flush_pages(struct vitro_vcpu *vcpu, unsigned pcid, uint64_t va, uint64_t pages, bool global);
-/* vitro_vcpu_flush_others - every other vCPU forgets all it knows of page tables; when it returns, none uses what it knew. */
-void vitro_vcpu_flush_others(struct vitro_vcpu *vcpu);
-/* vitro_vcpu_flush_mask - the same of vCPUs below 64 whose bit is set; the caller's own is not meant. */
+/* vitro_vcpu_flush_others - every other vCPU forgets these ranges (each as vitro_vcpu_flush_pages has it), or with 0 or more
+ * than VITRO_FLUSH_MAX of them all it knows of page tables; when it returns, none uses what it knew. */
+#define VITRO_FLUSH_MAX 16
+struct vitro_flush {
+    uint64_t va, pages;
+    unsigned pcid;
+    bool global;
+};
+void vitro_vcpu_flush_others(struct vitro_vcpu *vcpu, const struct vitro_flush *list, unsigned nr);
+/* vitro_vcpu_flush_mask - every vCPU below 64 whose bit is set forgets all it knows of page tables; the caller's own is not meant. */
 void vitro_vcpu_flush_mask(struct vitro_vcpu *vcpu, uint64_t which);
 /* vitro_vcpu_wait_begin, _end - around a wait for what another vCPU's callback may hold while it waits for this one (as
  * vitro_vcpu_flush_mask() does). */

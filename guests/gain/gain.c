@@ -101,7 +101,12 @@ static void tick_ask(uint32_t n)
 
 /* -- Another processor --------------------------------------------------------------------------------------------------- */
 
-static volatile bool other_ready;
+#define AT 0x8000000000ull /* for mappings that change */
+#define TOUCHED 16u
+static uint64_t frames, *leaf;
+static volatile bool other_ready, touching;
+static void invlpg(uint64_t va) { __asm__ volatile("invlpg (%0)" ::"r"(va) : "memory"); }
+static volatile uint32_t flushes, rounds;
 
 static void other(void *arg)
 {
@@ -110,8 +115,12 @@ static void other(void *arg)
     event_handle(PORT_IPI, on_event_ipi, NULL);
     other_ready = true;
     irq_on();
-    for (;;)
+    for (;;) {
         __asm__ volatile("pause");
+        for (unsigned i = 0; touching && i < TOUCHED; i++)
+            sink = *(volatile uint8_t *)(AT + i * PAGE);
+        rounds = rounds + 1;
+    }
 }
 static void ipi_hardware(uint32_t n)
 {
@@ -135,6 +144,58 @@ static void ipi_ask(uint32_t n)
     }
 }
 
+/* A page loses the right to write, or gets it again, and no processor goes on with what it knew. The other one reads it
+ * and its neighbours all the time, and is waited for until it has read them all. */
+static void on_apic_flush(struct sdk_regs *r)
+{
+    (void)r;
+    invlpg(AT);
+    flushes = flushes + 1;
+    APIC(APIC_EOI) = 0;
+}
+static void shootdown_start(void)
+{
+    for (unsigned i = 0; i < TOUCHED; i++)
+        leaf[i] = (frames + i * PAGE) | 0x8000000000000003ull;
+    touching = true;
+}
+static void read_on(void)
+{
+    uint32_t seen = rounds;
+    while (rounds - seen < 2)
+        __asm__ volatile("pause");
+}
+static void shootdown_hardware(uint32_t n)
+{
+    shootdown_start();
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t seen = flushes;
+        leaf[0] ^= 2;
+        invlpg(AT);
+        while (APIC(APIC_ICR) & 1u << 12)
+            ;
+        APIC(APIC_ICR2) = 1u << 24;
+        APIC(APIC_ICR) = 0x4000 | VECTOR_FLUSH;
+        while (flushes == seen)
+            __asm__ volatile("pause");
+        read_on();
+    }
+    touching = false;
+}
+static void shootdown_ask(uint32_t n)
+{
+    struct vt_range r = { .va = AT, .pages = 1 };
+
+    shootdown_start();
+    for (uint32_t i = 0; i < n; i++) {
+        r.flags ^= VT_W;
+        if (vt_call3(VT_PROTECT, 0, &r, 1) != 1)
+            die("shootdown: %d\n", r.result);
+        read_on();
+    }
+    touching = false;
+}
+
 /* -- Console -------------------------------------------------------------------------------------------------------------- */
 
 static const char text[] = "                                                               \r"; /* 64 bytes that show nothing */
@@ -156,13 +217,10 @@ static void console_ask(uint32_t n)
 
 /* -- Memory: n operations of `pages` pages each ------------------------------------------------------------------------------ */
 
-#define AT 0x8000000000ull
 #define MOST 4096u
 
-static uint64_t frames, *leaf;
 static uint32_t pages;
 
-static void invlpg(uint64_t va) { __asm__ volatile("invlpg (%0)" ::"r"(va) : "memory"); }
 static void set_all(uint64_t keep, uint64_t set)
 {
     for (uint32_t i = 0; i < pages; i++) {
@@ -237,6 +295,7 @@ static const struct line {
     { "timer",      5000,  0,    timer_hardware,       timer_ask },
     { "tick",       100,   0,    tick_hardware,        tick_ask },
     { "ipi",        2000,  0,    ipi_hardware,         ipi_ask },
+    { "shootdown-call", 2000,  0,    shootdown_hardware,   shootdown_ask },
     { "console",    100,   0,    console_hardware,     console_ask },
     { "remap-1",    2000,  1,    remap_hardware,       remap_one },
     { "remap-64",   200,   64,   remap_hardware,       remap_ask },
@@ -285,6 +344,7 @@ int main(void)
 
     trap_handle(VECTOR_TIMER, on_apic_timer);
     trap_handle(VECTOR_IPI, on_apic_ipi);
+    trap_handle(VECTOR_FLUSH, on_apic_flush);
     apic_on();
     event_handle(PORT_TIMER, on_event_timer, NULL);
     if (vt_call4(VT_TIMER_SET, TIMER, 0, 0, PORT_TIMER) || vt_call1(VT_TIMER_PAGE, &timers))

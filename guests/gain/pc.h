@@ -25,7 +25,7 @@ static inline uint32_t inl(uint16_t port)
 
 #define APIC(reg) (*(volatile uint32_t *)(0xfee00000ul + (reg)))
 enum { APIC_EOI = 0xb0, APIC_SVR = 0xf0, APIC_ICR = 0x300, APIC_ICR2 = 0x310, APIC_TIMER = 0x320 };
-enum { VECTOR_TIMER = 0x50, VECTOR_IPI, VECTOR_IDE, VECTOR_E1000, VECTOR_BLK, VECTOR_NET };
+enum { VECTOR_TIMER = 0x50, VECTOR_IPI, VECTOR_FLUSH, VECTOR_IDE, VECTOR_E1000, VECTOR_BLK, VECTOR_NET };
 
 /* irq_route - a pin of the I/O APIC to a vector of the first processor; PCI's are level-triggered. */
 void irq_route(unsigned pin, unsigned vector, bool level);

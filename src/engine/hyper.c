@@ -55,16 +55,16 @@ void vitro_vcpu_flush_pages(struct vitro_vcpu *c, unsigned pcid, uint64_t va, ui
         tlb_flush_page_pcid(v, va + (i << PAGE_SHIFT), (u16)pcid);
 }
 
-void vitro_vcpu_flush_others(struct vitro_vcpu *c)
+void vitro_vcpu_flush_others(struct vitro_vcpu *c, const struct vitro_flush *list, unsigned nr)
 {
     struct vcpu *v = V(c);
-    if (smp_flush_others(v, ~0ull))
+    if (smp_flush_others(v, ~0ull, list, nr))
         v->eng->smc_hit = true;
 }
 
 void vitro_vcpu_flush_mask(struct vitro_vcpu *c, uint64_t which)
 {
-    if (smp_flush_others(V(c), which))
+    if (smp_flush_others(V(c), which, NULL, 0))
         V(c)->eng->smc_hit = true;
 }
 

@@ -727,6 +727,8 @@ static void handle_events(struct vcpu *v)
         engine_see_remap(v);
     if (e & EVENT_FLUSH)
         tlb_flush_all(v, true);
+    if (e & EVENT_FLUSH_PAGES)
+        smp_flush_listed(v);
     if (e & EVENT_WAKE) {
         v->wake = !v->halted;
         v->halted = 0;

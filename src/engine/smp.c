@@ -129,6 +129,10 @@ void smp_back(struct vcpu *v)
         __atomic_fetch_and(&v->event, ~EVENT_FLUSH, __ATOMIC_SEQ_CST);
         tlb_flush_all(v, true);
     }
+    if (__atomic_load_n(&v->event, __ATOMIC_SEQ_CST) & EVENT_FLUSH_PAGES) {
+        __atomic_fetch_and(&v->event, ~EVENT_FLUSH_PAGES, __ATOMIC_SEQ_CST);
+        smp_flush_listed(v);
+    }
 }
 
 static bool is_meant(const struct vcpu *v, unsigned i, u64 which)
@@ -136,14 +140,53 @@ static bool is_meant(const struct vcpu *v, unsigned i, u64 which)
     return v->vm->vcpu[i] && i != v->index && which >> i & 1;
 }
 
-bool smp_flush_others(struct vcpu *v, u64 which)
+static void flush_lock(struct smp_vcpu *s)
+{
+    while (__atomic_exchange_n(&s->flush_lock, 1, __ATOMIC_ACQUIRE))
+        __builtin_ia32_pause();
+}
+static void flush_unlock(struct smp_vcpu *s)
+{
+    __atomic_store_n(&s->flush_lock, 0, __ATOMIC_RELEASE);
+}
+
+/* The event for b to be told; ranges are added to its list if they fit. */
+static u32 list_flush(struct vcpu *b, const struct vitro_flush *list, unsigned nr)
+{
+    struct smp_vcpu *s = &b->eng->smp;
+    u32 event = EVENT_FLUSH;
+    flush_lock(s);
+    if (nr && nr <= VITRO_FLUSH_MAX - s->nr_flush) {
+        for (unsigned i = 0; i < nr; i++)
+            s->flush[s->nr_flush++] = list[i];
+        event = EVENT_FLUSH_PAGES;
+    }
+    flush_unlock(s);
+    return event;
+}
+
+void smp_flush_listed(struct vcpu *v)
+{
+    struct smp_vcpu *s = &v->eng->smp;
+    struct vitro_flush list[VITRO_FLUSH_MAX];
+    flush_lock(s);
+    unsigned nr = s->nr_flush;
+    for (unsigned i = 0; i < nr; i++)
+        list[i] = s->flush[i];
+    s->nr_flush = 0;
+    flush_unlock(s);
+    for (unsigned i = 0; i < nr; i++)
+        vitro_vcpu_flush_pages((struct vitro_vcpu *)v, list[i].pcid, list[i].va, list[i].pages, list[i].global);
+}
+
+bool smp_flush_others(struct vcpu *v, u64 which, const struct vitro_flush *list, unsigned nr)
 {
     struct vm *vm = v->vm;
     if (!vm->smp)
         return false;
     for (unsigned i = 0; i < vm->nr_vcpus; i++)
         if (is_meant(v, i, which))
-            __atomic_fetch_or(&vm->vcpu[i]->event, EVENT_FLUSH, __ATOMIC_SEQ_CST);
+            __atomic_fetch_or(&vm->vcpu[i]->event, list_flush(vm->vcpu[i], list, nr), __ATOMIC_SEQ_CST);
     /* One that is offline looks at its events before it runs the guest. Two that wait for each other are both offline. */
     bool any = false;
     for (unsigned i = 0; i < vm->nr_vcpus; i++)
@@ -154,7 +197,7 @@ bool smp_flush_others(struct vcpu *v, u64 which)
     for (unsigned i = 0; i < vm->nr_vcpus; i++) {
         struct vcpu *b = vm->vcpu[i];
         for (unsigned n = 0; is_meant(v, i, which) && is_online(b) &&
-                             __atomic_load_n(&b->event, __ATOMIC_SEQ_CST) & EVENT_FLUSH; n++)
+                             __atomic_load_n(&b->event, __ATOMIC_SEQ_CST) & (EVENT_FLUSH | EVENT_FLUSH_PAGES); n++)
             wait_a_moment(n);
     }
     smp_back(v);

@@ -10,6 +10,7 @@
  */
 #pragma once
 #include "base/types.h"
+#include "libvitro.h"
 
 struct block;
 struct ram_slot;
@@ -34,6 +35,10 @@ struct smp_vcpu {
     u64 revoke_host;    /* end write access to this host page */
     struct tlb_entry *revoke[WTAG_WAYS];
     u64 nr_asked, nr_waits, nr_yields; /* stats */
+    /* What others want dropped, with EVENT_FLUSH_PAGES; under flush_lock, which is held for some instructions only. */
+    u32 flush_lock;
+    unsigned nr_flush;
+    struct vitro_flush flush[VITRO_FLUSH_MAX];
     u8 *split;          /* two pages of address space where pages are joined for split locks */
     u8 *split_of[2];    /* which host pages are there */
 };
@@ -60,9 +65,12 @@ void smp_note_stores(struct vcpu *v);
 struct vcpu *smp_conflict(struct vm *vm, const struct block *b);
 /* smp_ask - put a question to an online vCPU; vm->lock held. */
 void smp_ask(struct vcpu *b);
-/* smp_flush_others - each other vCPU of the mask drops its TLB, global translations too, before it runs on; returns when none
- * runs with what it knew. True: it has waited, at a safepoint, and the caller must leave its block. */
-bool smp_flush_others(struct vcpu *v, u64 which);
+/* smp_flush_others - each other vCPU of the mask drops these ranges before it runs on (nr 0, or more than it has room for: its TLB, global
+ * translations too); returns when none runs with what it had. True: it has waited, at a safepoint, and the caller
+ * must leave its block. */
+bool smp_flush_others(struct vcpu *v, u64 which, const struct vitro_flush *list, unsigned nr);
+/* smp_flush_listed - do what EVENT_FLUSH_PAGES asks for. */
+void smp_flush_listed(struct vcpu *v);
 /* smp_back - after smp_offline() in the middle of something: online again, with what was to be flushed meanwhile flushed. */
 void smp_back(struct vcpu *v);
 /* smp_revoke - page tables no longer allow writing the page: when this returns no vCPU writes it by what it knew. The caller

@@ -55,6 +55,7 @@ struct exc {
 #define EVENT_RESCHED 0x10u /* engine internal: code cache or TLB work for this vCPU */
 #define EVENT_WAKE 0x20u    /* end this HLT, or the next one */
 #define EVENT_FLUSH 0x40u   /* drop the whole TLB */
+#define EVENT_FLUSH_PAGES 0x80u /* drop what smp.flush lists */
 
 /* vcpu->int_shadow: both hold interrupts back, the second also the traps of its own instruction (SDM vol. 3 §6.8.3) */
 #define SHADOW_STI 1

@@ -42,9 +42,9 @@ static void on_flush(void *opaque, unsigned vcpu, unsigned pcid, u64 va, u64 pag
     vitro_vcpu_flush_pages(cpu_of(opaque, vcpu), pcid, va, pages, global);
 }
 
-static void on_flush_others(void *opaque, unsigned vcpu)
+static void on_flush_others(void *opaque, unsigned vcpu, const struct vitro_flush *list, unsigned nr)
 {
-    vitro_vcpu_flush_others(cpu_of(opaque, vcpu));
+    vitro_vcpu_flush_others(cpu_of(opaque, vcpu), list, nr);
 }
 
 static u64 on_populate(void *opaque, unsigned vcpu, u64 va, u64 pages, bool write, bool user)

@@ -8,6 +8,7 @@
  * The guest is hostile: each structure is copied once and the copy checked; every guest address goes through struct ram.
  */
 #pragma once
+#include "libvitro.h"
 #include "base/types.h"
 #include "machine/clock.h"
 #include "mem/ram.h"
@@ -36,8 +37,8 @@ struct native_ops {
     /* The caller's vCPU forgets [va, va + pages * 4096) of a PCID (0 without CR4.PCIDE) and of global pages. NATIVE_ALL
      * pages: all of the PCID; global too if `global`. */
     void (*flush)(void *opaque, unsigned vcpu, unsigned pcid, u64 va, u64 pages, bool global);
-    /* The other vCPUs forget everything. Not under a lock: waits for them. */
-    void (*flush_others)(void *opaque, unsigned vcpu);
+    /* The other vCPUs forget these ranges, or (nr 0) everything. Not under a lock: waits for them. */
+    void (*flush_others)(void *opaque, unsigned vcpu, const struct vitro_flush *list, unsigned nr);
     /* The caller's next access misses nothing; how many pages were there. */
     u64 (*populate)(void *opaque, unsigned vcpu, u64 va, u64 pages, bool write, bool user);
     /* A vCPU has an upcall waiting: native_upcall() has its vector. Any thread. */

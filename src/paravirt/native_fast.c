@@ -106,9 +106,10 @@ static bool few_pages(struct paravirt *pv, const struct vitro_hypercall *call, u
     if (!ok)
         return false;
     if (nr != VT_MAP) {
-        vitro_vcpu_flush_pages(vcpu, p.cr4 & CR4_PCIDE ? p.cr3 & ~PAGE_MASK : 0, r.va, r.pages, false);
+        const struct vitro_flush f = { r.va, r.pages, p.cr4 & CR4_PCIDE ? (unsigned)(p.cr3 & ~PAGE_MASK) : 0, false };
+        vitro_vcpu_flush_pages(vcpu, f.pcid, f.va, f.pages, f.global);
         if (n->c.nr_cpus > 1)
-            vitro_vcpu_flush_others(vcpu);
+            vitro_vcpu_flush_others(vcpu, &f, 1);
     }
     __atomic_store_n(&item->result, 0, __ATOMIC_RELAXED);
     call->gpr[0] = 1;

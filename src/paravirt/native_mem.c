@@ -19,7 +19,7 @@
 #define LARGE_PAGES 512u
 #define TABLE_FLAGS (PTE_P | PTE_W | PTE_U)
 #define RIGHTS (VT_W | VT_U | VT_X | VT_G)
-#define FLUSH_MAX 32       /* ranges remembered, and */
+#define FLUSH_MAX VITRO_FLUSH_MAX /* ranges remembered, and */
 #define FLUSH_PAGES_MAX 64 /* pages in them, before all is flushed */
 
 /* -- The pool ----------------------------------------------------------------------------------------- */
@@ -201,7 +201,7 @@ s64 native_SPACE_DESTROY(struct native *n, unsigned vcpu, const u64 *a)
     pthread_mutex_unlock(&n->lock);
     if (!r) {
         n->ops.flush(n->ops.opaque, vcpu, pcid_of(a[0], &p), 0, NATIVE_ALL, false);
-        n->ops.flush_others(n->ops.opaque, vcpu);
+        n->ops.flush_others(n->ops.opaque, vcpu, NULL, 0);
     }
     return r;
 }
@@ -636,10 +636,14 @@ static s64 edit(struct native *n, unsigned vcpu, enum edit_op op, const u64 *a)
     unsigned pcid = pcid_of(a[0], &p);
     if (e.flush_all)
         n->ops.flush(n->ops.opaque, vcpu, pcid, 0, NATIVE_ALL, e.global);
-    for (unsigned i = 0; i < e.nr_flush && !e.flush_all; i++)
+    struct vitro_flush list[FLUSH_MAX];
+    unsigned nr = e.flush_all ? 0 : e.nr_flush;
+    for (unsigned i = 0; i < nr; i++) {
+        list[i] = (struct vitro_flush){ e.flush[i].va, e.flush[i].pages, pcid, e.global };
         n->ops.flush(n->ops.opaque, vcpu, pcid, e.flush[i].va, e.flush[i].pages, e.global);
-    if (e.flush_all || e.nr_flush)
-        n->ops.flush_others(n->ops.opaque, vcpu);
+    }
+    if (e.flush_all || nr)
+        n->ops.flush_others(n->ops.opaque, vcpu, list, nr);
     for (unsigned i = 0; i < e.nr_fill; i++)
         n->ops.populate(n->ops.opaque, vcpu, e.fill[i].va, e.fill[i].pages, e.fill[i].write,
                         e.fill[i].user);

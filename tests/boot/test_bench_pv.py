@@ -54,6 +54,18 @@ def test_devices():
             check(aware < unaware * 1.01, f"{line['title']}: {aware}, {unaware} without calls")
 
 
+def test_shootdown():
+    """A page's shootdown by a call takes only that page from the other processor, which reads fifteen others all the time."""
+    with tempfile.TemporaryDirectory(prefix="vitro-test-") as d:
+        out = os.path.join(d, "pv.json")
+        status, _, errors = bench("--rounds", "1", "--only", "shootdown-call", "--json", out)
+        check(status == 0, f"status {status}: {errors[-400:]}")
+        with open(out) as f:
+            line = json.load(f)["lines"][0]
+        check(line["aware"]["interceptions"] < 1.01, str(line["aware"]))
+        check(line["aware"]["TLB misses"] < 4, str(line["aware"]))
+
+
 def test_mistakes():
     check("which one" in error_line("bench", status=2), "bench alone")
     check("no benchmark 'abc'" in error_line("bench", "abc", status=2), "an unknown one")

@@ -162,6 +162,7 @@ void vitro_vcpu_flush_mask(struct vitro_vcpu *v, uint64_t which)
 }
 void vitro_vcpu_wait_begin(struct vitro_vcpu *v) { (void)v; }
 void vitro_vcpu_wait_end(struct vitro_vcpu *v) { (void)v; }
+void vitro_vcpu_flush_others(struct vitro_vcpu *v, const struct vitro_flush *list, unsigned nr) { (void)v, (void)list, (void)nr; }
 void vitro_vcpu_data_selectors(const struct vitro_vcpu *v, uint64_t sel[4])
 {
     (void)v;

@@ -36,7 +36,7 @@ struct vm {
     u8 *low, *high, *rom;
     u64 now, cr3, tsc;
     bool long_mode, pcide;
-    unsigned kicks[CPUS], nr_flush, nr_others, nr_written, started, stopped;
+    unsigned kicks[CPUS], nr_flush, nr_others, others_ranges, nr_written, started, stopped;
     u64 flush_va, flush_pages, filled;
     unsigned flush_pcid;
     bool flush_global;
@@ -100,10 +100,15 @@ static void on_flush(void *o, unsigned cpu, unsigned pcid, u64 va, u64 pages, bo
     vm->flush_pcid = pcid;
     vm->flush_global = global;
 }
-static void on_flush_others(void *o, unsigned cpu)
+static void on_flush_others(void *o, unsigned cpu, const struct vitro_flush *list, unsigned nr)
 {
+    struct vm *vm = o;
     (void)cpu;
-    ((struct vm *)o)->nr_others++;
+    vm->nr_others++;
+    vm->others_ranges = nr;
+    if (nr) /* the last of them is what this vCPU forgot last */
+        CHECK(list[nr - 1].va == vm->flush_va && list[nr - 1].pages == vm->flush_pages && list[nr - 1].pcid == vm->flush_pcid &&
+              list[nr - 1].global == vm->flush_global);
 }
 static u64 on_populate(void *o, unsigned cpu, u64 va, u64 pages, bool write, bool user)
 {
@@ -452,8 +457,10 @@ static void test_map(void)
     EQUAL(walk(&vm, vm.cr3, va + 0x1000), 0);
     EQUAL(vm.nr_flush, 1);
     EQUAL(vm.flush_pages, NATIVE_ALL); /* many pages: everything */
+    EQUAL(vm.others_ranges, 0);
     EQUAL(one(&vm, VT_UNMAP, 0, 0x123000, 0, 1, 0), 0);
     EQUAL(vm.flush_pages, 1);
+    EQUAL(vm.others_ranges, 1); /* and nothing else, of the other vCPUs */
     EQUAL(one(&vm, VT_UNMAP, 0, kva, 0, 1, 0), 0);
     CHECK(vm.flush_global);
 
@@ -1322,9 +1329,9 @@ static void fast_flush(struct vitro_vcpu *v, unsigned pcid, u64 va, u64 pages, b
 {
     on_flush(v, 0, pcid, va, pages, global);
 }
-static void fast_others(struct vitro_vcpu *v)
+static void fast_others(struct vitro_vcpu *v, const struct vitro_flush *list, unsigned nr)
 {
-    on_flush_others(v, 0);
+    on_flush_others(v, 0, list, nr);
 }
 static u64 fast_tsc(const struct vitro_vcpu *v)
 {
