@@ -295,7 +295,7 @@ static const struct line {
     { "timer",      5000,  0,    timer_hardware,       timer_ask },
     { "tick",       100,   0,    tick_hardware,        tick_ask },
     { "ipi",        2000,  0,    ipi_hardware,         ipi_ask },
-    { "shootdown-call", 2000,  0,    shootdown_hardware,   shootdown_ask },
+    { "shootdown-call", 300,  0,    shootdown_hardware,   shootdown_ask },
     { "console",    100,   0,    console_hardware,     console_ask },
     { "remap-1",    2000,  1,    remap_hardware,       remap_one },
     { "remap-64",   200,   64,   remap_hardware,       remap_ask },
