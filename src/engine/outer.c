@@ -413,7 +413,7 @@ void vitro_vcpu_kernel_differs(struct vitro_vcpu *c)
 {
     __atomic_store_n(&V(c)->vm->outer_differs, true, __ATOMIC_SEQ_CST);
     vitro_vcpu_flush_all(c, true);
-    vitro_vcpu_flush_others(c);
+    vitro_vcpu_flush_others(c, NULL, 0);
 }
 
 void vitro_vcpu_vectors_away(struct vitro_vcpu *c)
