@@ -167,27 +167,44 @@ void window_unwrite(struct tlb_space *sp, u64 host)
 
 /* -- Filling ------------------------------------------------------------------------------------------------- */
 
-static bool chunk_add(struct vcpu *v, struct window *w, unsigned chunk)
+/* A free slot of the VM's; 0: there is none. */
+static unsigned slot_take(struct vm *vm)
 {
-    struct vm *vm = v->vm;
-    if (w->nr_chunks == WINDOW_MAX_CHUNKS)
-        return false;
     u64 used = __atomic_load_n(&vm->windows.slots, __ATOMIC_RELAXED);
     unsigned slot;
     do {
-        slot = (unsigned)__builtin_ctzll(~(used | 1));
+        slot = ~(used | 1) ? (unsigned)__builtin_ctzll(~(used | 1)) : WINDOW_SLOTS;
         if (slot >= WINDOW_SLOTS)
-            return false;
+            return 0;
     } while (!__atomic_compare_exchange_n(&vm->windows.slots, &used, used | BITULL(slot), false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED));
+    return slot;
+}
+static bool chunk_add(struct vcpu *v, struct window *w, unsigned chunk)
+{
+    if (w->nr_chunks == WINDOW_MAX_CHUNKS)
+        return false;
+    unsigned slot = slot_take(v->vm);
+    while (!slot) { /* then from the space of this vCPU that was current the longest time ago */
+        struct tlb_space *old = NULL;
+        for (unsigned i = 0; i < NR_SPACES; i++) {
+            struct tlb_space *sp = &v->eng->space[i];
+            if (sp != v->space && sp->window && sp->window->nr_chunks && (!old || sp->last_use < old->last_use))
+                old = sp;
+        }
+        if (!old)
+            return false;
+        window_flush_pages(old);
+        slot = slot_take(v->vm);
+    }
     w->chunk[w->nr_chunks].chunk = (u8)chunk;
     w->chunk[w->nr_chunks++].slot = (u8)slot;
-    v->window[chunk] = distance(vm, chunk, slot);
+    v->window[chunk] = distance(v->vm, chunk, slot);
     return true;
 }
 
 static inline bool has_code(const struct ram_slot *rs, u64 idx)
 {
-    return __atomic_load_n(&rs->page_state[idx], __ATOMIC_RELAXED) & PAGE_HAS_CODE;
+    return __atomic_load_n(&rs->page_state[idx], __ATOMIC_RELAXED) & (PAGE_HAS_CODE | PAGE_MONITORED);
 }
 
 /*

@@ -29,7 +29,7 @@
 #define WINDOW_CHUNKS 256u
 #define WINDOW_CHUNK (1ull << WINDOW_CHUNK_SHIFT)
 #define WINDOW_GAP (4ull << 30)
-#define WINDOW_SLOTS 40u       /* of a VM; the first is nowhere */
+#define WINDOW_SLOTS 63u       /* of a VM, a bit each; the first is nowhere */
 #define WINDOW_AREA (WINDOW_GAP + WINDOW_SLOTS * (WINDOW_CHUNK + WINDOW_GAP))
 #define WINDOW_MAX_CHUNKS 8u   /* of an address space */
 #define WINDOW_PAGES 32768u    /* places in the table of what is mapped; three quarters may be used */
