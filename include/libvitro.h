@@ -165,7 +165,7 @@ struct vitro_pv {
 #define VITRO_TRACE_XLAT 0x800u    /* translations made              */
 
 struct vitro_config {
-    const char *cpu_model; /* "host" (default when NULL), "x86-64-v2", "-v3", "-v4"; ",-mwait" behind it: without MWAIT */
+    const char *cpu_model; /* "host" (default when NULL), "x86-64-v2", "-v3", "-v4"; ",-mwait" behind it: without MWAIT; ",+mwait": with */
     unsigned nr_cpus;      /* advertised in CPUID; vCPUs may be created up to this number  */
     size_t cache_bytes;    /* code cache; 0: default                                       */
     unsigned debug;        /* VITRO_DEBUG_* | VITRO_TRACE_*                                */

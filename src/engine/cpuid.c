@@ -480,8 +480,10 @@ struct cpu_model *cpu_model_create_from(const char *name, unsigned nr_cpus, u64 
     *error = NULL;
     if (!name)
         name = models[0].name;
-    const char *without = strstr(name, ",-mwait");
-    size_t len = without && !without[7] ? (size_t)(without - name) : strlen(name);
+    size_t len = strcspn(name, ",");
+    bool without = !strcmp(name + len, ",-mwait");
+    if (name[len] && !without && strcmp(name + len, ",+mwait")) /* no such model */
+        len = strlen(name);
     if (nr_cpus < 1 || nr_cpus > 255) {
         *error = "the number of CPUs must be 1 to 255";
         return NULL;
@@ -501,7 +503,7 @@ struct cpu_model *cpu_model_create_from(const char *name, unsigned nr_cpus, u64 
             b.level = models[i].level;
         }
     if (!m->name) {
-        *error = "unknown CPU model; there are host, x86-64-v2, x86-64-v3 and x86-64-v4, each also with ,-mwait behind";
+        *error = "unknown CPU model; there are host, x86-64-v2, x86-64-v3 and x86-64-v4, each also with ,-mwait or ,+mwait behind";
         free(m);
         return NULL;
     }
@@ -528,7 +530,7 @@ struct cpu_model *cpu_model_create_from(const char *name, unsigned nr_cpus, u64 
         return NULL;
     }
     set_register_masks(m);
-    if (len != strlen(name))
+    if (without)
         cpu_model_hide_mwait(m);
     u32 lo, hi;
     __asm__ volatile("rdtsc" : "=a"(lo), "=d"(hi));

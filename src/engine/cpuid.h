@@ -43,7 +43,7 @@ struct cpu_model {
 };
 
 /*
- * cpu_model_create - build the model `name`: "host" (or NULL), "x86-64-v2", "x86-64-v3", "x86-64-v4"; ",-mwait" behind it: without.
+ * cpu_model_create - build the model `name`: "host" (or NULL), "x86-64-v2", "x86-64-v3", "x86-64-v4"; ",-mwait" behind it: without; ",+mwait": with.
  * @nr_cpus: 1..255; APIC ids are 0..nr_cpus-1
  * @error:   on NULL, a sentence that says why (static text)
  */

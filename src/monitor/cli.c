@@ -127,7 +127,7 @@ static const struct option options[] = {
     { "cpus",       "N",      OPT_COUNT, AT(cpus),       NULL, 1, CPUS_MAX,
       "virtual CPUs, 1 to 16 (default: 1); each is a thread" },
     { "cpu",        "MODEL",  OPT_STR,   AT(cpu),        NULL, 0, 0,
-      "host (default), x86-64-v2, x86-64-v3 or x86-64-v4; ,-mwait behind it: without MONITOR and MWAIT" },
+      "host (default), x86-64-v2, x86-64-v3 or x86-64-v4; ,+mwait or ,-mwait behind it: with MONITOR and MWAIT or without" },
     { "no-reboot",  NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(no_reboot),  NULL, 0, 0,
       "leave with status 0 when the guest resets, instead of starting it again" },
     { "pv",         "WHAT",   OPT_PV,    AT(pv),         NULL, 0, 0,

@@ -413,8 +413,13 @@ static int make_engine(struct guest *vm)
         .cr8_write = machine_cr8_write,
         .wake = machine_wake,
     };
+    char model[64];
+
+    /* Linux leaves TLB flushes, IPIs and yielding to KVM's interface only where there is no MWAIT; KVM offers none either. */
+    bool hide = !(c->cpu && strchr(c->cpu, ',')) && (c->pv & (PV_BIT(PV_TLB) | PV_BIT(PV_YIELD)));
+    snprintf(model, sizeof(model), "%s%s", c->cpu ? c->cpu : "host", hide ? ",-mwait" : "");
     const struct vitro_config vc = {
-        .cpu_model = c->cpu,
+        .cpu_model = model,
         .nr_cpus = c->cpus,
         .debug = c->debug | (c->trace & ~TRACE_GUEST),
         .trace_file = vm->trace,

@@ -72,12 +72,13 @@ def idles(model, word, shown):
 
 
 def test_idle_by_mwait():
-    idles("host", "", 2)
+    idles("host,+mwait", "", 2)
 
 
 def test_idle_by_hlt():
-    idles("host", "idle=nomwait", 2)
+    idles("host,+mwait", "idle=nomwait", 2)
     idles("host,-mwait", "", 0)
+    idles("host", "", 0)
 
 
 def test_rt_kernel():
