@@ -18,6 +18,7 @@ import traceback
 # A shell's background job inherits these ignored, and so would what is tested.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup
 
 BUILD = os.environ.get("BUILD", "build")
 VITRO = os.path.join(BUILD, "vitro")
