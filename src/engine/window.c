@@ -379,6 +379,8 @@ void window_forget(struct tlb_space *sp)
     struct window *w = sp->window;
     if (!w)
         return;
+    if (w->on) /* its jump cache leads to code with windows */
+        jc_flush_space(sp, SLOT_U);
     window_flush_pages(sp);
     w->on = false;
     w->ticks = 0;
@@ -400,8 +402,12 @@ bool window_step(struct vcpu *v)
 {
     struct tlb_space *sp = v->space;
     struct window *w = sp->window;
-    if (!w || !w->on)
+    if (!w || !w->on) { /* they went while this code ran; nothing may lead back to it */
+        jc_flush_space(sp, SLOT_U);
+        engine_drop_returns(v);
+        vcpu_mode_changed(v);
         return false;
+    }
     gla_t la[2];
     struct mmu_span span;
     bool more = false;

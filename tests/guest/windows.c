@@ -211,12 +211,34 @@ static void changes(void)
     report("a large page, and another in its place", ((volatile u64 *)large)[1000] == 11 && ((volatile u64 *)other)[1000] == 12);
 }
 
+/* Another page table, but neither another PCID nor a flush: both may be used, and the code goes on. */
+static void switches(void)
+{
+    u64 was = RD(cr3), *pml4 = (u64 *)page_alloc();
+    memcpy(pml4, (void *)(was & ~(PAGE - 1)), PAGE);
+    volatile u64 *p = VA(70);
+    map(p, page_alloc(), RW);
+    pml4[(u64)p >> 39 & 511] = *pt_entry(p, 4);
+    *p = 99;
+    WR(cr4, RD(cr4) | CR4_PCIDE);
+    bool ok = true;
+    for (unsigned i = 0; i < 50; i++) {
+        WR(cr3, ((i & 1 ? (u64)pml4 : was & ~(PAGE - 1)) | 5) | BIT(63));
+        ok &= call(win_load, p, 0, 0) == 99 && trap.vec == VEC_RETURN;
+    }
+    report("page tables exchanged without a flush", ok);
+    WR(cr3, was & ~(PAGE - 1));
+    WR(cr4, RD(cr4) & ~CR4_PCIDE);
+    WR(cr3, was);
+}
+
 int main(void)
 {
     chunks();
     groups();
     state();
     changes();
+    switches();
     wild();
     return 0;
 }
