@@ -10,6 +10,7 @@
 
 #define NEED_FIRST 4u   /* interrupts: 16 ms of user time at 250 Hz */
 #define NEED_MAX 2048u
+#define AHEAD 16        /* pages mapped at once, at most */
 #define LARGE_SHIFT 21
 #define LARGE (1ull << LARGE_SHIFT)
 
@@ -223,6 +224,25 @@ static bool note_writes(struct vm *vm, struct ram_slot *rs, u64 idx, u64 nr)
     return true;
 }
 
+/*
+ * How many pages from `at` on may be mapped at once: those behind it that lie behind it in RAM too, with the same rights, and were
+ * used already. (The walk sets Accessed where it was not, as a CPU's that looks ahead does.)
+ */
+static u64 following(struct vcpu *v, struct window *w, struct ram_slot *rs, gla_t at, u64 idx, bool dirty, bool writable)
+{
+    u64 n = 1;
+    for (; n < AHEAD && ((at >> PAGE_SHIFT) + n) % (LARGE / PAGE_SIZE) && idx + n < rs->size >> PAGE_SHIFT; n++) {
+        gla_t la = at + n * PAGE_SIZE;
+        struct mmu_span span;
+        gpa_t gpa;
+        if (page_find(w, la, 0) || !mmu_translate_debug(v, la, &gpa) || gpa != rs->gpa + ((idx + n) << PAGE_SHIFT) ||
+            mmu_walk(v, la, ACC_USER | ACC_R, &span) != X_OK || span.page_size != PAGE_SIZE || span.writable != dirty ||
+            (writable && !note_writes(v->vm, rs, idx + n, 1)))
+            break;
+    }
+    return n;
+}
+
 enum window_fill window_fill(struct vcpu *v, gla_t la, bool write)
 {
     struct tlb_space *sp = v->space;
@@ -261,22 +281,28 @@ enum window_fill window_fill(struct vcpu *v, gla_t la, bool write)
         writable = false;
     }
     u8 *from = rs->host + (idx << PAGE_SHIFT), *to = host_of(w, at);
-    u64 len = large ? LARGE : PAGE_SIZE;
+    u64 len = large ? LARGE : PAGE_SIZE * following(v, w, rs, at, idx, span.writable, writable);
     /* An old size of 0 maps shared pages once more (mremap(2)); what is not shared cannot be. */
-    if (sys(SYS_mremap, from, 0, len, MREMAP_MAYMOVE | MREMAP_FIXED, (u64)to) != (s64)to) {
-        vm->windows.off = true;
+    while (sys(SYS_mremap, from, 0, len, MREMAP_MAYMOVE | MREMAP_FIXED, (u64)to) != (s64)to) {
+        if (len == PAGE_SIZE || large) {
+            vm->windows.off = true;
+            return WINDOW_ODD;
+        }
+        len = PAGE_SIZE; /* the RAM may be mapped in pieces */
+    }
+    bool ok = writable || protect(to, len, PROT_READ);
+    for (u64 off = 0; off < len; off += large ? LARGE : PAGE_SIZE) {
+        struct window_page *p = page_find(w, at + off, large ? WINDOW_LARGE : 0);
+        if (!p) {
+            p = page_new(w, at + off);
+            __atomic_fetch_add(&vm->windows.mappings, 1, __ATOMIC_RELAXED);
+        }
+        *p = (struct window_page){ (at + off) | WINDOW_USED | (writable ? WINDOW_WRITABLE : 0) | (large ? WINDOW_LARGE : 0), (u64)from + off };
+        if (!ok)
+            page_drop(w, p);
+    }
+    if (!ok)
         return WINDOW_ODD;
-    }
-    struct window_page *p = page_find(w, at, large ? WINDOW_LARGE : 0);
-    if (!p) {
-        p = page_new(w, at);
-        __atomic_fetch_add(&vm->windows.mappings, 1, __ATOMIC_RELAXED);
-    }
-    *p = (struct window_page){ at | WINDOW_USED | (writable ? WINDOW_WRITABLE : 0) | (large ? WINDOW_LARGE : 0), (u64)from };
-    if (!writable && !protect(to, len, PROT_READ)) {
-        page_drop(w, p);
-        return WINDOW_ODD;
-    }
     w->fills++;
     v->eng->nr_window_fills++;
     return WINDOW_FILLED;
