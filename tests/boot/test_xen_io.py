@@ -113,7 +113,7 @@ def test_network():
             out = run_script("ip link set eth0 up; udhcpc -i eth0 -q -n -s /bin/true 2>&1\n" + UP + "ping -c 2 10.0.2.2\n"
                              f"wget -q -O - http://10.0.2.2:{server.port}/ | md5sum\n"
                              "dd if=/dev/urandom of=/tmp/f bs=1M count=8 2>/dev/null; md5sum /tmp/f\n"
-                             f"nc 10.0.2.2 {sink.port} < /tmp/f; cat /sys/class/net/eth0/address; grep -c eth0 /proc/interrupts",
+                             f"nc 10.0.2.2 {sink.port} < /tmp/f; cat /sys/class/net/eth0/address; grep -c -E '(eth|vif)0' /proc/interrupts",
                              "--net", "user" + options)
             sink.thread.join(30)
             check("lease of 10.0.2.15 obtained from 10.0.2.2" in out, out[-1500:])
