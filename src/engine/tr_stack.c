@@ -102,6 +102,11 @@ static void pop_reg(struct xl *x, unsigned guest, unsigned size)
         e_mem(&x->hot, 0x8b, size, H_S1, &g.mem);
         e_mem(&x->hot, 0x89, size == 4 ? 8 : size, H_S1, &slot);
         tr_add_sp(x, (s32)size);
+    } else if (guest == RSP && size == 2 && (x->mode & MODE_WINDOW)) { /* nothing may have changed when the access faults */
+        e_mem(&x->hot, 0x8b, size, H_S1, &g.mem);
+        tr_add_sp(x, 2);
+        e8(&x->hot, 0x66);
+        e_rr32(&x->hot, 0x8b, H_SP, H_S1);
     } else if (guest == RSP) { /* the popped value wins over the increment */
         if (size == 2)
             tr_add_sp(x, 2);
