@@ -150,7 +150,7 @@ static inline unsigned forbidden(const struct vcpu *v, u64 all, u64 any, unsigne
         fetch = user_page && (v->cr4 & CR4_SMEP);
         write = write && (v->cr0 & CR0_WP);
     }
-    return (data ? ACC_R : 0) | (data | write ? ACC_W : 0) | (fetch | (any >> 63) ? ACC_X : 0);
+    return (data ? ACC_R : 0) | ((data | write) ? ACC_W : 0) | ((fetch | (any >> 63)) ? ACC_X : 0);
 }
 
 /* fill_span - the tail of every successful walk. `no`: from forbidden(); `dirty`: the leaf's D is set by now. */
