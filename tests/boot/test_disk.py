@@ -10,6 +10,7 @@ import tempfile
 import time
 
 from harness import GUEST, Skip, Vitro, check, error_line, main, script
+from userland import generic_kernel
 
 MIB = 1 << 20
 
@@ -43,16 +44,6 @@ def run_script(text, *args, seconds=120):
         v.expect(rb"vitro.test: status 0", seconds)
         check(v.wait() == 0, v.tail())
         return v.seen.decode(errors="replace").replace("\r", "")
-
-
-def generic_kernel(work):
-    """A kernel with drivers for more than virtio: options that boot it."""
-    version = os.path.join(GUEST, "version-generic")
-    if not os.path.exists(version):
-        raise Skip(f"{version} is not there; `make guests` fetches it")
-    modules = os.path.join(GUEST, "modules", open(version).read().strip())
-    subprocess.run(["tools/mk-initrd", f"{work}/initrd.img", "--modules", modules], check=True)
-    return ["--kernel", os.path.join(GUEST, "vmlinuz-generic"), "--initrd", f"{work}/initrd.img"]
 
 
 def test_read_and_write():

@@ -13,6 +13,7 @@ import threading
 import time
 
 from harness import GUEST, Skip, Vitro, check, error_line, main, script
+from userland import generic_kernel
 
 MIB = 1 << 20
 UP = "ip link set lo up; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2\n"
@@ -157,16 +158,6 @@ def test_tap():
         subprocess.run(["ip", "link", "delete", name], capture_output=True)
 
 
-def generic_guest(work):
-    """The generic kernel, which has drivers for old hardware, and an initramfs with its modules."""
-    version = os.path.join(GUEST, "version-generic")
-    if not os.path.exists(version):
-        raise Skip(f"{version} is not there; `make guests` fetches it")
-    modules = os.path.join(GUEST, "modules", open(version).read().strip())
-    subprocess.run(["tools/mk-initrd", f"{work}/initrd.img", "--modules", modules], check=True)
-    return ["--kernel", os.path.join(GUEST, "vmlinuz-generic"), "--initrd", f"{work}/initrd.img"]
-
-
 def test_e1000():
     """Both ways through an old card; segments and checksums are made by it."""
     with tempfile.TemporaryDirectory() as work, Server(8) as server:
@@ -175,7 +166,7 @@ def test_e1000():
                          f"wget -q -O - http://10.0.2.2:{server.port}/ | md5sum\n"
                          "dd if=/dev/urandom of=/tmp/f bs=1M count=8 2>/dev/null; md5sum /tmp/f\n"
                          f"nc 10.0.2.2 {sink.port} < /tmp/f; sleep 0.2; cat /sys/class/net/eth0/statistics/*errors",
-                         "--net", "user,if=e1000,mac=52:54:00:01:02:03", *generic_guest(work))
+                         "--net", "user,if=e1000,mac=52:54:00:01:02:03", *generic_kernel(work))
         sink.thread.join(10)
         check("52:54:00:01:02:03" in out and "e1000" in out, out[:300])
         check(hashlib.md5(server.body).hexdigest() in out, "the download differs")

@@ -5,6 +5,7 @@ The kernel unpacks archives that follow each other: the busybox initramfs, then 
 """
 import os
 import shutil
+import subprocess
 import tempfile
 
 from harness import GUEST, Skip, Vitro, check
@@ -76,3 +77,13 @@ def in_guest(text, *args, files=None, append="", mem="1536M", seconds=120):
 def programs(*names):
     """For in_guest(files=): these files of tests/boot/programs, as /programs/NAME."""
     return {f"programs/{name}": source(name) for name in names}
+
+
+def generic_kernel(work):
+    """A kernel with drivers for more than virtio: options that boot it."""
+    version = os.path.join(GUEST, "version-generic")
+    if not os.path.exists(version):
+        raise Skip(f"{version} is not there; `make guests` fetches it")
+    modules = os.path.join(GUEST, "modules", open(version).read().strip())
+    subprocess.run(["tools/mk-initrd", f"{work}/initrd.img", "--modules", modules], check=True)
+    return ["--kernel", os.path.join(GUEST, "vmlinuz-generic"), "--initrd", f"{work}/initrd.img"]
