@@ -6,6 +6,9 @@ sdk_names := $(filter-out sdk init,$(notdir $(patsubst %/,%,$(wildcard guests/*/
 sdk_bin   := $(sdk_names:%=$(sdk_out)/%)
 sdk_obj   := $(patsubst guests/%,$(sdk_out)/obj/%.o,$(basename $(wildcard guests/sdk/*.[cS])))
 
+# A guest with a guest.ld of its own stands alone: it is given the SDK's print() and nothing else.
+sdk_for = $(if $(wildcard guests/$(1)/guest.ld),$(sdk_out)/obj/sdk/console.o guests/$(1)/guest.ld,$(sdk_obj) guests/sdk/guest.ld)
+
 # Freestanding, below 2 GiB, no vector registers: interrupt handlers need not save them.
 sdk_flags := -std=gnu11 -O2 -g -ffreestanding -nostdlib -mno-red-zone -mgeneral-regs-only -mcmodel=small -fno-pic \
 	-no-pie -fno-stack-protector -fcf-protection=none -fno-asynchronous-unwind-tables -fno-strict-aliasing \
@@ -22,10 +25,10 @@ $(sdk_out)/obj/%.o: guests/%.S guests/rules.mk
 	$(Q)$(CC) $(sdk_flags) -MMD -MP -c -o $@ $<
 
 define sdk_guest
-$(sdk_out)/$(1): $(patsubst guests/%,$(sdk_out)/obj/%.o,$(basename $(wildcard guests/$(1)/*.[cS]))) $(sdk_obj) guests/sdk/guest.ld
+$(sdk_out)/$(1): $(patsubst guests/%,$(sdk_out)/obj/%.o,$(basename $(wildcard guests/$(1)/*.[cS]))) $(call sdk_for,$(1))
 	$$(call say,LD,$$@)
 	$$(Q)$$(CC) $$(sdk_flags) -static -Wl,--build-id=none,-z,noexecstack,--no-warn-rwx-segments \
-		-T guests/sdk/guest.ld -o $$@ $$(filter %.o,$$^)
+		-T $$(filter %.ld,$$^) -o $$@ $$(filter %.o,$$^)
 endef
 $(foreach name,$(sdk_names),$(eval $(call sdk_guest,$(name))))
 

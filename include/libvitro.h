@@ -75,7 +75,7 @@ struct vitro_cpuid_leaf {
  * put them away (vitro_vcpu_vectors_away()) around what is not.
  *
  * Supervisor pages of the upper half of the address space count as global: the table's functions see each change of page
- * tables, and have them forgotten by vitro_vcpu_flush_all(vcpu, true) where an architectural flush may follow one.
+ * tables, and have them forgotten by vitro_vcpu_flush_all() where an architectural flush may follow one.
  */
 struct vitro_frame {
     uint64_t *gpr;          /* the guest's registers, in the order of struct vitro_regs; RSP too may be written */
@@ -116,6 +116,7 @@ struct vitro_outer {
     enum vitro_crossing (*soft_interrupt)(void *opaque, unsigned vcpu, struct vitro_frame *f, unsigned vector);
     /* SYSCALL, from the kernel too. rip is behind it, RCX and R11 are as SYSCALL leaves them. code64: from 64-bit code. */
     enum vitro_crossing (*syscall)(void *opaque, unsigned vcpu, struct vitro_frame *f, bool code64);
+    /* Of the kernel; IN and OUT of user code too. */
     enum vitro_crossing (*privileged)(void *opaque, unsigned vcpu, struct vitro_frame *f, struct vitro_privileged *p);
     /* After VITRO_KICK_INTR: deliver an event if one is due. */
     enum vitro_crossing (*event)(void *opaque, unsigned vcpu, struct vitro_frame *f);
@@ -145,12 +146,16 @@ struct vitro_pv {
     int (*msr_read)(void *opaque, unsigned vcpu, uint32_t msr, uint64_t *value);
     int (*msr_write)(void *opaque, unsigned vcpu, uint32_t msr, uint64_t value);
     /* A maskable interrupt can be taken now: the vector of one that needs no interrupt controller, or -1. Asked before
-     * ops->intr_ack; VITRO_KICK_INTR makes the engine ask. May be NULL. */
+     * ops->intr_ack; VITRO_KICK_INTR makes the engine ask. Compiled as hypercall_fast. May be NULL. */
     int (*intr_ack)(void *opaque, unsigned vcpu);
     /* The guest moved its TSC (IA32_TSC or IA32_TSC_ADJUST). */
     void (*tsc_moved)(void *opaque, unsigned vcpu);
     /* From time to time while it runs: the engine is about to ask ops->intr_ack. */
     void (*tick)(void *opaque, unsigned vcpu);
+    /* Around the moments at which the thread gives the host's CPU away while the guest waits in a loop. yield_end: true:
+     * somebody saw that this vCPU does not run, and left a flush of its TLB. Both may be NULL. */
+    void (*yield_begin)(void *opaque, unsigned vcpu);
+    bool (*yield_end)(void *opaque, unsigned vcpu);
 };
 
 /* Halving aids: slower, same results. */
@@ -180,6 +185,7 @@ void vitro_vm_destroy(struct vitro_vm *vm);
 /* vitro_vm_add_memory - guest-physical [gpa, gpa+size) is host memory at `host` (page aligned, the caller's).
  * -EINVAL: misaligned or overlapping; -ENOSPC: too many slots; -ENOMEM. */
 #define VITRO_MEM_READONLY 0x1u
+#define VITRO_MEM_AHEAD 0x2u /* memory that is nothing yet, as of a new memfd: first uses bring it in by 64 KiB, not by the page */
 int vitro_vm_add_memory(struct vitro_vm *vm, uint64_t gpa, uint64_t size, void *host, unsigned flags);
 
 /* vitro_vm_set_memory - other host memory, of the same size, behind the slot that vitro_vm_add_memory() made at gpa.
@@ -252,7 +258,7 @@ const char *vitro_vcpu_fail_message(const struct vitro_vcpu *vcpu);
 #define VITRO_KICK_NMI 0x2u  /* deliver an NMI */
 #define VITRO_KICK_STOP 0x4u /* return VITRO_EXIT_INTR */
 #define VITRO_KICK_WAKE 0x20u /* end its HLT, or its next one, as an interrupt would, without one */
-#define VITRO_KICK_FLUSH 0x40u /* drop everything it remembers of page tables, global mappings too */
+#define VITRO_KICK_FLUSH 0x100u /* drop what it remembers of page tables, of every PCID, but for global mappings (INVPCID type 3) */
 void vitro_vcpu_kick(struct vitro_vcpu *vcpu, unsigned why);
 /* vitro_vcpu_event_pending - would a halted vCPU wake? (a kick arrived since it last ran) */
 bool vitro_vcpu_event_pending(const struct vitro_vcpu *vcpu);
@@ -305,6 +311,11 @@ void vitro_vcpu_flush_mask(struct vitro_vcpu *vcpu, uint64_t which);
  * vitro_vcpu_flush_mask() does). */
 void vitro_vcpu_wait_begin(struct vitro_vcpu *vcpu);
 void vitro_vcpu_wait_end(struct vitro_vcpu *vcpu);
+/* vitro_vcpu_shares_cpu - does another vCPU that runs want the host's CPU that the caller, this vCPU's thread, is on? By where
+ * threads were seen last. */
+bool vitro_vcpu_shares_cpu(struct vitro_vcpu *vcpu);
+/* vitro_vcpu_yield - the guest waits for another vCPU: give the host's CPU away, with the calls of struct vitro_pv around it. */
+void vitro_vcpu_yield(struct vitro_vcpu *vcpu);
 /*
  * vitro_vcpu_populate - walk ahead: the next access to each page from va on, of the kind that the flags say, misses
  * nothing. Sets Accessed, and Dirty for writes. Pages that the access would fault on are passed over. At most as many
@@ -329,13 +340,21 @@ int vitro_vcpu_write_dr(struct vitro_vcpu *vcpu, unsigned dr, uint64_t value);
 uint64_t vitro_vcpu_read_dr(struct vitro_vcpu *vcpu, unsigned dr);
 /* vitro_vcpu_load_gs - GS of the side that does not run gets this selector's base. -EINVAL: no such segment. */
 int vitro_vcpu_load_gs(struct vitro_vcpu *vcpu, uint16_t selector);
+/* vitro_vcpu_descriptors_changed - in a GDT of some vCPU: what is remembered of them is looked up again. */
+void vitro_vcpu_descriptors_changed(struct vitro_vcpu *vcpu);
 /* vitro_vcpu_set_ldt - bytes 0: none. */
 void vitro_vcpu_set_ldt(struct vitro_vcpu *vcpu, uint64_t base, uint32_t bytes);
-/* vitro_vcpu_switch_space - other page tables from now on, the kernel's being `cr3`: what is remembered of the ones before is
- * forgotten. The frame's cr3 is the caller's to set. */
-void vitro_vcpu_switch_space(struct vitro_vcpu *vcpu, uint64_t cr3);
-/* vitro_vcpu_flush_all - kernel_half: supervisor pages of the upper half too. */
-void vitro_vcpu_flush_all(struct vitro_vcpu *vcpu, bool kernel_half);
+/*
+ * vitro_vcpu_kernel_space - other page tables of the kernel's from now on: what it knew of user code's half is forgotten. The
+ * frame's cr3 is the caller's to set. vitro_vcpu_user_space - other ones of user code's. What is remembered of these belongs
+ * to `number`; keep: that is still true, if there is any.
+ */
+void vitro_vcpu_kernel_space(struct vitro_vcpu *vcpu, uint64_t cr3);
+void vitro_vcpu_user_space(struct vitro_vcpu *vcpu, uint16_t number, bool keep);
+/* vitro_vcpu_flush_all - forget everything. vitro_vcpu_flush_user - only of user code's half, what the kernel knows of it and
+ * (unless keep) what is remembered for the number in use. */
+void vitro_vcpu_flush_all(struct vitro_vcpu *vcpu);
+void vitro_vcpu_flush_user(struct vitro_vcpu *vcpu, bool keep);
 /* vitro_vcpu_kernel_differs - vCPUs of the guest do not have the same upper half: from now on nothing in it is global. */
 void vitro_vcpu_kernel_differs(struct vitro_vcpu *vcpu);
 /* vitro_vcpu_vectors_away, _back - around a call of ordinary C. */
@@ -348,6 +367,13 @@ void vitro_vcpu_data_selectors(const struct vitro_vcpu *vcpu, uint64_t sel[4]);
 /* vitro_vcpu_unwrite_page - no page table allows writing the page at gpa any more: when this returns no vCPU writes it by what
  * it remembers. May wait for other vCPUs, as vitro_vcpu_flush_mask() does. */
 void vitro_vcpu_unwrite_page(struct vitro_vcpu *vcpu, uint64_t gpa);
+/* vitro_vcpu_refuse_store - in mmio_write, for a store that write_fault() sent there: it is not to be. The guest's kernel gets the
+ * page fault that it would have had, at the instruction, with nothing of it done. */
+void vitro_vcpu_refuse_store(struct vitro_vcpu *vcpu);
+/* vitro_vcpu_store_before - in mmio_write, with several vCPUs: what the instruction read where it now writes; NULL: it only writes.
+ * vitro_vcpu_store_again - it is not that any more: nothing was written, and the instruction is to run again. */
+const void *vitro_vcpu_store_before(const struct vitro_vcpu *vcpu);
+void vitro_vcpu_store_again(struct vitro_vcpu *vcpu);
 
 /* -- Debugger support (the gdb stub is its user) ------------------------------------------------ */
 /* Copies of guest memory at linear addresses, no rights checked, no A/D bits: 0 or -EFAULT. */
@@ -375,6 +401,7 @@ struct vitro_counters {
     uint64_t interrupts;   /* taken */
     uint64_t page_faults;  /* taken */
     uint64_t tlb_misses;   /* entries filled by a page walk */
+    uint64_t carried;      /* system calls brought to a kernel that runs outside ring 0 (struct vitro_outer) */
 };
 void vitro_vm_counters(struct vitro_vm *vm, struct vitro_counters *out);
 /* vitro_vm_stats - print counters, and the hottest guest pages; `symbol` (may be NULL) names an address. */

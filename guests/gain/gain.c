@@ -208,6 +208,7 @@ static void console_hardware(uint32_t n)
                 ;
             outb(0x3f8, (uint8_t)text[i]);
         }
+    outb(0x3f8, '\n'); /* it is all out then; what print() says comes by another way, and must not be in between */
 }
 static void console_ask(uint32_t n)
 {

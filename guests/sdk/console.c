@@ -1,5 +1,5 @@
 /*
- * console.c - print() and what it needs. Each print is one CONSOLE_WRITE.
+ * console.c - print() and what it needs. Each print is one console_write().
  *
  * SPDX-License-Identifier: 0BSD
  */
@@ -138,7 +138,7 @@ static void vprint(const char *fmt, va_list ap)
         out[n++] = *s;
     }
     if (n)
-        vt_call2(VT_CONSOLE_WRITE, out, n);
+        console_write(out, n);
 }
 
 void print(const char *fmt, ...)

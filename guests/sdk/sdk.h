@@ -25,6 +25,8 @@ int main(void);
 /* -- Console -------------------------------------------------------------------------------------- */
 /* print - %d %u %x %lu %ld %lx %s %c %p %%, with width and 0; in one call to Vitro. */
 void print(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+/* console_write - bytes as they are. */
+void console_write(const char *bytes, size_t n);
 int format(char *buf, size_t size, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 int vformat(char *buf, size_t size, const char *fmt, va_list ap);
 /* die - print, and end with status 1. */

@@ -119,6 +119,11 @@ const char *command_line(void)
     return (const char *)(uint64_t)at;
 }
 
+void console_write(const char *bytes, size_t n)
+{
+    vt_call2(VT_CONSOLE_WRITE, bytes, n);
+}
+
 void leave(int status)
 {
     if (status)

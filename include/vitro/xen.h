@@ -133,7 +133,7 @@ struct xen_iret_frame {
 #define XEN_VGCF_IN_SYSCALL 0x100u /* rcx and r11 of the frame are not to be restored */
 
 /* What a new vCPU starts with (VCPUOP_initialise), 5168 bytes:
- *     0 vector state        512 flags               520 user_regs            720 trap[256]           4816 ldt_base, ldt_ents
+ *     0 vector state        512 flags               520 user_regs            720 trap[256], by vector  4816 ldt_base, ldt_ents
  *  4832 gdt_frames[16]     4960 gdt_ents           4968 kernel_ss, kernel_sp 4984 ctrlreg[8]: 3, the kernel's tables; 1, the
  *  user code's            5048 debugreg[8]        5112 event, failsafe, syscall callbacks         5136 vm_assist
  *  5144 fs_base, gs_base_kernel, gs_base_user */
@@ -291,6 +291,10 @@ struct xen_sched_poll { uint64_t ports; uint32_t nr_ports, pad; uint64_t timeout
 #define XEN_SHUTDOWN_suspend 2u
 #define XEN_SHUTDOWN_crash 3u
 #define XEN_SHUTDOWN_watchdog 4u
+
+#define XEN_PHYSDEVOP_set_iopl 6
+#define XEN_PHYSDEVOP_set_iobitmap 7
+struct xen_physdev_iobitmap { uint64_t bitmap; uint32_t nr_ports, pad; };
 
 enum xen_vcpuop {
     XEN_VCPUOP_initialise = 0, XEN_VCPUOP_up = 1, XEN_VCPUOP_down = 2, XEN_VCPUOP_is_up = 3,

@@ -173,9 +173,14 @@ struct xen_netif_rx_response {
 };
 struct xen_netif_extra {
     uint8_t type, flags; /* flags bit 0: another extra follows */
-    uint16_t size;       /* of XEN_NETIF_EXTRA_GSO: bytes of payload in each segment */
-    uint8_t gso_type, pad;
-    uint16_t features;
+    union {
+        struct {
+            uint16_t size; /* of XEN_NETIF_EXTRA_GSO: bytes of payload in each segment */
+            uint8_t gso_type, pad;
+            uint16_t features;
+        };
+        struct { uint8_t type, algorithm, value[4]; } hash; /* of XEN_NETIF_EXTRA_HASH; type: a bit's number */
+    };
 };
 XEN_ASSERT(sizeof(struct xen_netif_tx_request) == 12 && sizeof(struct xen_netif_rx_response) == 8 &&
            sizeof(struct xen_netif_extra) == 8, "network ring");
@@ -186,6 +191,7 @@ XEN_ASSERT(sizeof(struct xen_netif_tx_request) == 12 && sizeof(struct xen_netif_
 #define XEN_NETIF_more_data 4u
 #define XEN_NETIF_extra_info 8u
 #define XEN_NETIF_EXTRA_GSO 1u
+#define XEN_NETIF_EXTRA_HASH 4u
 #define XEN_NETIF_EXTRA_MORE 1u
 #define XEN_NETIF_GSO_TCPV4 1u
 #define XEN_NETIF_GSO_TCPV6 2u
@@ -194,4 +200,34 @@ XEN_ASSERT(sizeof(struct xen_netif_tx_request) == 12 && sizeof(struct xen_netif_
 #define XEN_NETIF_DROPPED (-2)
 #define XEN_NETIF_NULL 1            /* the response to an entry that held extra information */
 #define XEN_NETIF_SLOTS 18u         /* of one packet: what every back end takes */
+
+/* The control ring: how the back end chooses the queue of a packet for the guest. */
+struct xen_netif_ctrl_request {
+    uint16_t id, type;
+    uint32_t data[3];
+};
+struct xen_netif_ctrl_response {
+    uint16_t id, type;
+    uint32_t status, data;
+};
+XEN_ASSERT(sizeof(struct xen_netif_ctrl_request) == 16 && sizeof(struct xen_netif_ctrl_response) == 12, "control ring");
+enum xen_netif_ctrl {
+    XEN_NETIF_CTRL_get_hash_flags = 1,    /* data: XEN_NETIF_HASH_* that can be had */
+    XEN_NETIF_CTRL_set_hash_flags,        /* the ones that are wanted */
+    XEN_NETIF_CTRL_set_hash_key,          /* grant of a page that it begins, bytes */
+    XEN_NETIF_CTRL_get_hash_mapping_size, /* data: how many entries there can be */
+    XEN_NETIF_CTRL_set_hash_mapping_size, /* entries; all are 0 then */
+    XEN_NETIF_CTRL_set_hash_mapping,      /* grant of a page of numbers of queues, how many, from which entry on */
+    XEN_NETIF_CTRL_set_hash_algorithm,
+};
+#define XEN_NETIF_CTRL_SUCCESS 0u
+#define XEN_NETIF_CTRL_NOT_SUPPORTED 1u
+#define XEN_NETIF_CTRL_INVALID 2u
+#define XEN_NETIF_CTRL_OVERFLOW 3u
+#define XEN_NETIF_HASH_IPV4 1u     /* of the two addresses */
+#define XEN_NETIF_HASH_IPV4_TCP 2u /* and the two ports */
+#define XEN_NETIF_HASH_IPV6 4u
+#define XEN_NETIF_HASH_IPV6_TCP 8u
+#define XEN_NETIF_HASH_NONE 0u     /* algorithms */
+#define XEN_NETIF_HASH_TOEPLITZ 1u
 #endif

@@ -27,6 +27,14 @@ static inline bool park_point(struct park *p)
     return waited;
 }
 
+static inline bool park_wanted(struct park *p)
+{
+    pthread_mutex_lock(&p->lock);
+    bool wanted = p->wanted;
+    pthread_mutex_unlock(&p->lock);
+    return wanted;
+}
+
 /* park_want - then wake the thread, and park_wait(). */
 static inline void park_want(struct park *p)
 {

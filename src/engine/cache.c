@@ -28,10 +28,9 @@
 #define HUGE_PAGE (2u << 20)
 #define STUB_AREA HUGE_PAGE /* little of it is used, but segments start at a huge page's boundary */
 #define HUGE_AFTER (256u << 10) /* bytes used of a huge page before it is made one: small guests need none, and it takes 2 ms */
-#ifndef MADV_COLLAPSE
-#define MADV_COLLAPSE 25 /* Linux 6.1 */
-#endif
+#define MANY_BLOCKS 16384 /* then the tables of blocks are worth huge pages, too */
 #define HASH_BITS 18
+#define HASH_SIZE (sizeof(struct block *) << HASH_BITS) /* a huge page */
 #define PAGE_HASH_BITS 14
 #define ASLEEP_BITS 13
 #define RECIPE_PLACES 4096 /* then the filter begins anew: a place is asked about right after it was noted */
@@ -61,7 +60,7 @@ struct code_page {
     gpa_t page;
     struct block *blocks;  /* through page_next, or page2_next for those that end here; oldest first */
     struct block **tail;
-    u64 granules;          /* 64-byte granules any block ever came from (superset) */
+    u64 bytes[PAGE_SIZE / 64];  /* what blocks were made from, or looked at (superset: block_overlaps() is right) */
     u64 starts[PAGE_SIZE / 64]; /* where blocks began, of any mode (superset) */
     u32 claims;            /* a translation of it is being made (smp.c) */
     u16 nr;                /* its number, while user code of it is translated; 0: none (edge.c) */
@@ -76,7 +75,7 @@ struct code_cache {
     unsigned cur;
     bool wants_room;       /* the next segment must be reclaimed, and vCPUs waited for */
     u64 reclaims;          /* segments taken out of use */
-    struct block *hash[1u << HASH_BITS];
+    struct block **hash;
     struct block *asleep[1u << ASLEEP_BITS]; /* dropped, with a recipe: chains by block hash; one of each key */
     struct code_page *page_hash[1u << PAGE_HASH_BITS];
     struct code_page *page_pool;
@@ -116,9 +115,10 @@ bool cache_contains(const struct code_cache *c, const u8 *pc)
     return pc >= c->rx && pc < c->rx + c->size;
 }
 
-/* All of a file, at a multiple of HUGE_PAGE; NULL if there is no room. */
+/* All of a file (-1: memory), at a multiple of HUGE_PAGE; NULL if there is no room. */
 static u8 *map_aligned(int fd, size_t size, int prot)
 {
+    int kind = fd < 0 ? MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE : MAP_SHARED;
     u8 *area = mmap(NULL, size + HUGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED)
         return NULL;
@@ -127,7 +127,7 @@ static u8 *map_aligned(int fd, size_t size, int prot)
         munmap(area, (size_t)(at - area));
     if (at < area + HUGE_PAGE)
         munmap(at + size, (size_t)(area + HUGE_PAGE - at));
-    return mmap(at, size, prot, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ? NULL : at;
+    return mmap(at, size, prot, kind | MAP_FIXED, fd, 0) == MAP_FAILED ? NULL : at;
 }
 
 /*
@@ -138,10 +138,18 @@ static u8 *map_aligned(int fd, size_t size, int prot)
 static void want_huge(struct code_cache *c, struct segment *s)
 {
     u8 *end = MIN(s->huge + HUGE_PAGE, s->end);
-    if (end - s->huge == HUGE_PAGE && madvise(cache_rw(c, s->huge), HUGE_PAGE, MADV_POPULATE_WRITE) == 0 &&
+    if (end - s->huge == HUGE_PAGE && madvise(cache_rw(c, s->huge), PAGE_SIZE, MADV_POPULATE_WRITE) == 0 &&
         madvise(cache_rw(c, s->huge), HUGE_PAGE, MADV_COLLAPSE) == 0)
         madvise(s->huge, HUGE_PAGE, MADV_COLLAPSE);
     s->huge = end;
+}
+
+/* So is what is known of blocks, once there are many. */
+static void want_huge_tables(struct code_cache *c)
+{
+    madvise(c->hash, HASH_SIZE, MADV_COLLAPSE);
+    madvise(c->page_pool, MAX_CODE_PAGES * sizeof(*c->page_pool), MADV_HUGEPAGE);
+    madvise(c->far, MAX_FAR * sizeof(*c->far), MADV_HUGEPAGE);
 }
 
 struct code_cache *cache_create(struct vm *vm, size_t bytes)
@@ -181,12 +189,14 @@ struct code_cache *cache_create(struct vm *vm, size_t bytes)
         s->first = reserve((c->seg_size / PAGE_SIZE + 1) * sizeof(*s->first));
         if (!s->meta || !s->blocks || !s->at || !s->first)
             goto fail_fd;
+        madvise(s->meta, META_SIZE(c), MADV_HUGEPAGE);
     }
     for (unsigned nr = CODE_NRS - 1; nr; nr--)
         c->free_nr[c->nr_free_nr++] = (u16)nr;
     c->page_pool = reserve(MAX_CODE_PAGES * sizeof(*c->page_pool));
     c->far = reserve(MAX_FAR * sizeof(*c->far));
-    if (!c->page_pool || !c->far)
+    c->hash = (struct block **)map_aligned(-1, HASH_SIZE, PROT_READ | PROT_WRITE);
+    if (!c->page_pool || !c->far || !c->hash)
         goto fail_fd;
     return c;
 fail_fd:
@@ -208,6 +218,7 @@ void cache_destroy(struct code_cache *c)
         munmap(c->seg[i].at, c->seg_size / 32 * sizeof(*c->seg[i].at));
         munmap(c->seg[i].first, (c->seg_size / PAGE_SIZE + 1) * sizeof(*c->seg[i].first));
     }
+    munmap(c->hash, HASH_SIZE);
     munmap(c->far, MAX_FAR * sizeof(*c->far));
     munmap(c->page_pool, MAX_CODE_PAGES * sizeof(struct code_page));
     munmap(c, sizeof(*c));
@@ -252,7 +263,7 @@ static struct code_page *page_get(struct code_cache *c, gpa_t page)
     p->page = page;
     p->blocks = NULL;
     p->tail = &p->blocks;
-    p->granules = 0;
+    engine_zero(p->bytes, sizeof(p->bytes));
     engine_zero(p->starts, sizeof(p->starts));
     p->claims = 0;
     p->nr = 0;
@@ -334,19 +345,83 @@ void cache_unclaim(struct code_cache *c, gpa_t page)
     page_drop(c, p);
 }
 
-static u64 granule_mask(unsigned lo, unsigned hi) /* bytes [lo, hi) of a page */
+/* Of word w of a page's bytes: those in [lo, hi). */
+static inline u64 word_mask(unsigned w, unsigned lo, unsigned hi)
 {
-    if (lo >= hi)
-        return 0;
-    unsigned a = lo >> 6, z = MIN(hi - 1, 4095u) >> 6;
-    return (~0ull >> (63 - (z - a))) << a;
+    u64 mask = ~0ull;
+    if (lo > w * 64)
+        mask &= ~0ull << (lo - w * 64);
+    if (hi < w * 64 + 64)
+        mask &= ~0ull >> (w * 64 + 64 - hi);
+    return mask;
+}
+static void bytes_add(struct code_page *p, unsigned lo, unsigned hi)
+{
+    hi = MIN(hi, (unsigned)PAGE_SIZE);
+    for (unsigned w = lo / 64; lo < hi && w <= (hi - 1) / 64; w++)
+        p->bytes[w] |= word_mask(w, lo, hi);
+}
+static void bytes_add_block(struct code_page *p, const struct block *b)
+{
+    if (b->page == p->page) {
+        bytes_add(p, b->off, b->end);
+        for (unsigned i = 0; i < 2; i++)
+            bytes_add(p, b->look[i][0], b->look[i][1]);
+    }
+    if (b->page2 == p->page)
+        bytes_add(p, 0, b->end - 4096u);
+}
+/* May a block have to do with [gpa, gpa + len), which lies in the page? */
+static bool bytes_touched(const struct code_page *p, gpa_t gpa, unsigned len)
+{
+    unsigned lo = gpa & ~PAGE_MASK, hi = MIN(lo + len, (unsigned)PAGE_SIZE);
+    for (unsigned w = lo / 64; lo < hi && w <= (hi - 1) / 64; w++)
+        if (p->bytes[w] & word_mask(w, lo, hi))
+            return true;
+    return false;
+}
+/* No block has: what dropped blocks left behind there would lead to the same search each time. */
+static void bytes_renew(struct code_page *p)
+{
+    engine_zero(p->bytes, sizeof(p->bytes));
+    for (struct block *b = p->blocks; b; b = *page_link(b, p->page))
+        bytes_add_block(p, b);
 }
 
-static void page_add(struct vcpu *v, struct code_cache *c, gpa_t page, struct block *b, u64 granules)
+/* Bits are numbered from the page's start; -1 and PAGE_SIZE if there is none. */
+static int set_below(const u64 *bits, int at)
+{
+    for (int w = at >> 6; at >= 0 && w >= 0; w--) {
+        u64 m = bits[w] & (w == at >> 6 ? ~0ull >> (63 - (at & 63)) : ~0ull);
+        if (m)
+            return w * 64 + 63 - __builtin_clzll(m);
+    }
+    return -1;
+}
+static int set_above(const u64 *bits, int at)
+{
+    for (int w = at >> 6; w < (int)(PAGE_SIZE / 64); w++) {
+        u64 m = bits[w] & (w == at >> 6 ? ~0ull << (at & 63) : ~0ull);
+        if (m)
+            return w * 64 + __builtin_ctzll(m);
+    }
+    return PAGE_SIZE;
+}
+void cache_gap(struct code_cache *c, gpa_t gpa, unsigned *lo, unsigned *hi)
+{
+    const struct code_page *p = page_find(c, gpa & PAGE_MASK);
+    int at = (int)(gpa & ~PAGE_MASK);
+    *lo = p ? (unsigned)(set_below(p->bytes, at) + 1) : 0;
+    *hi = p ? (unsigned)set_above(p->bytes, at) : PAGE_SIZE;
+}
+
+static void page_add(struct vcpu *v, struct code_cache *c, gpa_t page, struct block *b)
 {
     struct code_page *p = page_get(c, page);
     bug_on(!p);
-    p->granules |= granules;
+    bytes_add_block(p, b);
+    if (!c->vm->smp) /* else no extent has a page with code */
+        extent_unwrite(v, (u64)ram_ptr(&c->vm->ram, page, PAGE_SIZE), PAGE_SIZE);
     if (b->page == page)
         p->starts[b->off >> 6] |= BITULL(b->off & 63);
     if (b->page == page && b->page2 == page && p->tail == &b->page_next)
@@ -393,11 +468,9 @@ static void index_add(struct vcpu *v, struct code_cache *c, struct block *b)
     unsigned h = block_hash(b->page + b->off, b->mode);
     b->hash_next = c->hash[h];
     c->hash[h] = b;
-    page_add(v, c, b->page, b,
-             granule_mask(b->off, b->end) | granule_mask(b->look[0][0], b->look[0][1]) |
-                 granule_mask(b->look[1][0], b->look[1][1]));
+    page_add(v, c, b->page, b);
     if (b->page2 != ~0ull)
-        page_add(v, c, b->page2, b, granule_mask(0, b->end - 4096u));
+        page_add(v, c, b->page2, b);
     u16 nr = b->page2 == ~0ull && (b->mode & MODE_SLOT) == SLOT_U ? page_number(c, b->page) : 0;
     if (nr != b->code_nr) /* edges made for a block that is back have the number in their code */
         b->edges = NULL;
@@ -408,7 +481,8 @@ void cache_insert(struct vcpu *v, struct code_cache *c, struct block *b)
 {
     segment_add(&c->seg[c->cur], b);
     index_add(v, c, b);
-    c->nr_made++;
+    if (++c->nr_made == MANY_BLOCKS)
+        want_huge_tables(c);
     c->bytes_guest += b->end - b->off;
 }
 
@@ -615,11 +689,12 @@ bool block_overlaps(const struct block *b, gpa_t gpa, unsigned len)
 bool cache_touches(struct code_cache *c, gpa_t gpa, unsigned len)
 {
     struct code_page *p = page_find(c, gpa & PAGE_MASK);
-    if (!p || !(p->granules & granule_mask(gpa & 4095, (gpa & 4095) + len)))
+    if (!p || !bytes_touched(p, gpa, len))
         return false;
     for (struct block *b = p->blocks; b; b = *page_link(b, gpa & PAGE_MASK))
         if (block_overlaps(b, gpa, len))
             return true;
+    bytes_renew(p);
     return false;
 }
 
@@ -634,12 +709,14 @@ bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned 
         return false;
     }
     *any_left = true;
-    if (!(p->granules & granule_mask(gpa & 4095, (gpa & 4095) + len)))
+    if (!bytes_touched(p, gpa, len))
         return false;
+    bool any = false;
     for (struct block *b = p->blocks, *next; b; b = next) {
         next = *page_link(b, page);
         if (!block_overlaps(b, gpa, len))
             continue;
+        any = true;
         if (pc && block_holds(b, pc))
             self = true;
         bool last = !next && p->blocks == b;
@@ -649,9 +726,11 @@ bool cache_kill_range(struct vcpu *v, struct code_cache *c, gpa_t gpa, unsigned 
             asleep_add(c, b);
         if (last) { /* the page's record is free now */
             *any_left = false;
-            break;
+            return self;
         }
     }
+    if (!any)
+        bytes_renew(p);
     return self;
 }
 

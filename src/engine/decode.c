@@ -585,16 +585,13 @@ static u64 host_features(void)
         __asm__("xgetbv" : "=a"(lo), "=d"(hi) : "c"(0));
     if (max >= 7) {
         __cpuid_count(7, 0, a, b, c, d);
-        HAS(b, 0, FSGSBASE);
         HAS(b, 3, BMI1);
         HAS(b, 5, AVX2);
         HAS(b, 8, BMI2);
-        HAS(b, 10, INVPCID);
         HAS(b, 16, AVX512F);
         HAS(b, 17, AVX512DQ);
         HAS(b, 18, RDSEED);
         HAS(b, 19, ADX);
-        HAS(b, 20, SMAP);
         HAS(b, 21, AVX512IFMA);
         HAS(b, 23, CLFLUSHOPT);
         HAS(b, 24, CLWB);
@@ -610,7 +607,6 @@ static u64 host_features(void)
         HAS(c, 11, AVX512VNNI);
         HAS(c, 12, AVX512BITALG);
         HAS(c, 14, AVX512VPOPCNTDQ);
-        HAS(c, 22, RDPID);
         HAS(d, 8, AVX512VP2INTERSECT);
         __cpuid_count(7, 1, a, b, c, d);
         HAS(a, 4, AVX_VNNI);
@@ -627,10 +623,10 @@ static u64 host_features(void)
     HAS(c, 5, LZCNT);
     HAS(c, 6, SSE4A);
     HAS(c, 8, PREFETCHW);
-    HAS(d, 27, RDTSCP);
 #undef HAS
-    f |= BITULL(FEAT_MONITOR) | BITULL(FEAT_SMAP) |
-         BITULL(FEAT_INVPCID); /* ours: no host support needed */
+    /* Ours, and offered whatever the host has (SET in cpuid.c). */
+    f |= BITULL(FEAT_MONITOR) | BITULL(FEAT_SMAP) | BITULL(FEAT_INVPCID) | BITULL(FEAT_RDTSCP) | BITULL(FEAT_RDPID) |
+         BITULL(FEAT_FSGSBASE);
     if ((lo & 6) != 6)
         f &= ~(FEAT_NEED_YMM | FEAT_NEED_ZMM);
     if ((lo & 0xe6) != 0xe6)

@@ -4,14 +4,14 @@
  */
 #pragma once
 #include "engine/engine.h"
+#include "engine/stub_offsets.h"
 
-/* Host registers. Guest rax..rdi (but rsp), r8, r9, r12, r13 live in their own names; guest rsp in r15;
- * guest r10, r11, r14, r15 in vcpu->regs. Why these: stubs.S. */
+/* Host registers. Guest rax..rdi (but rsp), r12, r13 live in their own names; guest rsp in r15, r14 and r15 in r8 and r9;
+ * guest r8 to r11 in vcpu->regs. Why these: stubs.S. */
 #define H_S1 10u
 #define H_S2 11u
 #define H_VCPU 14u
 #define H_SP 15u
-#define VCPU_BIAS 128
 
 struct buf {
     u8 *p, *start, *end;
@@ -90,4 +90,9 @@ static inline void e_mov(struct buf *b, unsigned dst, unsigned src) { e_rr64(b, 
 static inline void e_lea(struct buf *b, bool w, unsigned dst, unsigned base, s32 disp)
 {
     e8(b, rex(w, dst, 0, base)); e8(b, 0x8d); e_modrm_disp(b, dst, base, disp);
+}
+/* rorx dst, src, n: dst one of s1 and s2 (VEX.LZ.F2.0F3A.W1 F0 /r ib) */
+static inline void e_rorx(struct buf *b, unsigned dst, unsigned src, unsigned n)
+{
+    e8(b, 0xc4); e8(b, src >= 8 ? 0x43 : 0x63); e8(b, 0xfb); e8(b, 0xf0); e8(b, (u8)(0xc0 | (dst & 7) << 3 | (src & 7))); e8(b, (u8)n);
 }

@@ -5,13 +5,19 @@
 #pragma once
 #include <pthread.h>
 #include <signal.h>
+#include <sys/mman.h>
 
 #include "engine/fpu.h"
 #include "engine/mwait.h"
 #include "engine/smp.h"
 #include "engine/tlb.h"
+#include "engine/turns.h"
 #include "engine/vcpu.h"
 #include "libvitro.h"
+
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1 */
+#endif
 
 struct cpu_model;
 struct vm {
@@ -27,16 +33,20 @@ struct vm {
     unsigned debug;           /* VITRO_DEBUG_*, VITRO_TRACE_* */
     FILE *trace;
     u32 map_gen;              /* counts changes of what is behind an address */
+    u32 outer_descriptors;    /* changes of GDTs: frame_segment() in outer.c */
     bool outer_differs;       /* vCPUs have different kernel halves: outer_span() in mmu.c */
     bool smp;                 /* more than one vCPU: the locks are taken, and smp.c's rules hold */
     pthread_mutex_t lock;     /* the code cache: its index, links, pages; held for short times, never while waiting */
-    pthread_mutex_t xl_lock;  /* who translates; taken where a vCPU may wait (smp.h) */
+    struct turns xl_lock;     /* who translates; taken where a vCPU may wait (smp.h) */
     struct xl *xl;            /* the translator's work area, under both */
     struct {
         u8 *area;             /* WINDOW_AREA bytes, once there are windows (window.h) */
         u64 slots;            /* in use, a bit each */
         u32 mappings;
         bool off;             /* this RAM, or this host, cannot have them */
+        bool no_huge;         /* the host takes too long to make huge pages, */
+        u64 huge_cycles, nr_huge; /* that is, so much for so many */
+        u32 fill_cycles;      /* what mapping pages takes the host, of late */
     } windows;
     unsigned next_loop;       /* numbers copies of TLB entries (tr_mem.c) */
     gpa_t claim[2];           /* pages being translated from, under both */
@@ -44,6 +54,7 @@ struct vm {
     u32 revoked;              /* counts smp_revoke() */
     struct smp_store { struct vcpu *by; gpa_t gpa; u32 len; } store[64]; /* smp_note_stores, under both */
     unsigned nr_stores;
+    u32 bus;                  /* a locked instruction that is not one access of the host's is under way (smp_bus_lock) */
     /* What devices wrote over translated code; vCPUs drop those translations at their next event poll. */
     struct {
         pthread_mutex_t lock;
@@ -130,6 +141,9 @@ struct recipe {
 
 #define MAP_FLAGS_HOST 0x80000000u /* the instruction finds the arithmetic flags in host flags */
 #define MAP_HOST(m) ((m) >> 12 & 0x7ffffu)
+/* ... of the second half: host offset of cold code, and how far RSP is from its host register then, in eights (xl.lag) */
+#define MAP_COLD(m) ((m) & 0xffffffu)
+#define MAP_LAG(m) (((s32)(m) >> 24) * 8)
 
 /* -- What cold code hands to C: one record behind each call into a stub ----------------------------- */
 
@@ -152,7 +166,8 @@ struct slow_site {         /* behind `call stub_slow; jmp resume` */
     u8 loose : 1;          /* no #AC: aligned, or a VMASKMOV */
     u8 locked : 1;         /* LOCK, or XCHG with memory */
     u8 group;              /* shared check: how many instructions it covers (0: not shared) */
-    s32 loop;              /* its copy of a TLB entry, from r14 on; 0: it has none (tlb.h) */
+    s32 loop;              /* its copy of a TLB entry, or its extent, from r14 on; 0: it has none (tlb.h) */
+    bool extent;
 } __attribute__((packed));
 struct group_site {        /* the record of a shared check */
     struct slow_site s;
@@ -173,6 +188,7 @@ struct link_site {
 #define LINK_PAGE 0x20u    /* in kind: to another page, wherever it is mapped (edge.c): struct page_site */
     s32 patch;             /* from behind this member to the rel32 to patch */
 } __attribute__((packed));
+#define LINK_STUB_LEN 12   /* lea s1, site; jmp stub_link_*: right before the record; where a branch that is not linked leads */
 struct page_site {         /* the way by the jump cache is behind it */
     struct link_site link;
     s32 page;              /* how many pages on */
@@ -182,6 +198,7 @@ struct page_site {         /* the way by the jump cache is behind it */
 /* -- Per-vCPU engine state ------------------------------------------------------------------------- */
 
 struct commit {            /* a bounced write waiting for its operation */
+    gla_t ea;
     bool redispatch;       /* the running block was overwritten: leave it afterwards */
     u8 nr;                 /* pieces */
     u8 *from;              /* in the bounce buffer */
@@ -205,6 +222,8 @@ struct engine_vcpu {
     u64 space_clock;
     u32 map_seen;          /* vm->map_gen at the last look */
     bool k_nonglobal;      /* the shared kernel table, or its jump caches, holds a non-global page */
+    struct outer_segment { struct seg s; u32 descriptors; bool code; } outer_segment[8]; /* outer.c: found in the GDT */
+    u32 outer_known[2];    /* outer.c: by what outer_descriptors (plus 1) the segments of the kernel, of user code are known */
     struct fill_log k_user; /* outer.c: entries of the shared kernel table that are of pages of user code's half */
     struct tlb_large k_large; /* of the shared kernel table and its jump caches */
     u64 code_seen[2][1024]; /* filters: pages entered as code, by the kernel and by user code */
@@ -214,6 +233,9 @@ struct engine_vcpu {
     u32 jc_mode[NR_SLOTS]; /* full mode the jump caches were filled for */
     struct commit commit;
     bool outer_copies;     /* C writes guest memory for struct vitro_outer (outer.c) */
+    enum { STORE_DONE, STORE_REFUSED, STORE_AGAIN } store; /* what its mmio_write said of one (vitro_vcpu_refuse_store, ..._again) */
+    const u8 *store_before; /* what the instruction found where mmio_write is to write; NULL: it did not look */
+    struct { u64 regs[NR_GPR]; u16 fl; } before_store; /* the registers it found, of a bounced one that may not be done */
     u8 *alt_stack;         /* for signals */
     stack_t old_alt;
     u8 *hstack;            /* return-prediction stacks: [guard][user][guard][kernel] */
@@ -252,6 +274,7 @@ struct engine_vcpu {
     u64 soft_rip;
     bool window_fault;     /* v->exc is what a window's page was refused with */
     struct { bool valid, write; gla_t la; u64 rip; struct tlb_space *space; } refused; /* where: tried again before its instruction is */
+    bool no_extents;       /* this paged kernel's memory is not in few large pieces */
     u64 nr_windows, nr_window_fills, nr_window_steps;
     u64 nr_noshare, nr_evicted;
     u64 nr_dispatch, nr_lookup, nr_link, nr_poll, nr_ret_miss, nr_commit, nr_watched, nr_fault_signal;
@@ -272,6 +295,8 @@ struct engine_vcpu *engine_vcpu_alloc(void);
 void engine_vcpu_free(struct engine_vcpu *ev);
 /* engine_drop_returns - forget all return predictions: mappings of code may have changed. */
 void engine_drop_returns(struct vcpu *v);
+/* engine_select_returns - those of user code, or of the kernel. */
+void engine_select_returns(struct vcpu *v, unsigned user);
 
 /* -- Code cache (cache.c) --------------------------------------------------------------------------- */
 
@@ -335,6 +360,8 @@ bool cache_far_near(const struct code_cache *c, gla_t la);
 void cache_far_huge(struct code_cache *c);
 /* cache_patch32 - overwrite 4 bytes of code that may be running (aligned within 8). */
 void cache_patch32(struct code_cache *c, u8 *at, u32 value);
+/* cache_gap - the bytes of a page around gpa that no translation has to do with: [*lo, *hi), empty if one has with this byte. */
+void cache_gap(struct code_cache *c, gpa_t gpa, unsigned *lo, unsigned *hi);
 /* cache_touches - is any translation made from bytes in [gpa, gpa+len)? Within a page. */
 bool cache_touches(struct code_cache *c, gpa_t gpa, unsigned len);
 /* cache_kill_range - a write to guest-physical [gpa, gpa+len): drop the blocks made from those bytes.
@@ -369,7 +396,7 @@ void cache_flush(struct vcpu *v, struct code_cache *c);
 enum xret translate_block(struct vcpu *v, gla_t fixed, struct block **out);
 
 /* -- Entered from emitted code (run.c, slow.c); the return value says where to go on ------------------- */
-enum { RESUME = 0, DISPATCH = 1 };
+enum { RESUME = 0, DISPATCH = 1, PROBE = 2 /* engine_sys: what is at v->rip, by the jump cache */ };
 u64 engine_slow(struct vcpu *v, const struct slow_site *site);
 u64 engine_commit(struct vcpu *v, const struct slow_site *site);
 u64 engine_sys(struct vcpu *v, const struct sys_site *site);
@@ -386,7 +413,7 @@ void *engine_dispatch(struct vcpu *v);
 enum stub {
     STUB_SLOW, STUB_COMMIT_HOST, STUB_COMMIT_SAVED, STUB_SYS, STUB_POLL, STUB_LINK_HOST, STUB_LINK_SAVED,
     STUB_LOOKUP, STUB_DISPATCH_AT, STUB_PROBE_K, STUB_PROBE_KAC, STUB_PROBE_U, STUB_PROBE_U32,
-    STUB_LOOP_KR, STUB_LOOP_KW, STUB_LOOP_UR, STUB_LOOP_UW,
+    STUB_LOOP_KR, STUB_LOOP_KW, STUB_LOOP_UR, STUB_LOOP_UW, STUB_EXTENT_R, STUB_EXTENT_W,
     STUB_RET_EMPTY, STUB_SYSCALL, STUB_SYSRET, STUB_MOVS, STUB_MOVS_32, STUB_STOS, STUB_STOS_32,
     STUB_MOVS_VECTOR, STUB_MOVS_32_VECTOR, STUB_STOS_VECTOR, STUB_STOS_32_VECTOR, NR_STUBS
 };

@@ -337,11 +337,9 @@ enum xret sys_sysexit(struct vcpu *v, const struct insn *in)
     u16 base = (u16)v->sysenter_cs & 0xfffc, cs;
     bool wide = in->opsize == 8;
 
-    if (!vcpu_protected(v) || v->cpl)
-        return raise_gp0(v);
     if (vcpu_long_mode(v) && is_vendor(v, CPU_VENDOR_AMD))
         return raise_ud(v);
-    if (!base)
+    if (!vcpu_protected(v) || v->cpl || !base)
         return raise_gp0(v);
     if (wide && (!is_canonical(v->regs[RDX]) || !is_canonical(v->regs[RCX])))
         return raise_gp0(v);

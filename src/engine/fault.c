@@ -46,21 +46,21 @@ static void chain(int sig, siginfo_t *info, void *ctx)
 static unsigned insn_of_cold(const struct block *b, u32 host)
 {
     unsigned i = b->nr_insns - 1u;
-    while (i && b->map[b->nr_insns + i] > host)
+    while (i && MAP_COLD(b->map[b->nr_insns + i]) > host)
         i--;
     return i;
 }
 
-/* The map's entry for the guest instruction that host code belongs to. In cold code it is the one whose record follows. */
-static u32 map_entry(const struct block *b, const u8 *pc)
+/* The guest instruction that host code belongs to. In cold code it is the one whose record follows. */
+static unsigned insn_at(const struct block *b, const u8 *pc)
 {
     u32 host = block_offset(b, pc);
     unsigned i = 0;
     if (host >= b->hot_len)
-        return b->map[insn_of_cold(b, host)];
+        return insn_of_cold(b, host);
     while (i + 1u < b->nr_insns && MAP_HOST(b->map[i + 1]) <= host)
         i++;
-    return b->map[i];
+    return i;
 }
 
 bool engine_guest_pc(struct vcpu *v, u64 host, u64 *rip)
@@ -69,7 +69,7 @@ bool engine_guest_pc(struct vcpu *v, u64 host, u64 *rip)
     if (!cache_contains(v->vm->cache, pc))
         return false;
     const struct block *b = cache_block_at(v->vm->cache, pc);
-    *rip = b ? v->x87_vbase + b->off + (map_entry(b, pc) & 4095) : 0;
+    *rip = b ? v->x87_vbase + b->off + (b->map[insn_at(b, pc)] & 4095) : 0;
     if (!(v->mode & MODE_64))
         *rip = (u32)(*rip - v->seg[SEG_CS].base);
     return true;
@@ -119,11 +119,13 @@ static void handler(int sig, siginfo_t *info, void *ctx)
     }
     window |= (b->mode & MODE_WINDOW) && (trap == VEC_GP || trap == VEC_SS);
     static const int from_host[] = { REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_R15, REG_RBP, REG_RSI, REG_RDI,
-                                     REG_R8, REG_R9, -1, -1, REG_R12, REG_R13, -1, -1 };
-    for (unsigned i = 0; i < NR_GPR; i++)
-        if (from_host[i] >= 0)
-            v->regs[i] = (u64)g[from_host[i]];
-    u32 at = map_entry(b, pc), fl = (u32)g[REG_EFL];
+                                     -1, -1, -1, -1, REG_R12, REG_R13, REG_R8, REG_R9 };
+    for (unsigned r = 0; r < NR_GPR; r++)
+        if (from_host[r] >= 0)
+            v->regs[r] = (u64)g[from_host[r]];
+    unsigned i = insn_at(b, pc);
+    u32 at = b->map[i], fl = (u32)g[REG_EFL];
+    v->regs[RSP] += (u64)(s64)MAP_LAG(b->map[b->nr_insns + i]);
     v->rip = vcpu_rip_at(v, b->off + (at & 4095));
     if (at & MAP_FLAGS_HOST)
         v->fl = (u16)(((fl & 0xd5) | 2) << 8 | (fl >> 11 & 1));

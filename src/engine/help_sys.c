@@ -4,8 +4,7 @@
  * Source: Intel SDM vol. 2 (each instruction), vol. 3 §2.5 (control registers), §17.2 (debug registers), vol. 1
  * §18.5 (I/O permission).
  *
- * Not modelled: virtualization (#UD, not advertised); RDPMC (#GP, no counters); a locked bit
- * operation on MMIO is not atomic.
+ * Not modelled: virtualization (#UD, not advertised); RDPMC (#GP, no counters).
  */
 #include "engine/cpuid.h"
 #include "engine/engine.h"
@@ -637,7 +636,7 @@ SYS(cpuid)
 SYS(rdtsc)
 {
     (void)in;
-    if (v->cpl != 0 && (v->cr4 & CR4_TSD))
+    if (vcpu_tsc_forbidden(v))
         return raise_gp0(v);
     set_edx_eax(v, vcpu_tsc(v));
     return X_OK;
@@ -646,7 +645,7 @@ SYS(rdtsc)
 SYS(rdtscp)
 {
     (void)in;
-    if (v->cpl != 0 && (v->cr4 & CR4_TSD))
+    if (vcpu_tsc_forbidden(v))
         return raise_gp0(v);
     set_edx_eax(v, vcpu_tsc(v));
     v->regs[RCX] = (u32)v->tsc_aux;
@@ -792,11 +791,14 @@ static enum xret bit_string(struct vcpu *v, const struct insn *in, enum bit_op o
         if (p) {
             carry = host_bit_op(p, size, bit, op);
         } else {
-            if (mem_probe(v, la, size, ACC_W | vcpu_acc(v)) != X_OK ||
-                mem_read(v, la, &val, size, ACC_R | vcpu_acc(v)) != X_OK)
-                return X_FAULT;
-            carry = host_bit_op(&val, size, bit, op);
-            if (mem_write(v, la, &val, size, ACC_W | vcpu_acc(v)) != X_OK)
+            if ((in->prefixes & PFX_LOCK) && !smp_bus_lock(v))
+                return X_RETRY;
+            bool ok = mem_probe(v, la, size, ACC_W | vcpu_acc(v)) == X_OK &&
+                      mem_read(v, la, &val, size, ACC_R | vcpu_acc(v)) == X_OK;
+            carry = ok && host_bit_op(&val, size, bit, op);
+            ok = ok && mem_write(v, la, &val, size, ACC_W | vcpu_acc(v)) == X_OK;
+            smp_bus_unlock(v);
+            if (!ok)
                 return X_FAULT;
         }
     }

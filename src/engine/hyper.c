@@ -80,6 +80,16 @@ void vitro_vcpu_wait_end(struct vitro_vcpu *c)
         smp_back(V(c));
 }
 
+bool vitro_vcpu_shares_cpu(struct vitro_vcpu *c)
+{
+    return smp_shares_cpu(V(c));
+}
+
+void vitro_vcpu_yield(struct vitro_vcpu *c)
+{
+    smp_yield(V(c));
+}
+
 uint64_t vitro_vcpu_populate(struct vitro_vcpu *c, uint64_t va, uint64_t pages, unsigned flags)
 {
     struct vcpu *v = V(c);

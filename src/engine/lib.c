@@ -47,7 +47,7 @@ struct vitro_vm *vitro_vm_create(const struct vitro_config *config, const struct
     vm->debug = config->debug;
     vm->trace = config->trace_file;
     pthread_mutex_init(&vm->lock, NULL);
-    pthread_mutex_init(&vm->xl_lock, NULL);
+    turns_init(&vm->xl_lock);
     pthread_mutex_init(&vm->written.lock, NULL);
     const char *why = NULL;
     vm->model = cpu_model_create(config->cpu_model, config->nr_cpus ? config->nr_cpus : 1, vitro_tsc_khz(), &why);
@@ -88,7 +88,7 @@ void vitro_vm_destroy(struct vitro_vm *pub)
     ram_fini(&vm->ram);
     cpu_model_destroy(vm->model);
     pthread_mutex_destroy(&vm->written.lock);
-    pthread_mutex_destroy(&vm->xl_lock);
+    turns_fini(&vm->xl_lock);
     pthread_mutex_destroy(&vm->lock);
     free(vm);
 }
@@ -109,7 +109,7 @@ int vitro_vm_add_memory(struct vitro_vm *pub, uint64_t gpa, uint64_t size, void 
         at++;
     memmove(&vm->wtag[at + 1], &vm->wtag[at], (vm->ram.nr_slots - 1 - at) * sizeof(vm->wtag[0]));
     vm->wtag[at] = fresh;
-    return 0;
+    return flags & VITRO_MEM_AHEAD ? ram_ask_ahead(&vm->ram, gpa) : 0;
 }
 
 void vitro_vm_set_a20(struct vitro_vm *pub, bool on)
@@ -151,6 +151,9 @@ struct vitro_vcpu *vitro_vcpu_create(struct vitro_vm *pub, unsigned index, char 
     if (index >= vm->nr_vcpus)
         vm->nr_vcpus = index + 1;
     vm->smp = vm->nr_vcpus > 1;
+    for (unsigned i = 0; i < vm->nr_vcpus; i++) /* what one vCPU may have beside code */
+        if (vm->vcpu[i])
+            extent_unwrite(vm->vcpu[i], 0, ~0ull);
     engine_drop_returns(v);
     vcpu_reset(v);
     return (struct vitro_vcpu *)v;
@@ -313,8 +316,8 @@ const char *vitro_vcpu_fail_message(const struct vitro_vcpu *c)
 void vitro_vcpu_kick(struct vitro_vcpu *c, unsigned why)
 {
     _Static_assert(VITRO_KICK_INTR == EVENT_INTR && VITRO_KICK_NMI == EVENT_NMI && VITRO_KICK_STOP == EVENT_STOP &&
-                   VITRO_KICK_WAKE == EVENT_WAKE && VITRO_KICK_FLUSH == EVENT_FLUSH, "");
-    __atomic_fetch_or(&V(c)->event, why & (EVENT_INTR | EVENT_NMI | EVENT_STOP | EVENT_WAKE | EVENT_FLUSH), __ATOMIC_SEQ_CST);
+                   VITRO_KICK_WAKE == EVENT_WAKE && VITRO_KICK_FLUSH == EVENT_FLUSH_SPACES, "");
+    __atomic_fetch_or(&V(c)->event, why & (EVENT_INTR | EVENT_NMI | EVENT_STOP | EVENT_WAKE | EVENT_FLUSH_SPACES), __ATOMIC_SEQ_CST);
 }
 bool vitro_vcpu_event_pending(const struct vitro_vcpu *c)
 {

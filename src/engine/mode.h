@@ -35,4 +35,5 @@ enum mode_slot {
 #define MODE_CSFLAT 0x200000u /* CS: 32-bit code, base 0, limit 4 GiB             */
 #define MODE_AC 0x100000u /* CPL 3, CR0.AM, EFLAGS.AC: every access by the slow path, which checks alignment */
 #define MODE_64K 0x400000u /* outside 64-bit mode: 64 KiB of DS, ES and SS may be read and written */
+#define MODE_EXTENT 0x1000000u /* CPL 0-2, outside 64-bit mode: accesses ask extents first (tlb.h) */
 #define MODE_WINDOW 0x800000u /* SLOT_U, 64-bit code: accesses go through windows (window.h) */

@@ -7,7 +7,8 @@
  *
  * Kernel and user code may have page tables of their own. They share one TLB space all the same: entries that user code
  * uses were walked from the user's tables, entries of the kernel from the kernel's, and the two are never mixed. So
- * going from one to the other only changes CR3. vitro_vcpu_switch_space() forgets both.
+ * going from one to the other only changes CR3. Which space it is, and whether what is in it is still true, says who calls
+ * vitro_vcpu_user_space(): the number stands where other guests have a PCID.
  */
 #include <errno.h>
 #include <stdarg.h>
@@ -39,8 +40,15 @@ static void frame_take(struct vcpu *v, struct vitro_frame *f)
 /* frame_segment - the descriptor behind a selector of level 3. False: it will not do. */
 static bool frame_segment(struct vcpu *v, u16 sel, bool code, struct seg *s)
 {
+    struct outer_segment *known = &v->eng->outer_segment[(sel >> 3 ^ sel >> 12) % ARRAY_SIZE(v->eng->outer_segment)];
+    u32 descriptors = __atomic_load_n(&v->vm->outer_descriptors, __ATOMIC_SEQ_CST) + 1;
     gla_t addr;
     u64 d;
+
+    if (known->descriptors == descriptors && known->s.sel == sel && known->code == code) {
+        *s = known->s;
+        return true;
+    }
 
     if (sel_is_null(sel) || (sel & 3) != 3 || desc_read(v, sel, VEC_GP, 0, &d, &addr) != X_OK)
         return false;
@@ -51,6 +59,41 @@ static bool frame_segment(struct vcpu *v, u16 sel, bool code, struct seg *s)
         (code && (attr & (SEG_L | SEG_DB)) == (SEG_L | SEG_DB)))
         return false;
     seg_fill(v, s, sel, d);
+    if (!(sel & 4))
+        *known = (struct outer_segment){ .descriptors = descriptors, .code = code, .s = *s };
+    return true;
+}
+
+static void change_level(struct vcpu *v, bool kernel)
+{
+    u64 base = v->seg[SEG_GS].base;
+
+    v->seg[SEG_GS].base = v->kernel_gs_base;
+    v->kernel_gs_base = base;
+    v->cpl = kernel ? CPL_OUTER : 3;
+}
+
+/*
+ * frame_cross - from 64-bit kernel code to 64-bit user code, or back, where both have the segments that they had the last
+ * time: nothing needs to be looked up, and the mode is known (vcpu_mode_changed). False: it is not so.
+ */
+static bool frame_cross(struct vcpu *v, const struct vitro_frame *f)
+{
+    const struct seg *cs = f->kernel ? &v->syscall_cs : &v->sysret_cs, *ss = f->kernel ? &v->syscall_ss : &v->sysret_ss;
+
+    if (f->kernel != (v->cpl == 3) || !(f->kernel ? v->syscall_ok : v->sysret_ok) ||
+        v->eng->outer_known[!f->kernel] != __atomic_load_n(&v->vm->outer_descriptors, __ATOMIC_SEQ_CST) + 1 ||
+        f->cs != cs->sel || f->ss != ss->sel || (f->rflags & (EFL_TF | EFL_AC)) || !is_canonical(f->rip))
+        return false;
+    v->seg[SEG_CS] = *cs;
+    v->seg[SEG_SS] = *ss;
+    change_level(v, f->kernel);
+    vcpu_set_eflags(v, ((u32)f->rflags & (EFL_ARITH | EFL_DF | EFL_NT | EFL_ID)) | EFL_IF);
+    v->rip = f->rip;
+    v->int_shadow = 0;
+    v->mode = f->kernel ? v->mode_kernel : v->mode_user;
+    *(f->kernel ? &v->sysret_ok : &v->syscall_ok) = 1;
+    engine_select_returns(v, !f->kernel);
     return true;
 }
 
@@ -63,6 +106,9 @@ static bool frame_enter(struct vcpu *v, const struct vitro_frame *f)
         v->cr3 = f->cr3;
         v->eng->watched.valid = false;
     }
+    if (likely(frame_cross(v, f)))
+        return true;
+    u32 descriptors = __atomic_load_n(&v->vm->outer_descriptors, __ATOMIC_SEQ_CST) + 1;
     if (f->cs != cs.sel && !frame_segment(v, f->cs, true, &cs))
         return false;
     if (f->ss != ss.sel && !frame_segment(v, f->ss, false, &ss))
@@ -72,10 +118,12 @@ static bool frame_enter(struct vcpu *v, const struct vitro_frame *f)
     v->seg[SEG_CS] = cs;
     v->seg[SEG_SS] = ss;
     if (f->kernel != (v->cpl != 3)) {
-        u64 base = v->seg[SEG_GS].base;
-        v->seg[SEG_GS].base = v->kernel_gs_base;
-        v->kernel_gs_base = base;
-        v->cpl = f->kernel ? CPL_OUTER : 3;
+        change_level(v, f->kernel);
+        if (cs.attr & SEG_L && !(cs.sel & 4) && !(ss.sel & 4)) {
+            *(f->kernel ? &v->syscall_cs : &v->sysret_cs) = cs;
+            *(f->kernel ? &v->syscall_ss : &v->sysret_ss) = ss;
+            v->eng->outer_known[!f->kernel] = descriptors;
+        }
     }
     u32 flags = (u32)f->rflags;
     if (!(v->dr[7] & 0xff))
@@ -168,13 +216,16 @@ enum xret outer_syscall(struct vcpu *v, u64 next_rip)
     struct vitro_frame f;
 
     frame_take(v, &f);
+    *(f.kernel ? &v->nr_outer_calls : &v->nr_outer_carried) += 1;
     f.rip = next_rip;
     v->regs[RCX] = next_rip;
     v->regs[R11] = f.rflags & ~(u64)EFL_RF;
     enum vitro_crossing c = o->syscall(o->opaque, v->index, &f, code64);
     if (c == VITRO_REFUSE)
         return raise_ud(v);
-    return outer_result(v, &f, c == VITRO_STAY ? VITRO_GO : c);
+    if (c == VITRO_STAY)
+        v->cr3 = f.cr3;
+    return outer_result(v, &f, c);
 }
 
 enum xret outer_event(struct vcpu *v)
@@ -253,7 +304,8 @@ enum xret outer_privileged(struct vcpu *v, const struct insn *in)
         } else if (p.op == VITRO_IN) {
             gpr_write(v, RAX, p.size, true, p.value);
         }
-        c = VITRO_GO; /* control registers may have changed what the code behind was translated for */
+        if (p.op == VITRO_WRCR || p.op == VITRO_WRDR || p.op == VITRO_CLTS || p.op == VITRO_XSETBV || p.op == VITRO_WRMSR)
+            c = VITRO_GO; /* what the code behind was translated for may have changed */
     }
     return outer_result(v, &f, c);
 }
@@ -275,6 +327,10 @@ bool outer_write_fault(struct vcpu *v, gla_t la, unsigned acc, gpa_t *gpa)
 int vitro_vcpu_copy_in(struct vitro_vcpu *c, uint64_t la, void *buf, size_t len)
 {
     struct vcpu *v = V(c);
+
+    if (likely(mem_read_known(v, la, buf, (unsigned)MIN(len, PAGE_SIZE + 1), ACC_R)))
+        return 0;
+
     struct exc was = v->exc;
     enum xret x = X_OK;
 
@@ -287,6 +343,10 @@ int vitro_vcpu_copy_in(struct vitro_vcpu *c, uint64_t la, void *buf, size_t len)
 int vitro_vcpu_copy_out(struct vitro_vcpu *c, uint64_t la, const void *buf, size_t len)
 {
     struct vcpu *v = V(c);
+
+    if (likely(mem_write_known(v, la, buf, (unsigned)MIN(len, PAGE_SIZE + 1), ACC_W)))
+        return 0;
+
     struct exc was = v->exc;
     enum xret x = X_OK;
 
@@ -391,28 +451,44 @@ int vitro_vcpu_load_gs(struct vitro_vcpu *c, uint16_t sel)
     return as_errno(v, was, x);
 }
 
+void vitro_vcpu_descriptors_changed(struct vitro_vcpu *c)
+{
+    __atomic_fetch_add(&V(c)->vm->outer_descriptors, 1, __ATOMIC_SEQ_CST);
+}
+
 void vitro_vcpu_set_ldt(struct vitro_vcpu *c, uint64_t base, uint32_t bytes)
 {
     V(c)->seg[SEG_LDTR] = (struct seg){ .base = base, .limit = bytes ? bytes - 1 : 0, .attr = bytes ? SEG_P | SYS_LDT : SEG_UNUSABLE };
 }
 
-void vitro_vcpu_switch_space(struct vitro_vcpu *c, uint64_t cr3)
+void vitro_vcpu_kernel_space(struct vitro_vcpu *c, uint64_t cr3)
 {
     V(c)->cr3 = cr3;
-    tlb_switch(V(c), false);
+    vitro_vcpu_flush_user(c, true);
+}
+
+void vitro_vcpu_user_space(struct vitro_vcpu *c, uint16_t number, bool keep)
+{
+    tlb_switch_to(V(c), number, keep);
     V(c)->eng->smc_hit = true; /* the next instruction may be on another page */
 }
 
-void vitro_vcpu_flush_all(struct vitro_vcpu *c, bool kernel_half)
+void vitro_vcpu_flush_all(struct vitro_vcpu *c)
 {
-    tlb_flush_all(V(c), kernel_half);
+    tlb_flush_all(V(c), true);
+    V(c)->eng->smc_hit = true;
+}
+
+void vitro_vcpu_flush_user(struct vitro_vcpu *c, bool keep)
+{
+    tlb_flush_user(V(c), keep);
     V(c)->eng->smc_hit = true;
 }
 
 void vitro_vcpu_kernel_differs(struct vitro_vcpu *c)
 {
     __atomic_store_n(&V(c)->vm->outer_differs, true, __ATOMIC_SEQ_CST);
-    vitro_vcpu_flush_all(c, true);
+    vitro_vcpu_flush_all(c);
     vitro_vcpu_flush_others(c, NULL, 0);
 }
 
@@ -424,6 +500,21 @@ void vitro_vcpu_vectors_away(struct vitro_vcpu *c)
 void vitro_vcpu_vectors_back(struct vitro_vcpu *c)
 {
     fpu_enter(V(c));
+}
+
+void vitro_vcpu_refuse_store(struct vitro_vcpu *c)
+{
+    V(c)->eng->store = STORE_REFUSED;
+}
+
+const void *vitro_vcpu_store_before(const struct vitro_vcpu *c)
+{
+    return V(c)->eng->store_before;
+}
+
+void vitro_vcpu_store_again(struct vitro_vcpu *c)
+{
+    V(c)->eng->store = STORE_AGAIN;
 }
 
 void vitro_vcpu_use_cr3(struct vitro_vcpu *c, uint64_t cr3)

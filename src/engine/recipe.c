@@ -37,7 +37,7 @@ void recipe_begin(struct xl *x)
         x->looked[i] = 0;
 }
 
-/* Shared checks follow what ADD and SUB move a base register by (tr_group.c); shift counts decide about flags. */
+/* Shared checks and windows follow what ADD and SUB move a base register by (tr_group.c, tr_window.c); shift counts decide about flags. */
 bool recipe_copies(const struct xl *x, const struct insn *in)
 {
     if (in->how != HOW_COPY || in->enc != ENC_LEGACY || in->has_mem || !in->imm_size)

@@ -22,17 +22,17 @@ _Static_assert(offsetof(struct vcpu, regs) == 0, "stubs.S: regs");
 SLOT_AT(vbase, 0);
 SLOT_AT(fl, 8);
 SLOT_AT(event, 12);
-SLOT_AT(s1, 48);
-SLOT_AT(s2, 56);
-SLOT_AT(host_rsp, 64);
-SLOT_AT(c_rsp, 72);
-SLOT_AT(hsp_base, 80);
-SLOT_AT(region, 88);
-SLOT_AT(rip, 96);
-SLOT_AT(window, 104);
+SLOT_AT(s1, -16);
+SLOT_AT(s2, -8);
+SLOT_AT(host_rsp, 24);
+SLOT_AT(c_rsp, 32);
+SLOT_AT(hsp_base, 40);
+SLOT_AT(region, 48);
+SLOT_AT(rip, 56);
+SLOT_AT(sp_distance, 64);
 #define FAR_AT(member, off) _Static_assert(offsetof(struct vcpu, member) == (off), "stub_offsets.h: " #member)
-FAR_AT(eflags, VCPU_BIAS + 40);
-FAR_AT(intr_wait, VCPU_BIAS + 44);
+FAR_AT(eflags, VCPU_BIAS + 16);
+FAR_AT(intr_wait, VCPU_BIAS + 20);
 FAR_AT(cs_tag, V_CS_TAG);
 FAR_AT(syscall_ok, V_SYSCALL_OK);
 FAR_AT(sysret_ok, V_SYSRET_OK);
@@ -48,16 +48,19 @@ FAR_AT(seg, V_SEG);
 FAR_AT(cpl, V_CPL);
 FAR_AT(lstar, V_LSTAR);
 FAR_AT(sfmask, V_SFMASK);
+_Static_assert(VCPU_BIAS % 64 == WINDOW_CHUNK_SHIFT, "tr_window.c: the shift count");
 _Static_assert(VECTOR_SPILL == VCPU_AREA - 64 && sizeof(struct vcpu) <= VECTOR_SPILL, "stub_offsets.h");
 _Static_assert(sizeof(struct seg) == 24 && SEG_SS == SEG_CS + 1, "stubs.S copies CS and SS together");
 _Static_assert(offsetof(struct vcpu, syscall_ss) == V_SYSCALL_CS + 24 && offsetof(struct vcpu, sysret_ss) == V_SYSRET_CS + 24, "");
-_Static_assert(OFF_KTLB == TLB_OFF_K && OFF_UTLB == TLB_OFF_U && OFF_KLOOP == LOOP_OFF_K && OFF_ULOOP == LOOP_OFF_U, "stubs.S");
+_Static_assert(OFF_KTLB == TLB_OFF_K && OFF_UTLB == TLB_OFF_U && OFF_KLOOP == LOOP_OFF_K && OFF_ULOOP == LOOP_OFF_U &&
+               OFF_UWINDOW == OFF_WINDOWS, "stubs.S");
 _Static_assert(((1 << TLB_K_BITS) - 1) << TLB_ENTRY_SHIFT == TLB_MASK_K &&
                ((1 << TLB_U_BITS) - 1) << TLB_ENTRY_SHIFT == TLB_MASK_U && HASH_SHIFT == 10 && LOOP_MISSES == 256, "");
 _Static_assert(offsetof(struct tlb_entry, tag_r) == TLB_TAG_R && offsetof(struct tlb_entry, tag_w) == TLB_TAG_W &&
                offsetof(struct tlb_entry, host) == TLB_HOST && offsetof(struct tlb_entry, delta) == TLB_DELTA, "");
 _Static_assert(offsetof(struct loop_entry, host) == 8 && offsetof(struct loop_entry, delta) == 16 &&
-               offsetof(struct loop_entry, misses) == 24 && sizeof(struct loop_entries) == 32 * (NR_LOOP + 1), "");
+               offsetof(struct loop_entry, misses) == 24 && offsetof(struct loop_entries, extent) == 32 * (NR_LOOP + 1), "");
+_Static_assert(offsetof(struct extent, misses) == 24 && EXTENT_FIRST == 16 && sizeof(struct loop_entries) <= PAGE_SIZE, "stubs.S");
 _Static_assert(offsetof(struct slow_site, size) + 5 == SITE_SIZE && offsetof(struct slow_site, loop) + 5 == SITE_LOOP, "");
 _Static_assert(OFF_KJC == JC_OFF_K && OFF_KACJC == JC_OFF_KAC && OFF_UJC == JC_OFF_U && OFF_U32JC == JC_OFF_U32, "");
 _Static_assert(((1 << JC_K_BITS) - 1) << 1 == JC_MASK_K && ((1 << JC_KAC_BITS) - 1) << 1 == JC_MASK_KAC &&
@@ -137,7 +140,7 @@ void engine_drop_returns(struct vcpu *v)
         v->hsp_saved[i] = v->hsp_bottom[i] = hstack_bottom(v, i);
     v->hsp_base = v->host_rsp = v->hsp_bottom[v->hstack_user];
 }
-static void hstack_select(struct vcpu *v, unsigned user)
+void engine_select_returns(struct vcpu *v, unsigned user)
 {
     if (v->hstack_user == user)
         return;
@@ -234,6 +237,9 @@ void vcpu_mode_changed(struct vcpu *v)
             m |= MODE_64K;
         if ((m & MODE_32) && !v->seg[SEG_CS].base && v->seg[SEG_CS].limit == 0xffffffffu)
             m |= MODE_CSFLAT;
+        ev->no_extents &= (v->cr0 & CR0_PG) != 0;
+        if (v->cpl != 3 && !ev->no_extents)
+            m |= MODE_EXTENT;
     }
     v->cs_tag = m & (MODE_64 | MODE_CSFLAT) ? 0 : segment_tag(v);
     if (v->cr0 & CR0_TS)
@@ -262,7 +268,7 @@ void vcpu_mode_changed(struct vcpu *v)
         m |= MODE_AC;
     if (v->cr4 & CR4_SMAP)
         m |= MODE_SMAP;
-    if (v->cr4 & CR4_TSD)
+    if (vcpu_tsc_forbidden(v) || (v->cpl == 0 && (v->cr4 & CR4_TSD)))
         m |= MODE_TSD;
     if (v->cr4 & CR4_FSGSBASE)
         m |= MODE_FSGS;
@@ -270,7 +276,7 @@ void vcpu_mode_changed(struct vcpu *v)
     v->mode = m;
     if (windows && slot == SLOT_U && !(m & (MODE_STEP | MODE_BRK | MODE_AC)))
         v->mode |= MODE_WINDOW;
-    hstack_select(v, v->cpl == 3);
+    engine_select_returns(v, v->cpl == 3);
     if (ev->jc_mode[slot] != m) { /* what the jump cache and the predictions hold is of another mode */
         ev->jc_mode[slot] = m;
         if (slot >= SLOT_U) {
@@ -287,18 +293,20 @@ void vcpu_mode_changed(struct vcpu *v)
     /* The short way of SYSCALL and SYSRET: 64-bit on both sides, nothing being debugged or traced. */
     u32 common = m & (MODE_TS | MODE_EM | MODE_MP | MODE_SSE | MODE_AVX | MODE_AVX512 | MODE_SMAP | MODE_TSD | MODE_FSGS);
     bool plain = code64 && !(m & (MODE_STEP | MODE_BRK | MODE_REAL)) && (v->efer & EFER_SCE) &&
-                 !(v->vm->debug & ~VITRO_DEBUG_WINDOWS) && !v->vm->pv.outer;
-    v->mode_kernel = common | MODE_64 | MODE_CPL0 | SLOT_K;
+                 !(v->vm->debug & ~VITRO_DEBUG_WINDOWS) && !(v->outer && (v->cr4 & CR4_TSD));
+    v->mode_kernel = common | MODE_64 | (v->outer ? 0 : MODE_CPL0) | SLOT_K;
     v->mode_user = common | MODE_64 | SLOT_U;
     v->syscall_ok = plain && slot == SLOT_U && !(v->eflags & EFL_AC) && ev->jc_mode[SLOT_K] == v->mode_kernel;
     v->sysret_ok = plain && slot == SLOT_K && ev->jc_mode[SLOT_U] == v->mode_user;
     if (windows)
         v->mode_user |= MODE_WINDOW;
-    u16 kcs = (u16)(v->star >> 32), ucs = (u16)(v->star >> 48);
-    v->syscall_cs = (struct seg){ .limit = ~0u, .attr = ATTR_CODE64, .sel = kcs & 0xfffc };
-    v->syscall_ss = (struct seg){ .limit = ~0u, .attr = ATTR_STACK, .sel = (u16)(kcs + 8) };
-    v->sysret_cs = (struct seg){ .limit = ~0u, .attr = ATTR_CODE64 | ATTR_DPL3, .sel = (u16)(ucs + 16) | 3 };
-    v->sysret_ss = (struct seg){ .limit = ~0u, .attr = ATTR_STACK | ATTR_DPL3, .sel = (u16)(ucs + 8) | 3 };
+    if (!v->outer) {
+        u16 kcs = (u16)(v->star >> 32), ucs = (u16)(v->star >> 48);
+        v->syscall_cs = (struct seg){ .limit = ~0u, .attr = ATTR_CODE64, .sel = kcs & 0xfffc };
+        v->syscall_ss = (struct seg){ .limit = ~0u, .attr = ATTR_STACK, .sel = (u16)(kcs + 8) };
+        v->sysret_cs = (struct seg){ .limit = ~0u, .attr = ATTR_CODE64 | ATTR_DPL3, .sel = (u16)(ucs + 16) | 3 };
+        v->sysret_ss = (struct seg){ .limit = ~0u, .attr = ATTR_STACK | ATTR_DPL3, .sel = (u16)(ucs + 8) | 3 };
+    }
     /* 64- and 32-bit user code share a prediction stack: neither may return into the other's code. */
     if (slot >= SLOT_U && ev->user_slot != slot) {
         ev->user_slot = (u8)slot;
@@ -565,6 +573,14 @@ void *engine_lookup(struct vcpu *v, u64 rip)
     return enter_at(v, false);
 }
 
+/* Another vCPU may have come here at the same time, and been first: what undoes its link must not be lost. With vm->lock held. */
+static bool is_linked(const u8 *patch, const struct link_site *site)
+{
+    s32 rel;
+    __builtin_memcpy(&rel, patch, sizeof(rel));
+    return patch + sizeof(rel) + rel != (const u8 *)site - LINK_STUB_LEN;
+}
+
 void *engine_link(struct vcpu *v, const struct link_site *site)
 {
     struct code_cache *c = v->vm->cache;
@@ -594,7 +610,8 @@ void *engine_link(struct vcpu *v, const struct link_site *site)
     u8 *code = b->code + b->entry[ENTRY_IND];
     /* The link is for ever: both ends must be of one page and mode, and still be there. */
     bool there = from && cache_generation(c, patch) == gen && !from->dead && !b->dead &&
-                 (other_mode || (from->mode & ~MODE_NOSHARE) == b->mode) && !(v->vm->debug & VITRO_DEBUG_NO_CHAIN);
+                 (other_mode || (from->mode & ~MODE_NOSHARE) == b->mode) && !(v->vm->debug & VITRO_DEBUG_NO_CHAIN) &&
+                 !is_linked(patch, site);
     if (there && other_page) {
         bool host = entry == ENTRY_HOST || entry == ENTRY_HOST_POLL;
         bool polls = entry == ENTRY_POLL || entry == ENTRY_HOST_POLL;
@@ -632,6 +649,17 @@ static void step_over_entry(struct vcpu *v, unsigned id)
         v->eng->step_armed = v->eflags & EFL_TF;
 }
 
+/* On to v->rip. Where engine_dispatch() would do nothing but look it up, the jump cache may. */
+static u64 go_on(struct vcpu *v)
+{
+    const struct engine_vcpu *ev = v->eng;
+    if (v->event || v->intr_wait || v->int_shadow || v->exit != EXIT_NONE || v->vm->debug || (v->mode & (MODE_STEP | MODE_BRK)) ||
+        ev->step_armed || ev->db_hit || ev->watch_hit || ev->shadow_step || ev->soft_step || ev->refused.valid)
+        return DISPATCH;
+    window_stack(v);
+    return PROBE;
+}
+
 u64 engine_sys(struct vcpu *v, const struct sys_site *site)
 {
     struct engine_vcpu *ev = v->eng;
@@ -646,7 +674,8 @@ u64 engine_sys(struct vcpu *v, const struct sys_site *site)
                  (unsigned long long)v->rip, (unsigned long long)v->regs[RAX], (unsigned long long)v->regs[RCX],
                  (unsigned long long)v->regs[RDX]);
     enum xret x = site->handler(v, &site->in);
-    if (unlikely(x == X_FAULT) && vcpu_has_outer(v) && v->cpl == CPL_OUTER && v->exc.vector == VEC_GP)
+    if (unlikely(x == X_FAULT) && vcpu_has_outer(v) && v->exc.vector == VEC_GP &&
+        (v->cpl == CPL_OUTER || site->in.id == I_IN || site->in.id == I_OUT))
         x = outer_privileged(v, &site->in);
     ev->smp.c_holds = false;
     ev->smp.store_len = 0;
@@ -664,10 +693,13 @@ u64 engine_sys(struct vcpu *v, const struct sys_site *site)
         v->rip += len;
         if (!(v->mode & MODE_64))
             v->rip = (u32)v->rip;
-        return DISPATCH;
+        return go_on(v);
     case X_FAULT:
         deliver(v);
         return DISPATCH;
+    case X_JUMP:
+        ev->smc_hit = false;
+        return go_on(v);
     default:
         ev->smc_hit = false;
         return DISPATCH;
@@ -677,6 +709,7 @@ u64 engine_sys(struct vcpu *v, const struct sys_site *site)
 void engine_fault(struct vcpu *v)
 {
     v->eng->nr_fault_signal++;
+    smp_bus_unlock(v);
     struct insn in;
     struct exc exc = v->exc;
     /* An address that is not canonical may get past a check (struct loop_entry): the host's #GP, through the stack #SS. */
@@ -702,6 +735,7 @@ void engine_a20(struct vcpu *v)
 
 void engine_window(struct vcpu *v)
 {
+    smp_bus_unlock(v);
     if (v->eng->window_fault) {
         v->eng->window_fault = false;
         v->eng->refused.rip = v->rip;
@@ -725,8 +759,8 @@ static void handle_events(struct vcpu *v)
         engine_drop_written(v);
     if (e & EVENT_RESCHED)
         engine_see_remap(v);
-    if (e & EVENT_FLUSH)
-        tlb_flush_all(v, true);
+    if (e & (EVENT_FLUSH | EVENT_FLUSH_SPACES))
+        tlb_flush_all(v, e & EVENT_FLUSH);
     if (e & EVENT_FLUSH_PAGES)
         smp_flush_listed(v);
     if (e & EVENT_WAKE) {
@@ -757,16 +791,16 @@ static void handle_events(struct vcpu *v)
             outer_event(v);
             return;
         }
-        int vec = -1;
-        fpu_leave(v);
-        if (v->vm->pv.tick)
-            v->vm->pv.tick(v->vm->pv.opaque, v->index);
-        if (v->vm->pv.intr_ack)
-            vec = v->vm->pv.intr_ack(v->vm->pv.opaque, v->index);
+        int vec = v->vm->pv.intr_ack ? v->vm->pv.intr_ack(v->vm->pv.opaque, v->index) : -1;
         bool more = vec >= 0; /* the other has not been asked; when it is, it kicks if it has another (libvitro.h) */
-        if (vec < 0 && v->host->intr_ack)
-            vec = v->host->intr_ack(v->host->opaque, v->index);
-        fpu_enter(v);
+        if (!more) {
+            fpu_leave(v);
+            if (v->vm->pv.tick)
+                v->vm->pv.tick(v->vm->pv.opaque, v->index);
+            if (v->host->intr_ack)
+                vec = v->host->intr_ack(v->host->opaque, v->index);
+            fpu_enter(v);
+        }
         if (vec >= 0) {
             v->eng->step_armed = false;
             v->halted = 0;
@@ -882,6 +916,7 @@ void *engine_dispatch(struct vcpu *v)
         void *code = enter_at(v, shadow || (v->mode & (MODE_STEP | MODE_BRK)));
         if (code) {
             v->region = (u64)v->space->base + VCPU_BIAS;
+            window_stack(v);
             return code;
         }
     }

@@ -17,11 +17,13 @@ static void mmio(struct vcpu *v, gpa_t gpa, u8 *buf, unsigned len, bool write)
     v->nr_mmio++;
     if (!v->outer) /* struct vitro_outer: its functions leave vector registers alone, and so do these */
         fpu_leave(v);
-    while (len) {
+    while (len && v->eng->store == STORE_DONE) {
         unsigned n = MIN(len, 64u);
         if (write) {
             if (h->mmio_write)
                 h->mmio_write(h->opaque, v->index, gpa, buf, n);
+            if (v->eng->store_before)
+                v->eng->store_before += n;
         } else if (h->mmio_read) {
             h->mmio_read(h->opaque, v->index, gpa, buf, n);
         } else {
@@ -162,6 +164,35 @@ enum xret mem_host(struct vcpu *v, gla_t la, unsigned len, unsigned acc, void **
     return X_OK;
 }
 
+/* The host's bytes, if the TLB has all of them and nothing is watched. No tag is that of an address which is not canonical. */
+static inline u8 *known(struct vcpu *v, gla_t la, unsigned len, unsigned acc)
+{
+    const struct tlb_entry *e = tlb_at(v, tlb_slot(v, acc), la);
+
+    if (len > PAGE_SIZE || la - (acc & ACC_W ? e->tag_w : e->tag_r) > PAGE_SIZE - len || watching(v) || (v->mode & MODE_AC))
+        return NULL;
+    return (u8 *)e->host + (la & ~PAGE_MASK);
+}
+
+bool mem_read_known(struct vcpu *v, gla_t la, void *buf, unsigned len, unsigned acc)
+{
+    const u8 *host = known(v, la, len, acc | ACC_R);
+
+    if (likely(host))
+        engine_copy(buf, host, len);
+    return host;
+}
+
+bool mem_write_known(struct vcpu *v, gla_t la, const void *buf, unsigned len, unsigned acc)
+{
+    c_write_begin(v);
+    u8 *host = known(v, la, len, acc | ACC_W);
+    if (likely(host))
+        engine_copy(host, buf, len);
+    c_write_end(v);
+    return host;
+}
+
 /* Both pages of an access are resolved before a byte moves. */
 static enum xret resolve(struct vcpu *v, gla_t la, unsigned len, unsigned acc, struct tlb_ref ref[2], unsigned *n1)
 {
@@ -207,6 +238,16 @@ enum xret mem_read(struct vcpu *v, gla_t la, void *buf, unsigned len, unsigned a
     return X_OK;
 }
 
+/* The store was one of those that mmio_write may not do, and it was not done. Refused: v->exc is the page fault. */
+static bool store_not_done(struct vcpu *v, gla_t la)
+{
+    if (likely(v->eng->store == STORE_DONE))
+        return false;
+    raise_error(v, VEC_PF, PF_P | PF_W);
+    v->exc.cr2 = la;
+    return true;
+}
+
 enum xret mem_write(struct vcpu *v, gla_t la, const void *buf, unsigned len, unsigned acc)
 {
     struct tlb_ref ref[2];
@@ -218,6 +259,10 @@ enum xret mem_write(struct vcpu *v, gla_t la, const void *buf, unsigned len, uns
         const u8 *from = (const u8 *)buf + at;
         if (!ref[i].host) {
             mmio(v, ref[i].gpa, (u8 *)from, n, true);
+            if (store_not_done(v, la + at)) { /* refused: only what looked first is asked to do it again */
+                v->eng->store = STORE_DONE;
+                x = X_FAULT;
+            }
         } else if (ref[i].watched) {
             ram_store(v, ref[i].host, ref[i].gpa, from, n, NULL);
         } else {
@@ -331,22 +376,10 @@ static void conflict(struct vcpu *v, const struct slow_site *site)
     engine_unlock(v->vm);
 }
 
-/*
- * An access's own copy of a TLB entry was wrong. Where that happens often there is none from now on. Misses of the table count
- * too, but not while the other index may end them.
- */
-static void loop_missed(struct vcpu *v, const struct slow_site *site, bool evicted)
+/* The instruction's accesses have neither copies nor extents from now on. */
+static void no_copy(struct vcpu *v, const struct slow_site *site)
 {
     struct code_cache *c = v->vm->cache;
-    struct loop_entry *l = (struct loop_entry *)(v->space->base + VCPU_BIAS + site->loop);
-    l->misses += site->hashed || !evicted;
-    if (likely(l->misses < LOOP_MISSES))
-        return;
-    u32 now = (u32)(__builtin_ia32_rdtsc() >> 8), since = now - l->when;
-    l->misses = 0;
-    l->when = now;
-    if (since > LOOP_MISSES * 200 / 256) /* once in 200 cycles pays: a miss costs some 30, a hit saves 3 */
-        return;
     struct block *b = cache_block_at(c, (const u8 *)site);
     if (!b)
         return;
@@ -356,6 +389,50 @@ static void loop_missed(struct vcpu *v, const struct slow_site *site, bool evict
         cache_kill_block(c, b);
     }
     engine_unlock(v->vm);
+}
+/* LOOP_MISSES since `when`. Once in 200 cycles pays: a miss costs some 30, a hit saves 3. */
+static bool often(u32 *when)
+{
+    u32 now = (u32)(__builtin_ia32_rdtsc() >> 8), since = now - *when;
+    *when = now;
+    return since <= LOOP_MISSES * 200 / 256;
+}
+
+/*
+ * An access's own copy of a TLB entry was wrong, or its extent. Where that happens often there is none from now on. Misses of
+ * the table count too, but not while the other index may end them.
+ */
+static void loop_missed(struct vcpu *v, const struct slow_site *site, gla_t ea, bool evicted)
+{
+    if (!site->extent) {
+        struct loop_entry *l = (struct loop_entry *)(v->space->base + VCPU_BIAS + site->loop);
+        l->misses += site->hashed || !evicted;
+        if (likely(l->misses < LOOP_MISSES))
+            return;
+        l->misses = 0;
+        if (often(&l->when))
+            no_copy(v, site);
+        return;
+    }
+    struct extent *e = (struct extent *)(v->space->base + VCPU_BIAS + site->loop);
+    e->misses++;
+    if (e->misses < LOOP_MISSES) {
+        if (!e->limit && e->misses >= EXTENT_FIRST)
+            extent_make(v, e, ea, site->acc);
+        return;
+    }
+    e->moves = often(&e->when) ? (u16)(e->moves + 1) : 0;
+    if (e->moves < EXTENT_MOVES) {
+        extent_make(v, e, ea, site->acc);
+        return;
+    }
+    e->misses = e->moves = 0;
+    if (!(v->cr0 & CR0_PG)) {
+        no_copy(v, site);
+        return;
+    }
+    v->eng->no_extents = true;
+    vcpu_mode_changed(v);
 }
 
 /* Nothing was made from the bytes of a store beside code: it may go direct. False too once the page is watched no longer. */
@@ -394,6 +471,10 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
     ev->smp.store_len = 0; /* the one before has happened */
     ev->smp.c_holds = false;
 
+    if (unlikely(!site->size)) { /* check_span(): a group's span is not in its segment */
+        void *alone = engine_unshared(v, (const struct group_site *)site);
+        return alone ? (u64)alone : DISPATCH;
+    }
     enum xret x = check_canonical(v, ea, site->size, site->s.kind);
     if (x == X_OK && unlikely(v->mode & MODE_AC) && !site->loose && misaligned(ea, site->size))
         x = raise_error(v, VEC_AC, 0);
@@ -412,6 +493,8 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
         site->slot == ev->watched.slot && (ea & ~PAGE_MASK) + site->size <= PAGE_SIZE && !watching(v) &&
         beside_code(v, ev->watched.gpa + (ea & ~PAGE_MASK), site->size)) {
         point_at(v, site, ea, ev->watched.host + (ea & ~PAGE_MASK));
+        if (site->extent) /* one may lie between pieces of code */
+            loop_missed(v, site, ea, false);
         return RESUME;
     }
     if (site->group) {
@@ -423,7 +506,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
                     watched_note(v, site, ea, &r);
                 point_at(v, site, ea, r.host);
                 if (site->loop)
-                    loop_missed(v, site, r.evicted);
+                    loop_missed(v, site, ea, r.evicted);
                 if (r.evicted)
                     conflict(v, site);
                 return RESUME;
@@ -447,7 +530,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
         if (likely(!ref[0].watched)) {
             point_at(v, site, ea, ref[0].host);
             if (site->loop)
-                loop_missed(v, site, ref[0].evicted);
+                loop_missed(v, site, ea, ref[0].evicted);
             if (ref[0].evicted)
                 conflict(v, site);
             return RESUME;
@@ -501,6 +584,11 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
             return (u64)(site + 1);
         }
     }
+    if (unlikely(site->locked) && site->copy && !smp_bus_lock(v)) {
+        ev->step_armed = ev->stepped = false; /* the instruction has not begun */
+        ev->db_hit = ev->watch_hit = 0;
+        return DISPATCH;
+    }
     /* Bounce. The low six bits of the address are kept: alignment faults must stay what they are. */
     u8 *buf = ev->bounce + (ea & 63);
     if (skip0 || skip1) {
@@ -516,7 +604,11 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
         ev->masked_first = n1;
     }
     struct commit *c = &ev->commit;
-    *c = (struct commit){ .from = buf };
+    *c = (struct commit){ .from = buf, .ea = ea };
+    if (vcpu_has_outer(v)) {
+        engine_copy(ev->before_store.regs, v->regs, sizeof(v->regs));
+        ev->before_store.fl = v->fl;
+    }
     for (unsigned i = 0, at = 0; at < site->size; i++) {
         unsigned n = i ? site->size - n1 : n1;
         bool skip = i ? skip1 : skip0;
@@ -534,7 +626,7 @@ u64 engine_slow(struct vcpu *v, const struct slow_site *site)
             c->part[i].gpa = ref[i].gpa;
             c->part[i].len = (u16)n;
             c->part[i].skip = 0;
-            if (v->vm->smp && ref[i].host)
+            if (v->vm->smp)
                 engine_copy(ev->before + at, buf + at, n);
         }
         c->nr = (u8)(i + 1);
@@ -567,6 +659,35 @@ static bool ram_commit(struct vcpu *v, u8 *host, gpa_t gpa, const u8 *from, cons
     return self;
 }
 
+/*
+ * The instruction has run, but its store was not done: what it did to registers is undone, and it has its page fault or is run
+ * again. Its x87 and vector registers are as it left them: what stores from those changes none, but for x87's own pops.
+ */
+static u64 undo(struct vcpu *v)
+{
+    struct engine_vcpu *ev = v->eng;
+    bool refused = ev->store == STORE_REFUSED;
+    ev->store = STORE_DONE;
+    ev->commit.nr = 0;
+    ev->commit.redispatch = false;
+    smp_bus_unlock(v);
+    engine_copy(v->regs, ev->before_store.regs, sizeof(v->regs));
+    v->fl = ev->before_store.fl;
+    ev->step_armed = false;
+    if (refused)
+        exc_deliver(v);
+    return DISPATCH;
+}
+
+/* Who reads and writes in one instruction must not lose what came in between (store_before). */
+static void mmio_commit(struct vcpu *v, const struct slow_site *site, gpa_t gpa, u8 *from, long at, unsigned len)
+{
+    struct engine_vcpu *ev = v->eng;
+    ev->store_before = v->vm->smp && vcpu_has_outer(v) && (site->acc & ACC_R) ? ev->before + at : NULL;
+    mmio(v, gpa, from, len, true);
+    ev->store_before = NULL;
+}
+
 u64 engine_commit(struct vcpu *v, const struct slow_site *site)
 {
     struct engine_vcpu *ev = v->eng;
@@ -583,11 +704,14 @@ u64 engine_commit(struct vcpu *v, const struct slow_site *site)
         if (c->part[i].host)
             self |= ram_commit(v, c->part[i].host, c->part[i].gpa, from, ev->before + (from - c->from), c->part[i].len, (const u8 *)site);
         else
-            mmio(v, c->part[i].gpa, from, c->part[i].len, true);
+            mmio_commit(v, site, c->part[i].gpa, from, from - c->from, c->part[i].len);
+        if (unlikely(store_not_done(v, c->ea + (u64)(from - c->from))))
+            return undo(v);
         from += c->part[i].len;
     }
     c->nr = 0;
     c->redispatch = false;
+    smp_bus_unlock(v);
     self |= __atomic_load_n(&v->event, __ATOMIC_RELAXED) & EVENT_RESCHED; /* a doorbell's device may have written code (dma.c) */
     if (!self || !site->final)
         return RESUME;

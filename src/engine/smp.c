@@ -10,7 +10,15 @@
 #include <time.h>
 
 #include "engine/engine.h"
+#include "engine/help.h"
 #include "engine/translate.h"
+
+static void note_cpu(struct vcpu *v)
+{
+    int cpu = sched_getcpu();
+    if (v->eng->smp.cpu != cpu)
+        __atomic_store_n(&v->eng->smp.cpu, cpu, __ATOMIC_RELAXED);
+}
 
 /* -- Answering ---------------------------------------------------------------------------------------- */
 
@@ -61,11 +69,12 @@ void smp_safepoint(struct vcpu *v)
 {
     if (!v->vm->smp)
         return;
+    note_cpu(v);
     mwait_safepoint(v);
     if (unlikely(settle(v))) { /* until who asked has made its translation: else this one might come first each time */
         smp_offline(v);
-        pthread_mutex_lock(&v->vm->xl_lock);
-        pthread_mutex_unlock(&v->vm->xl_lock);
+        turns_take(&v->vm->xl_lock);
+        turns_give(&v->vm->xl_lock);
         smp_online(v);
     }
 }
@@ -77,6 +86,7 @@ void smp_online(struct vcpu *v)
     pthread_mutex_lock(&v->vm->lock);
     settle(v);
     mwait_safepoint_locked(v);
+    note_cpu(v);
     __atomic_store_n(&v->eng->smp.online, 1, __ATOMIC_SEQ_CST);
     pthread_mutex_unlock(&v->vm->lock);
 }
@@ -125,9 +135,9 @@ static void wait_a_moment(unsigned n)
 void smp_back(struct vcpu *v)
 {
     smp_online(v);
-    if (__atomic_load_n(&v->event, __ATOMIC_SEQ_CST) & EVENT_FLUSH) { /* who asked did not wait for us */
-        __atomic_fetch_and(&v->event, ~EVENT_FLUSH, __ATOMIC_SEQ_CST);
-        tlb_flush_all(v, true);
+    if (__atomic_load_n(&v->event, __ATOMIC_SEQ_CST) & (EVENT_FLUSH | EVENT_FLUSH_SPACES)) { /* who asked did not wait for us */
+        u32 was = __atomic_fetch_and(&v->event, ~(EVENT_FLUSH | EVENT_FLUSH_SPACES), __ATOMIC_SEQ_CST);
+        tlb_flush_all(v, was & EVENT_FLUSH);
     }
     if (__atomic_load_n(&v->event, __ATOMIC_SEQ_CST) & EVENT_FLUSH_PAGES) {
         __atomic_fetch_and(&v->event, ~EVENT_FLUSH_PAGES, __ATOMIC_SEQ_CST);
@@ -236,10 +246,10 @@ static void wait_for_answers(struct vcpu *v)
 void smp_xl_lock(struct vcpu *v)
 {
     struct vm *vm = v->vm;
-    if (!vm->smp || !pthread_mutex_trylock(&vm->xl_lock))
+    if (!vm->smp || turns_try(&vm->xl_lock))
         return;
     smp_offline(v);
-    pthread_mutex_lock(&vm->xl_lock);
+    turns_take(&vm->xl_lock);
     smp_online(v);
 }
 
@@ -250,7 +260,7 @@ void smp_xl_unlock(struct vcpu *v)
         return;
     while (vm->nr_claims)
         cache_unclaim(vm->cache, vm->claim[--vm->nr_claims]);
-    pthread_mutex_unlock(&vm->xl_lock);
+    turns_give(&vm->xl_lock);
 }
 
 /* Those whose C may be writing by a pointer. */
@@ -358,15 +368,83 @@ struct vcpu *smp_conflict(struct vm *vm, const struct block *b)
 
 /* -- Waiting in a loop ----------------------------------------------------------------------------------- */
 
-/* Some microseconds of PAUSE: the vCPU waited for may have no host CPU. Guests wait this way for very short times, or for
- * vCPUs that do not run. */
+/* PAUSEs until the host's CPU is given away: guests wait this way for very short times, some microseconds, or for vCPUs that
+ * do not run. */
 #define PAUSE_BURST 100
+/* Another vCPU wants the same CPU, and has an interrupt to take, which may be what is waited for, or waits in a loop too, so that
+ * it will soon give the CPU back. (One that computes may keep it for milliseconds.) */
+#define PAUSE_FEW 8
+
+static bool shares_cpu(struct vcpu *v, bool with_one_that_waits)
+{
+    const struct vm *vm = v->vm;
+    note_cpu(v);
+    for (unsigned i = 0; i < vm->nr_vcpus; i++) {
+        struct vcpu *b = vm->vcpu[i];
+        if (!b || i == v->index || !is_online(b) || __atomic_load_n(&b->eng->smp.cpu, __ATOMIC_RELAXED) != v->eng->smp.cpu)
+            continue;
+        if (!with_one_that_waits || __atomic_load_n(&b->eng->smp.yields, __ATOMIC_RELAXED) ||
+            __atomic_load_n(&b->event, __ATOMIC_RELAXED))
+            return true;
+    }
+    return false;
+}
+
+bool smp_shares_cpu(struct vcpu *v)
+{
+    return shares_cpu(v, false);
+}
+
+/* told: others may know that this vCPU does not run. */
+static void give_away(struct vcpu *v, bool told)
+{
+    const struct vitro_pv *pv = &v->vm->pv;
+    bool flush = false;
+    told = told && pv->yield_begin;
+    v->eng->smp.nr_yields++;
+    if (told) {
+        fpu_leave(v);
+        pv->yield_begin(pv->opaque, v->index);
+    }
+    __atomic_store_n(&v->eng->smp.yields, true, __ATOMIC_RELAXED);
+    sched_yield();
+    __atomic_store_n(&v->eng->smp.yields, false, __ATOMIC_RELAXED);
+    if (told) {
+        flush = pv->yield_end(pv->opaque, v->index);
+        fpu_enter(v);
+    }
+    if (flush) {
+        tlb_flush_all(v, false);
+        v->eng->smc_hit = true;
+    }
+}
+
+void smp_yield(struct vcpu *v)
+{
+    give_away(v, true);
+}
+
+/* A yield this short was for nobody: the next one is most likely, too. Who waits for this vCPU does better to interrupt it
+ * than to leave it a flush of its TLB. */
+#define SHORT_TICKS (1u << 13) /* of the TSC: some microseconds */
+/* One this long was for somebody who computes, another process perhaps: the host counts each as a whole time slice, so
+ * that few of them are made for a while. */
+#define LONG_TICKS (1u << 20) /* a fraction of a millisecond */
+#define LONG_LASTS 16
+
 enum xret sys_pause(struct vcpu *v, const struct insn *in)
 {
+    struct smp_vcpu *s = &v->eng->smp;
+    u64 began = host_rdtsc();
     (void)in;
-    v->pauses = PAUSE_BURST;
-    v->eng->smp.nr_yields++;
-    sched_yield();
+    give_away(v, s->gave);
+    u64 took = host_rdtsc() - began;
+    s->gave = took > SHORT_TICKS;
+    if (took > LONG_TICKS)
+        s->long_yields = LONG_LASTS;
+    else if (s->long_yields)
+        s->long_yields--;
+    v->pauses = !s->long_yields && shares_cpu(v, true) ? PAUSE_FEW : PAUSE_BURST;
     return X_OK;
 }
 
@@ -394,6 +472,26 @@ u8 *smp_join(struct vcpu *v, u8 *first, u8 *second)
         s->split_of[i] = page[i];
     }
     return s->split;
+}
+
+bool smp_bus_lock(struct vcpu *v)
+{
+    if (!v->vm->smp)
+        return true;
+    if (__atomic_exchange_n(&v->vm->bus, 1, __ATOMIC_ACQUIRE)) {
+        sched_yield();
+        return false;
+    }
+    v->eng->smp.bus = true;
+    return true;
+}
+
+void smp_bus_unlock(struct vcpu *v)
+{
+    if (likely(!v->eng->smp.bus))
+        return;
+    v->eng->smp.bus = false;
+    __atomic_store_n(&v->vm->bus, 0, __ATOMIC_RELEASE);
 }
 
 void smp_vcpu_fini(struct vcpu *v)

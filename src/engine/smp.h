@@ -21,7 +21,12 @@ struct vm;
 #define WTAG_WAYS 4
 struct smp_vcpu {
     u32 online;
+    int cpu;            /* of the host's: where the vCPU's thread was when it last looked */
+    bool yields;        /* ... and it gives it away just now, because the guest waits */
+    bool gave;          /* the last time somebody took it */
+    u8 long_yields;     /* not 0: one of the last took long */
     u32 c_writes;       /* C is writing guest memory right now, through a pointer got earlier */
+    bool bus;           /* this vCPU has vm->bus */
     bool c_holds;       /* C may hold such a pointer until the helper ends */
     u32 store_len;      /* not 0: the running instruction may store here although the page holds translations, */
 #define STORE_ANYWHERE ~0u
@@ -79,4 +84,15 @@ void smp_revoke(struct vcpu *v, struct ram_slot *rs, gpa_t page);
 /* smp_join - two host pages of guest memory, side by side: the same memory, so that what crosses is one access.
  * NULL: this memory cannot be mapped twice. */
 u8 *smp_join(struct vcpu *v, u8 *first, u8 *second);
+/* smp_shares_cpu - does another vCPU want the host's CPU that this one's thread, the caller, is on? By where they were seen last. */
+bool smp_shares_cpu(struct vcpu *v);
+/* smp_yield - give the host's CPU away, and let others know. The caller must leave its block if smc_hit is set then: the TLB was flushed. */
+void smp_yield(struct vcpu *v);
+/*
+ * smp_bus_lock - a locked instruction is about to read, change and write what is no RAM, or no one piece of it: among these it is
+ * alone until smp_bus_unlock. False: another is under way; run the instruction again from a safepoint (who has the lock may
+ * wait there for us). smp_bus_unlock of who has no lock does nothing.
+ */
+bool smp_bus_lock(struct vcpu *v);
+void smp_bus_unlock(struct vcpu *v);
 void smp_vcpu_fini(struct vcpu *v);

@@ -64,7 +64,8 @@ void vitro_vm_counters(struct vitro_vm *pub, struct vitro_counters *out)
             continue;
         out->ports += sum(v, ports, ARRAY_SIZE(ports));
         out->privileged += sum(v, privileged, ARRAY_SIZE(privileged));
-        out->hypercalls += sum(v, calls, ARRAY_SIZE(calls));
+        out->hypercalls += sum(v, calls, ARRAY_SIZE(calls)) + __atomic_load_n(&v->nr_outer_calls, __ATOMIC_RELAXED);
+        out->carried += __atomic_load_n(&v->nr_outer_carried, __ATOMIC_RELAXED);
         out->mmio += __atomic_load_n(&v->nr_mmio, __ATOMIC_RELAXED);
         out->interrupts += __atomic_load_n(&v->nr_intr, __ATOMIC_RELAXED);
         out->page_faults += __atomic_load_n(&v->nr_exc[VEC_PF], __ATOMIC_RELAXED);

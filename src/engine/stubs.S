@@ -3,31 +3,36 @@
  *
  * Register assignment while emitted code runs:
  *
- *   guest rax rcx rdx rbx rbp rsi rdi r8 r9 r12 r13   the same host registers
+ *   guest rax rcx rdx rbx rbp rsi rdi r12 r13         the same host registers
+ *   guest r14 r15                                     host r8 r9
  *   guest rsp                                         host r15
- *   guest r10 r11 r14 r15                             vcpu->regs (the four least used by compilers)
+ *   guest r8 r9 r10 r11                               vcpu->regs (the four least used)
  *   r10 (s1), r11 (s2)                                scratch: addresses
- *   r14                                               struct vcpu + 128 in the current address space
+ *   r14                                               struct vcpu + VCPU_BIAS in the current address space
  *   rsp                                               return-prediction stack (call and ret)
  *   xmm/ymm/zmm, k, x87, mxcsr                        the guest's own
  *
  * The implicit operands of x86 (rax, rcx, rdx, rbx, rsi, rdi) keep their names, so most instructions are
- * copied byte for byte. Guest rsp takes r15, not r13: [r15 + disp] needs no SIB and no forced displacement.
+ * copied byte for byte. r14 and r15 are what deep functions keep their variables in; r8 to r11, which calls destroy, are used
+ * a third as often in real programs (docs/decisions/0023). Guest rsp takes r15, not r13: [r15 + disp] needs no SIB and no forced displacement.
  * C runs on the stack that vitro_vcpu_run was called on.
  */
-#define R(n) (-128 + 8 * (n))(%r14)
+#include "engine/stub_offsets.h"
+#define R(n) (8 * (n) - VCPU_BIAS)(%r14)
 #define VBASE 0(%r14)
 #define FL 8(%r14)
 #define EVENT 12(%r14)
-#define EFLAGS 40(%r14)
-#define INTR_WAIT 44(%r14)
-#define S1 48(%r14)
-#define S2 56(%r14)
-#define HOST_RSP 64(%r14)
-#define C_RSP 72(%r14)
-#define HSP_BASE 80(%r14)
-#define REGION 88(%r14)
-#define RIP 96(%r14)
+#define EFLAGS 16(%r14)
+#define INTR_WAIT 20(%r14)
+#define S1 -16(%r14)
+#define S2 -8(%r14)
+#define HOST_RSP 24(%r14)
+#define C_RSP 32(%r14)
+#define HSP_BASE 40(%r14)
+#define REGION 48(%r14)
+#define RIP 56(%r14)
+#define SP_DISTANCE 64(%r14)
+#define WINDOWS (OFF_WINDOWS - VCPU_BIAS)
 
 .macro SAVE_ALL
     mov %rax, R(0)
@@ -38,8 +43,8 @@
     mov %rbp, R(5)
     mov %rsi, R(6)
     mov %rdi, R(7)
-    mov %r8, R(8)
-    mov %r9, R(9)
+    mov %r8, R(14)
+    mov %r9, R(15)
     mov %r12, R(12)
     mov %r13, R(13)
 .endm
@@ -52,8 +57,8 @@
     mov R(5), %rbp
     mov R(6), %rsi
     mov R(7), %rdi
-    mov R(8), %r8
-    mov R(9), %r9
+    mov R(14), %r8
+    mov R(15), %r9
     mov R(12), %r12
     mov R(13), %r13
 .endm
@@ -64,13 +69,12 @@
 #endif
 .endm
 .macro TO_C                 /* vcpu as the first argument, the C stack */
-    lea -128(%r14), %rdi
+    lea -VCPU_BIAS(%r14), %rdi
     mov %rsp, HOST_RSP
     mov C_RSP, %rsp
 .endm
 
-#include "engine/stub_offsets.h"
-#define VV(off) ((off) - 128)(%r14)
+#define VV(off) ((off) - VCPU_BIAS)(%r14)
     .text
     .globl enter_code, stub_fault, stub_window, stub_table
 
@@ -83,18 +87,18 @@ enter_code:
     push %r14
     push %r15
     sub $8, %rsp
-    lea 128(%rdi), %r14
+    lea VCPU_BIAS(%rdi), %r14
     mov %rsp, C_RSP
     mov %rsi, %rax
     jmp go
 
 /* Resume where engine_dispatch says. rsp is the C stack here. */
 stub_dispatch:
-    lea -128(%r14), %rdi
+    lea -VCPU_BIAS(%r14), %rdi
     call engine_dispatch
     test %rax, %rax
     jz leave
-go: /* enter rax, an ENTRY_IND, with s1 = RIP and CS's tag */
+go: /* enter rax, an ENTRY_IND or a stub_probe_*, with s1 = RIP and CS's tag */
     mov REGION, %r14
     mov %rax, S2
     mov HOST_RSP, %rsp
@@ -135,8 +139,8 @@ stub_slow:
     mov R(3), %rbx
     mov R(6), %rsi
     mov R(7), %rdi
-    mov R(8), %r8
-    mov R(9), %r9
+    mov R(14), %r8
+    mov R(15), %r9
     mov S1, %r10
     mov S2, %r11
     ret
@@ -160,7 +164,7 @@ to_dispatch:
     jnz 3f
     rorx $7, %r10, %r11
 1:  and $\mask, %r11d
-    sub (\off + \tag - 128)(%r14, %r11), %r10
+    sub (\off + \tag - VCPU_BIAS)(%r14, %r11), %r10
     movzwl SITE_SIZE(%rax), %eax
     neg %eax
     add $4096, %eax
@@ -169,13 +173,13 @@ to_dispatch:
     incl 24(%rcx)
     cmpl $256, 24(%rcx)
     jae 2f
-    mov (\off + \tag - 128)(%r14, %r11), %rax
+    mov (\off + \tag - VCPU_BIAS)(%r14, %r11), %rax
     mov %rax, (%rcx)
-    mov (\off + TLB_HOST - 128)(%r14, %r11), %rax
+    mov (\off + TLB_HOST - VCPU_BIAS)(%r14, %r11), %rax
     mov %rax, 8(%rcx)
-    mov (\off + TLB_DELTA - 128)(%r14, %r11), %r11
+    mov (\off + TLB_DELTA - VCPU_BIAS)(%r14, %r11), %r11
     mov %r11, 16(%rcx)
-    movl $1, (\used - 128)(%r14)
+    movl $1, (\used - VCPU_BIAS)(%r14)
     mov (%rsp), %rcx
     testb $SITE_FORM_DELTA, SITE_BITS(%rcx)
     cmovz %rax, %r11
@@ -194,6 +198,49 @@ to_dispatch:
     LOOP stub_loop_kw, TLB_OFF_K, TLB_MASK_K, TLB_TAG_W, LOOP_OFF_K
     LOOP stub_loop_ur, TLB_OFF_U, TLB_MASK_U, TLB_TAG_R, LOOP_OFF_U
     LOOP stub_loop_uw, TLB_OFF_U, TLB_MASK_U, TLB_TAG_W, LOOP_OFF_U
+
+/*
+ * call stub_extent_*; jmp resume; struct slow_site: an access does not lie in its extent. s1 = EA, for writes
+ * less the extent's start. Look in the table; now
+ * and then, and if it is not there either: stub_slow.
+ */
+.macro EXTENT name, tag
+\name:
+    mov %rax, S1
+    mov %rcx, S2
+    mov (%rsp), %rax
+    movslq SITE_LOOP(%rax), %rcx
+    add %r14, %rcx
+.if \tag == TLB_TAG_W
+    add (%rcx), %r10
+.endif
+    testb $SITE_HASHED, SITE_BITS(%rax)
+    jnz 3f
+    rorx $7, %r10, %r11
+1:  and $TLB_MASK_K, %r11d
+    sub (TLB_OFF_K + \tag - VCPU_BIAS)(%r14, %r11), %r10
+    movzwl SITE_SIZE(%rax), %eax
+    neg %eax
+    add $4096, %eax
+    cmp %rax, %r10
+    ja 2f
+    incw 24(%rcx)
+    testb $15, 24(%rcx)
+    jz 2f
+    mov (TLB_OFF_K + TLB_HOST - VCPU_BIAS)(%r14, %r11), %r11
+    mov S1, %rax
+    mov S2, %rcx
+    ret
+2:  mov S1, %rax
+    mov S2, %rcx
+    jmp stub_slow
+3:  rorx $10, %r10, %r11
+    xor %r10, %r11
+    rorx $7, %r11, %r11
+    jmp 1b
+.endm
+    EXTENT stub_extent_r, TLB_TAG_R
+    EXTENT stub_extent_w, TLB_TAG_W
 
 /* call stub_commit_*; jmp back; u8 distance from the jmp back to the record: a bounced operation has run. */
 .macro COMMIT_SITE
@@ -245,12 +292,19 @@ stub_sys:
     call engine_sys
     mov REGION, %r14
     test %eax, %eax
-    jnz to_dispatch
+    jnz 1f
     mov HOST_RSP, %rsp
     pushq S1
     LOAD_ALL
     POISON
     ret
+1:  cmp $1, %eax
+    je to_dispatch
+    mov VV(V_MODE), %ecx      /* MODE_SLOT */
+    and $3, %ecx
+    lea stub_probes(%rip), %rax
+    mov (%rax, %rcx, 8), %rax
+    jmp go
 
 /*
  * SYSCALL and SYSRET the short way: 64-bit user and kernel, nothing debugged (v->syscall_ok, sysret_ok, kept by
@@ -339,6 +393,9 @@ stub_sysret:
     and $0xd5, %r10d
     or $2, %r10d
     mov %r10b, 9(%r14)
+    shrx %r14, %r15, %r11         /* as tr_window.c does */
+    mov WINDOWS(%r14, %r11, 8), %r11
+    mov %r11, SP_DISTANCE
     LOAD_CS_SS V_SYSRET_CS
     movb $3, VV(V_CPL)
     mov VV(V_MODE_USER), %r11d
@@ -363,7 +420,7 @@ stub_sysret:
     mov %rax, R(0)
     mov %rdx, R(2)
     mov %rbx, R(3)
-    mov %r8, R(8)
+    mov %r8, R(14)
     testl $DF, EFLAGS
     jnz 9f
     test %rcx, %rcx
@@ -411,7 +468,7 @@ stub_sysret:
 9:  mov R(0), %rax
     mov R(2), %rdx
     mov R(3), %rbx
-    mov R(8), %r8
+    mov R(14), %r8
     test %rcx, %rcx
     ret
 .endm
@@ -571,11 +628,11 @@ stub_link_saved:
 
 /* A signal handler sends control here, on the C stack, after a host exception in emitted code. */
 stub_fault:
-    lea -128(%r14), %rdi
+    lea -VCPU_BIAS(%r14), %rdi
     call engine_fault
     jmp stub_dispatch
 stub_window:
-    lea -128(%r14), %rdi
+    lea -VCPU_BIAS(%r14), %rdi
     call engine_window
     jmp stub_dispatch
 
@@ -598,13 +655,13 @@ stub_lookup:
     shr $12, %r11
     xor %r10d, %r11d
     and $\mask, %r11d
-    cmp %r10, (\off - 128)(%r14, %r11, 8)
+    cmp %r10, (\off - VCPU_BIAS)(%r14, %r11, 8)
     jne 1f
-    jmp *(\off - 128 + 8)(%r14, %r11, 8)
+    jmp *(\off - VCPU_BIAS + 8)(%r14, %r11, 8)
 1:  xor $2, %r11d             /* its neighbour (jc_second) */
-    cmp %r10, (\off - 128)(%r14, %r11, 8)
+    cmp %r10, (\off - VCPU_BIAS)(%r14, %r11, 8)
     jne stub_lookup
-    jmp *(\off - 128 + 8)(%r14, %r11, 8)
+    jmp *(\off - VCPU_BIAS + 8)(%r14, %r11, 8)
 .endm
     PROBE stub_probe_k, JC_OFF_K, JC_MASK_K
     PROBE stub_probe_kac, JC_OFF_KAC, JC_MASK_KAC
@@ -615,8 +672,10 @@ stub_lookup:
     .balign 8
 stub_table:                 /* enum stub */
     .quad stub_slow, stub_commit_host, stub_commit_saved, stub_sys, stub_poll, stub_link_host, stub_link_saved
-    .quad stub_lookup, stub_dispatch, stub_probe_k, stub_probe_kac, stub_probe_u, stub_probe_u32
-    .quad stub_loop_kr, stub_loop_kw, stub_loop_ur, stub_loop_uw
+    .quad stub_lookup, stub_dispatch
+stub_probes:                /* by SLOT_* */
+    .quad stub_probe_k, stub_probe_kac, stub_probe_u, stub_probe_u32
+    .quad stub_loop_kr, stub_loop_kw, stub_loop_ur, stub_loop_uw, stub_extent_r, stub_extent_w
     .quad stub_ret_empty, stub_syscall, stub_sysret, stub_movs, stub_movs_32, stub_stos, stub_stos_32
     .quad stub_movs_vector, stub_movs_32_vector, stub_stos_vector, stub_stos_32_vector
     .section .note.GNU-stack, "", @progbits

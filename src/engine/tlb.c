@@ -32,15 +32,25 @@ static inline void entry_clear(struct tlb_entry *e, unsigned i)
 {
     e->tag_r = e->tag_w = TLB_UNUSED(i);
 }
-/* Forget the copies made from a table (tlb.h): one of its entries changes. */
+static inline struct loop_entries *loops(struct tlb_space *sp, unsigned slot)
+{
+    return (struct loop_entries *)(sp->base + (slot == SLOT_K ? OFF_KLOOP : OFF_ULOOP));
+}
+static inline void copies_clear(struct loop_entries *l)
+{
+    for (unsigned i = 0; i < NR_LOOP; i++)
+        l->entry[i].tag = l->entry[i].host = TLB_NOWHERE;
+}
+/* Forget the copies made from a table (tlb.h), and its extents: one of its entries changes. */
 static inline void loops_clear(struct tlb_space *sp, unsigned slot)
 {
-    struct loop_entries *l = (struct loop_entries *)(sp->base + (slot == SLOT_K ? OFF_KLOOP : OFF_ULOOP));
+    struct loop_entries *l = loops(sp, slot);
     if (slot == SLOT_KAC || likely(!l->used))
         return;
     l->used = 0;
-    for (unsigned i = 0; i < NR_LOOP; i++)
-        l->entry[i].tag = l->entry[i].host = TLB_NOWHERE;
+    copies_clear(l);
+    if (slot == SLOT_K)
+        extent_clear(l);
 }
 /* The entries that may be in use: those filled since the last flush, or all if they were too many to remember. */
 static inline unsigned nr_filled(const struct tlb_space *sp, unsigned slot)
@@ -79,6 +89,7 @@ static void jc_clear(struct tlb_space *sp, unsigned slot)
 
 /* -- Where code pages are ---------------------------------------------------------------------------- */
 
+_Static_assert(OFF_KLOOP + 0x1000 <= PART_SIZE && OFF_KACTLB >= PART_SIZE && OFF_UWINDOW + 0x1000 == 2 * PART_SIZE, "tlb.h");
 _Static_assert(OFF_UCODE + CODE_NRS * sizeof(gla_t) <= SPACE_SIZE, "tlb.h");
 static gla_t *code_table(const struct tlb_space *sp) { return (gla_t *)(sp->base + OFF_UCODE); }
 /* Another vCPU may forget an entry at the same time, and nothing else. */
@@ -154,6 +165,16 @@ void jc_flush_all(struct vcpu *v)
     }
 }
 
+/*
+ * A private part on a huge page, if the host has one: emitted code looks into its tables at every turn. (The shared one would be
+ * resident eight times over, for a sixth of it in use.)
+ */
+static void want_huge(u8 *part)
+{
+    if (madvise(part, PAGE_SIZE, MADV_POPULATE_WRITE) == 0)
+        madvise(part, PART_SIZE, MADV_COLLAPSE);
+}
+
 static void space_make(struct tlb_space *sp, bool kernel)
 {
     sp->made = true;
@@ -180,16 +201,21 @@ struct vcpu *tlb_create(void)
     if (fd < 0)
         return NULL;
     struct engine_vcpu *ev = NULL;
-    if (ftruncate(fd, SHARED_SIZE + (off_t)NR_SPACES * PRIVATE_SIZE) < 0)
+    if (ftruncate(fd, (1 + NR_SPACES) * (off_t)PART_SIZE) < 0)
         goto fail;
-    u8 *area = mmap(NULL, (size_t)NR_SPACES * SPACE_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    u8 *area = mmap(NULL, NR_SPACES * SPACE_SIZE + PART_SIZE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED)
         goto fail;
+    u64 skip = -(u64)area & (PART_SIZE - 1);
+    munmap(area + skip + NR_SPACES * SPACE_SIZE, PART_SIZE - skip);
+    if (skip)
+        munmap(area, skip);
+    area += skip;
     for (unsigned i = 0; i < NR_SPACES; i++) {
         u8 *base = area + (size_t)i * SPACE_SIZE;
-        if (mmap(base, SHARED_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
-            mmap(base + SHARED_SIZE, PRIVATE_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd,
-                 SHARED_SIZE + (off_t)i * PRIVATE_SIZE) == MAP_FAILED)
+        if (mmap(base, PART_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED ||
+            mmap(base + PART_SIZE, PART_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, (1 + i) * (off_t)PART_SIZE) == MAP_FAILED ||
+            mprotect(base + SPACE_SIZE - WINDOW_ZEROS, WINDOW_ZEROS, PROT_READ) < 0)
             goto fail_map;
     }
     ev = engine_vcpu_alloc();
@@ -326,6 +352,17 @@ static void wtag_note(struct vcpu *v, u64 *wtag, u64 where)
     }
     __atomic_store_n(&wtag[0], WTAG_MANY, __ATOMIC_SEQ_CST);
 }
+bool tlb_note_writes(struct vm *vm, struct ram_slot *rs, u64 idx, u64 nr)
+{
+    u64 *wtag = &vm->wtag[rs - vm->ram.slot][idx * WTAG_WAYS];
+    for (u64 i = 0; i < nr; i++)
+        __atomic_store_n(&wtag[i * WTAG_WAYS], WTAG_MANY, __ATOMIC_RELAXED);
+    __atomic_thread_fence(__ATOMIC_SEQ_CST);
+    for (u64 i = 0; i < nr; i++)
+        if (__atomic_load_n(&rs->page_state[idx + i], __ATOMIC_RELAXED) & (PAGE_HAS_CODE | PAGE_MONITORED))
+            return false;
+    return true;
+}
 static inline bool has_code(struct vcpu *v, const struct ram_slot *rs, u64 idx)
 {
     if (!v->vm->smp)
@@ -357,6 +394,7 @@ again:
         return X_OK;
     }
     u64 idx = (span.gpa - rs->gpa) >> PAGE_SHIFT;
+    ram_touch(rs, idx << PAGE_SHIFT);
     u8 *page = rs->host + (idx << PAGE_SHIFT);
     ref->host = page + (la & ~PAGE_MASK);
     bool code = __atomic_load_n(&rs->page_state[idx], __ATOMIC_RELAXED) & (PAGE_HAS_CODE | PAGE_MONITORED);
@@ -380,8 +418,10 @@ again:
     unsigned i = (unsigned)(e - table(v->space, slot));
     ref->evicted = e->tag_r != tag && e->tag_r != TLB_UNUSED(i);
     if (e->tag_r != tag || e->host != (u64)page) {
-        if (e->tag_r != TLB_UNUSED(i))
+        if (e->tag_r == tag)
             loops_clear(v->space, slot);
+        else if (ref->evicted && slot != SLOT_KAC && loops(v->space, slot)->used)
+            copies_clear(loops(v->space, slot));
         entry_clear(e, i);
     }
     e->host = (u64)page;
@@ -431,13 +471,22 @@ bool tlb_guest_address(struct vcpu *v, u64 host, gla_t *la)
             if (e[i].host == (host & PAGE_MASK) && e[i].tag_r == e[i].host - e[i].delta)
                 *la = host - e[i].delta;
     }
+    const struct extent *x = loops(v->space, SLOT_K)->extent;
+    for (unsigned i = 0; i < NR_EXTENT; i++) {
+        u64 first = i & EXTENT_WRITE ? x[i].host : x[i].start + x[i].delta;
+        if (x[i].limit && host - first < x[i].limit + EXTENT_ACCESS)
+            *la = host - first + x[i].start;
+    }
     return true;
 }
 
-static void unwrite_table(struct tlb_space *sp, unsigned slot, u64 host)
+static void unwrite_table(struct vcpu *v, struct tlb_space *sp, unsigned slot, u64 host)
 {
     struct tlb_entry *e = table(sp, slot);
-    loops_clear(sp, slot);
+    if (slot != SLOT_KAC && loops(sp, slot)->used)
+        copies_clear(loops(sp, slot));
+    if (slot == SLOT_K)
+        extent_unwrite(v, host, PAGE_SIZE);
     if (slot == SLOT_U)
         window_unwrite(sp, host);
     for (unsigned k = 0, n = nr_filled(sp, slot); k < n; k++) {
@@ -471,12 +520,12 @@ void tlb_unwrite_page(struct vcpu *v, struct ram_slot *rs, gpa_t page)
         }
     } else {
         struct engine_vcpu *ev = v->eng;
-        unwrite_table(&ev->space[0], SLOT_K, host);
+        unwrite_table(v, &ev->space[0], SLOT_K, host);
         for (unsigned i = 0; i < NR_SPACES; i++) {
             if (ev->space[i].clean)
                 continue;
-            unwrite_table(&ev->space[i], SLOT_KAC, host);
-            unwrite_table(&ev->space[i], SLOT_U, host);
+            unwrite_table(v, &ev->space[i], SLOT_KAC, host);
+            unwrite_table(v, &ev->space[i], SLOT_U, host);
         }
     }
     for (unsigned w = 0; w < WTAG_WAYS; w++)
@@ -496,12 +545,12 @@ void tlb_unwrite_entry(struct vcpu *v, struct tlb_entry *e, u64 host)
 void tlb_unwrite_all(struct vcpu *v, u64 host)
 {
     struct engine_vcpu *ev = v->eng;
-    unwrite_table(&ev->space[0], SLOT_K, host);
+    unwrite_table(v, &ev->space[0], SLOT_K, host);
     for (unsigned i = 0; i < NR_SPACES; i++) {
         if (ev->space[i].clean)
             continue;
-        unwrite_table(&ev->space[i], SLOT_KAC, host);
-        unwrite_table(&ev->space[i], SLOT_U, host);
+        unwrite_table(v, &ev->space[i], SLOT_KAC, host);
+        unwrite_table(v, &ev->space[i], SLOT_U, host);
     }
 }
 
@@ -757,10 +806,27 @@ void tlb_flush_all(struct vcpu *v, bool global_too)
     window_sync(v);
 }
 
-void tlb_switch(struct vcpu *v, bool noflush)
+void tlb_flush_user(struct vcpu *v, bool keep)
 {
     v->eng->watched.valid = false;
-    u16 pcid = v->cr4 & CR4_PCIDE ? v->cr3 & 0xfff : 0;
+    if (v->eng->k_nonglobal)
+        kernel_flush(v);
+    else
+        kernel_flush_user(v);
+    if (!keep)
+        space_flush(v->space);
+    engine_drop_returns(v);
+    window_sync(v);
+}
+
+void tlb_switch(struct vcpu *v, bool noflush)
+{
+    tlb_switch_to(v, v->cr4 & CR4_PCIDE ? v->cr3 & 0xfff : 0, noflush);
+}
+
+void tlb_switch_to(struct vcpu *v, u16 pcid, bool noflush)
+{
+    v->eng->watched.valid = false;
     struct engine_vcpu *ev = v->eng;
     if (ev->k_nonglobal)
         kernel_flush(v);
@@ -780,8 +846,14 @@ void tlb_switch(struct vcpu *v, bool noflush)
             if (c->last_use < sp->last_use || sp == v->space)
                 sp = c;
         }
-        if (!sp->made)
+        if (!sp->made) {
+            if (!ev->space[0].huge) { /* the guest has processes: it is no small one */
+                want_huge(ev->space[0].base + PART_SIZE);
+                ev->space[0].huge = true;
+            }
+            want_huge(sp->base + PART_SIZE);
             space_make(sp, false);
+        }
         space_flush(sp);
         sp->pcid = pcid;
         sp->used = true;
@@ -793,7 +865,6 @@ void tlb_switch(struct vcpu *v, bool noflush)
         window_forget(sp);
     }
     sp->last_use = ++ev->space_clock;
-    window_switch(v, sp);
     v->space = sp;
     engine_drop_returns(v);
     window_sync(v);

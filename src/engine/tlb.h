@@ -44,13 +44,35 @@ struct loop_entry {
     u32 misses;       /* since `when` */
     u32 when;         /* TSC, in units of 256 */
 };
+/*
+ * A stretch of linear addresses that lies in one piece in RAM, and that kernel code may read or write all of: a large page, or memory
+ * while paging is off. Code outside 64-bit mode asks here first (own_extent() in tr_mem.c): no index, and no end of a page. An
+ * extent goes when a copy would, but not when a TLB entry is thrown out: who looks for the right to write a page finds WTAG_MANY.
+ */
+struct extent {
+    u64 start;        /* or TLB_NOWHERE */
+    union {
+        u64 host;     /* of `start`: extents for writing */
+        u64 delta;    /* host address - linear address: for reading */
+    };
+    u64 limit;        /* an access of EXTENT_ACCESS bytes may begin this far behind `start`; 0 while unused */
+    u16 misses;       /* since `when` */
+    u16 moves;        /* how often it moved at once */
+    u32 when;
+};
+enum { EXTENT_READ, EXTENT_WRITE, EXTENT_STACK, NR_EXTENT = 4 }; /* of the stack segment: EXTENT_STACK + EXTENT_READ or EXTENT_WRITE */
+#define EXTENT_ACCESS 64u
+#define EXTENT_FIRST 16u  /* misses before one is made */
+#define EXTENT_MOVES 8u   /* then it is better off without the access that missed */
 struct loop_entries {
-    u32 used;         /* any copy was made since the last clear */
-    u32 pad[7];
+    u32 used;         /* any copy or extent was made since the last clear */
+    u32 pad[3];
+    u64 low[2];       /* KLOOP: an extent for reading that starts at 0 (EXTENT_STACK: the second) ends here, an access begins below; else 0 */
     struct loop_entry entry[NR_LOOP];
+    struct extent extent[NR_EXTENT]; /* KLOOP only */
 };
 #define TLB_NOWHERE (1ull << 62)
-#define LOOP_MISSES 256 /* then C has a look whether this pays */
+#define LOOP_MISSES 256u /* then C has a look whether this pays */
 
 struct tlb_entry {
     u64 tag_r, tag_w; /* linear page, or the unused value */
@@ -80,35 +102,40 @@ struct jc_entry {
 #define TLB_KAC_BITS 3
 #define TLB_U_BITS 3
 #define TLB_UNUSED_BIT 4
+#define JC_K_BITS 5
+#define JC_KAC_BITS 4
+#define JC_U_BITS 5
+#define JC_U32_BITS 4
 #else
 #define TLB_K_BITS 13
 #define TLB_KAC_BITS 7
 #define TLB_U_BITS 14
 #define TLB_UNUSED_BIT 32
+#define JC_K_BITS 12
+#define JC_KAC_BITS 8
+#define JC_U_BITS 15
+#define JC_U32_BITS 9
 #endif
 #define TLB_UNUSED(i) ((u64)((i) ^ TLB_UNUSED_BIT) << PAGE_SHIFT)
 _Static_assert(1 << TLB_K_BITS > TLB_UNUSED_BIT && 1 << TLB_KAC_BITS > TLB_UNUSED_BIT && 1 << TLB_U_BITS > TLB_UNUSED_BIT, "TLB_UNUSED");
 _Static_assert(TLB_K_BITS <= TLB_U_BITS && 1 << (TLB_U_BITS > 10 ? TLB_U_BITS - 10 : 0) <= TLB_UNUSED_BIT, "TLB_UNUSED, hashed");
 #define TLB_ENTRY_SHIFT 5
-#define JC_K_BITS 12
-#define JC_KAC_BITS 8
-#define JC_U_BITS 15
-#define JC_U32_BITS 9
 
 #define VCPU_AREA 0x4000
 #define OFF_KTLB VCPU_AREA
 #define OFF_KJC (OFF_KTLB + 0x40000)
 #define OFF_KACJC (OFF_KJC + 0x10000)
 #define OFF_KLOOP (OFF_KACJC + 0x1000)
-#define SHARED_SIZE (OFF_KLOOP + 0x1000)
-#define OFF_KACTLB SHARED_SIZE
+#define PART_SIZE (2ul << 20) /* the shared part, and each private one: a huge page, of which the shared one uses the start */
+#define OFF_KACTLB (2 * PART_SIZE - 0x125000)
 #define OFF_UTLB (OFF_KACTLB + 0x1000)
 #define OFF_UJC (OFF_UTLB + 0x80000)
-#define OFF_U32JC (OFF_UJC + (16u << JC_U_BITS))
+#define OFF_U32JC (OFF_UJC + 0x80000)
 #define OFF_ULOOP (OFF_U32JC + 0x2000)
 #define OFF_UCODE (OFF_ULOOP + 0x1000)
-#define SPACE_SIZE (OFF_UCODE + 0x20000)
-#define PRIVATE_SIZE (SPACE_SIZE - SHARED_SIZE)
+#define OFF_UWINDOW (OFF_UCODE + 0x20000)
+#define WINDOW_ZEROS (8ul << 24) /* behind the table: its entries for what is no user address (window.h) */
+#define SPACE_SIZE (2 * PART_SIZE + WINDOW_ZEROS)
 #define NR_SPACES 8
 
 /*
@@ -144,6 +171,7 @@ struct tlb_space {
     u8 *base;     /* where [shared][private] is mapped; also a struct vcpu alias */
     u16 pcid;
     bool used;
+    bool huge;    /* of space 0: the parts that are used are huge pages, where possible */
     bool made;    /* its tables hold what they must while unused: done when it is needed first */
     bool clean;   /* nothing was filled since the last flush */
     u64 last_use;
@@ -196,6 +224,14 @@ struct tlb_ref {
  * X_OK with *ref filled, or X_FAULT.
  */
 enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref);
+/* tlb_note_writes - pages of RAM will be written by ways other than TLB entries: whoever claims one for translation finds that, or we
+ * find the claim (wtag_note() in tlb.c says how). False: one has code. */
+bool tlb_note_writes(struct vm *vm, struct ram_slot *rs, u64 idx, u64 nr);
+/* extent_make - the extent that has `la` in it, if there is one worth while; kernel code may read it, or write it (acc). extent.c
+ * extent_unwrite - forget those that let write host addresses; extent_clear - all. */
+void extent_make(struct vcpu *v, struct extent *e, gla_t la, unsigned acc);
+void extent_unwrite(struct vcpu *v, u64 host, u64 len);
+void extent_clear(struct loop_entries *l);
 /* tlb_note_large - code or data of a large page is remembered in a slot's tables. */
 void tlb_note_large(struct vcpu *v, unsigned slot, gla_t la, u64 page_size);
 /* tlb_unwrite_page - drop every write mapping of a page of RAM: it is about to hold translations. */

@@ -22,10 +22,12 @@ static bool predicts_returns(const struct xl *x)
 /* Record for C: link this rel32 to the block at page offset t. */
 static void link_stub(struct xl *x, struct fixup patch, s32 t, unsigned entry, bool host_flags)
 {
-    xl_bind(x, patch, SEC_COLD, cold_at(x));
+    u32 stub = cold_at(x);
+    xl_bind(x, patch, SEC_COLD, stub);
     struct fixup f = xl_lea_s1(x, SEC_COLD);
     xl_jmp_stub(x, SEC_COLD, host_flags ? STUB_LINK_HOST : STUB_LINK_SAVED);
     u32 at = cold_at(x);
+    bug_on(at - stub != LINK_STUB_LEN);
     xl_bind(x, f, SEC_COLD, at);
     struct link_site site = { .s = { .off = (u16)t, .kind = (u8)entry } };
     e_bytes(&x->cold, &site, sizeof(site));
@@ -68,8 +70,7 @@ static void probe(struct xl *x, enum section sec, bool call, bool note)
     const struct tlb_geometry *g = &tlb_geo[x->slot];
     s32 jc = (s32)g->jc_off - VCPU_BIAS;
     /* rorx s2, s1, 12; xor s2d, s1d; and s2d, mask */
-    static const u8 rorx[] = { 0xc4, 0x43, 0xfb, 0xf0, 0xc0 | (H_S2 & 7) << 3 | (H_S1 & 7), 12 };
-    e_bytes(b, rorx, sizeof(rorx));
+    e_rorx(b, H_S2, H_S1, 12);
     e_rr32(b, 0x33, H_S2, H_S1);
     e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S2 & 7)); e32(b, g->jc_mask);
     /* cmp [vcpu + s2*8 + jc.rip], s1; jne miss */
@@ -425,15 +426,10 @@ static void ret(struct xl *x, const struct insn *in)
         e_mem(&x->hot, 0x8b, size, H_S1, &g.mem);
     }
     tr_guard_end(x, &g, op, false);
+    if (x->seg)
+        xl_need_saved(x);
     segment_target(x, in);
-    u32 imm = in->imm_size ? (u16)in->imm : 0;
-    if (x->m64 || (x->mode & MODE_SS32) || size + imm < 128) { /* (a guard was before: flags are saved) */
-        tr_add_sp(x, (s32)(size + imm));
-    } else { /* s1 is taken */
-        e_lea(&x->hot, true, H_S2, H_SP, (s32)(size + imm));
-        e8(&x->hot, 0x66);
-        e_rr32(&x->hot, 0x8b, H_SP, H_S2);
-    }
+    tr_add_sp(x, (s32)(size + (in->imm_size ? (u16)in->imm : 0)));
     xl_need_saved(x);
     x->ended = true;
     if (predicts_returns(x))

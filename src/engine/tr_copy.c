@@ -169,44 +169,49 @@ static void swap_bytes(struct buf *b, unsigned g)
     e8(b, (u8)(0xc0 | g << 3 | (g + 4)));
 }
 
+/* The host register of a guest register that is read; one that lives in memory comes into s1 or s2, but not `other`. */
+static unsigned lea_source(struct xl *x, unsigned g, unsigned other)
+{
+    if (g == REG_NONE || !gpr_in_slot(g))
+        return g == REG_NONE ? REG_NONE : host_gpr[g];
+    unsigned r = tr_held_value(x, g);
+    if (r == REG_NONE) {
+        r = tr_held_pick(x, other != H_S1, other != H_S2);
+        e_load_vcpu(&x->hot, r, REG_OFF(g));
+        tr_held_keep(x, r, g);
+    }
+    return r;
+}
+
 static void copy_lea(struct xl *x, const struct insn *in)
 {
     struct buf *b = &x->hot;
-    unsigned dst = gpr_in_slot(in->reg) ? H_S1 : host_gpr[in->reg];
     unsigned asz = in->addrsize, osz = in->opsize;
-    bool wide = asz == 8 && osz == 8;
-    unsigned to = osz == 2 || asz == 2 ? H_S1 : dst; /* 16-bit results need a merge or a truncation */
+    bool wide = asz == 8 && osz == 8, slot = gpr_in_slot(in->reg), narrow = osz == 2 || asz == 2;
+    if (narrow || (in->base == BASE_RIP && (slot || !wide)))
+        tr_held_none(x);
+    unsigned dst = slot ? H_S1 : host_gpr[in->reg];
+    unsigned to = narrow ? H_S1 : dst; /* 16-bit results need a merge or a truncation */
     if (in->base == BASE_RIP) {
-        tr_load_rip(x, b, H_S1, (s32)in->disp + x->off[x->cur] + in->len);
-        if (wide)
-            e_mov(b, to, H_S1);
-        else
+        tr_load_rip(x, b, wide ? to : H_S1, (s32)in->disp + x->off[x->cur] + in->len);
+        if (!wide)
             e_rr32(b, 0x8b, to, H_S1);
     } else {
-        unsigned base = in->base, index = in->index;
-        if (base != REG_NONE) {
-            if (gpr_in_slot(base)) {
-                e_load_vcpu(b, H_S1, REG_OFF(base));
-                base = H_S1;
-            } else {
-                base = host_gpr[base];
-            }
-        }
-        if (index != REG_NONE) {
-            if (gpr_in_slot(index)) {
-                e_load_vcpu(b, H_S2, REG_OFF(index));
-                index = H_S2;
-            } else {
-                index = host_gpr[index];
-            }
+        unsigned has = in->index != REG_NONE && gpr_in_slot(in->index) ? tr_held_value(x, in->index) : REG_NONE;
+        unsigned base = lea_source(x, in->base, has), index = in->index == in->base ? base : lea_source(x, in->index, base);
+        if (slot && !narrow) {
+            unsigned r = tr_held_value(x, in->reg);
+            to = dst = r != REG_NONE ? r : tr_held_pick(x, true, true);
         }
         e_lea_full(b, wide, to, base, index, in->scale, (s32)in->disp);
+        if (narrow)
+            tr_held_none(x);
     }
     if (asz == 2) { /* movzx s1d, s1w */
         e8(b, 0x45); e8(b, 0x0f); e8(b, 0xb7); e8(b, 0xc0 | 2 << 3 | 2);
     }
     if (osz == 2) { /* the low half only: mov dst16, s1w */
-        if (gpr_in_slot(in->reg)) {
+        if (slot) {
             e8(b, 0x66); e8(b, rex(0, H_S1, 0, H_VCPU)); e8(b, 0x89); e_modrm_disp(b, H_S1, H_VCPU, REG_OFF(in->reg));
         } else {
             e8(b, 0x66); e_rr32(b, 0x8b, dst, H_S1);
@@ -215,8 +220,10 @@ static void copy_lea(struct xl *x, const struct insn *in)
     }
     if (to != dst)
         e_rr32(b, 0x8b, dst, to);
-    if (gpr_in_slot(in->reg))
-        e_store_vcpu(b, H_S1, REG_OFF(in->reg));
+    if (slot) {
+        e_store_vcpu(b, dst, REG_OFF(in->reg));
+        tr_held_keep(x, dst, in->reg);
+    }
 }
 
 struct loan { /* a guest register that lives in memory, brought into a host register */
@@ -269,6 +276,8 @@ void tr_copy(struct xl *x, const struct insn *in)
         vzero_low(b, in->id == I_VZEROALL);
         return;
     }
+    if ((in->id == I_ADD || in->id == I_SUB) && in->rm == RSP && tr_lag(x, (s32)(in->id == I_ADD ? in->imm : -in->imm)))
+        return;
     struct insn turned;
     if (exchangeable(in)) {
         turned = *in;
@@ -295,7 +304,8 @@ void tr_copy(struct xl *x, const struct insn *in)
     if (in->moffs)
         r.reg = 0;
     struct hostmem slot;
-    bool in_place = !in->has_mem && in->has_modrm && in->rm_kind == RK_GPR && gpr_in_slot(in->rm) && slot_as_memory(in);
+    bool in_place = !in->has_mem && in->has_modrm && in->rm_kind == RK_GPR && gpr_in_slot(in->rm) && slot_as_memory(in) &&
+                    !(in->reg_kind == RK_GPR && in->reg == in->rm) && tr_held_value(x, in->rm) == REG_NONE;
     if (in_place) {
         slot = (struct hostmem){ H_VCPU, REG_NONE, REG_OFF(in->rm) };
         r.mem = &slot;
@@ -363,9 +373,14 @@ void tr_copy(struct xl *x, const struct insn *in)
     }
     /* Give each loan a register: scratch ones first, then any the instruction does not touch. */
     struct hostmem flat;
-    bool s1_free = (!mem || g.mem.base != H_S1) && xl_s1_free(x), s2_free = !mem && !x->grp.active;
-    if (mem && nr && !s1_free && !x->grp.active) {
+    bool s1_free = (!mem || g.mem.base != H_S1) && !(x->grp.active && x->grp.sum), s2_free = !mem && !x->grp.active;
+    if (x->mode & MODE_WINDOW) {
+        s1_free = !mem || (g.mem.base != H_S1 && g.mem.index != H_S1);
+        s2_free = !mem || (g.mem.base != H_S2 && g.mem.index != H_S2);
+    }
+    if (mem && nr && !s1_free && !s2_free && !x->grp.active) {
         bool late = nr == 1 && !loan[0].read; /* a plain load: the address is used before it is overwritten */
+        tr_held_none(x);
         if (!late) { /* lea s2, [s1 + s2] */
             e_lea_full(b, true, H_S2, H_S1, H_S2, 1, g.mem.disp);
             flat = (struct hostmem){ H_S2, REG_NONE, 0 };
@@ -376,13 +391,19 @@ void tr_copy(struct xl *x, const struct insn *in)
     u16 busy = in->gpr_read | in->gpr_write | 1u << RSP;
     unsigned spill = 1;
     for (unsigned k = 0; k < nr; k++) {
+        unsigned held = tr_held_value(x, loan[k].guest);
+        if (held == H_S1 ? s1_free : held == H_S2 && s2_free) {
+            loan[k].host = (u8)held;
+            *(held == H_S1 ? &s1_free : &s2_free) = false;
+        }
+    }
+    for (unsigned k = 0; k < nr; k++) {
         struct loan *l = &loan[k];
-        if (s1_free) {
-            l->host = H_S1;
-            s1_free = false;
-        } else if (s2_free) {
-            l->host = H_S2;
-            s2_free = false;
+        if (l->host != REG_NONE)
+            continue;
+        if (s1_free || s2_free) {
+            l->host = (u8)tr_held_pick(x, s1_free, s2_free);
+            *(l->host == H_S1 ? &s1_free : &s2_free) = false;
         } else {
             for (unsigned c = 0; c < NR_GPR; c++)
                 if (!gpr_in_slot(c) && !(busy >> c & 1)) {
@@ -431,6 +452,8 @@ void tr_copy(struct xl *x, const struct insn *in)
     for (unsigned k = 0; k < nr; k++) {
         if (loan[k].write)
             e_store_vcpu(b, loan[k].host, REG_OFF(loan[k].guest));
+        if (!loan[k].borrowed && (loan[k].read || loan[k].write) && (!mem || g.shared)) /* a slow path does not bring it */
+            tr_held_keep(x, loan[k].host, loan[k].guest);
     }
     spill = 1;
     for (unsigned k = 0; k < nr; k++)

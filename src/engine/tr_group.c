@@ -40,7 +40,7 @@ static bool has_high_byte(const struct insn *in)
 }
 
 /* The guest registers that live in vcpu->regs: an instruction that names one needs scratch registers. */
-#define SLOT_GPRS (1u << R10 | 1u << R11 | 1u << R14 | 1u << R15)
+#define SLOT_GPRS (1u << R8 | 1u << R9 | 1u << R10 | 1u << R11)
 
 unsigned tr_slot_operands(const struct insn *in)
 {
@@ -60,6 +60,12 @@ s32 tr_mem_off(const struct xl *x, unsigned i)
     return (s32)in->disp + (in->base == BASE_RIP ? x->off[i] + in->len : 0);
 }
 
+/* Of flat segments any will do. */
+static bool in_segment(const struct xl *x, const struct insn *in, const struct group *key)
+{
+    return in->seg != SEG_FS && in->seg != SEG_GS && (x->m64 || (in->seg != SEG_CS && (tr_flat32(x) || in->seg == key->seg)));
+}
+
 /*
  * The same for operands with an index, a base that lives in memory, or RIP: the address stays in s1 and s2, so
  * nothing may use either, and the registers must not move (the instruction that moves one may be the last).
@@ -73,11 +79,9 @@ static bool classify_sum(const struct xl *x, unsigned i, const struct group *key
     if (in->how != HOW_COPY || in->moffs)
         return false;
     if (in->has_mem && in->mem_size) {
-        if ((x->mode & MODE_WINDOW) && (!tr_windowed(x, in) || tr_window_far(in) || tr_slot_operands(in)))
-            return false;
         if (in->base != key->base || in->index != key->index || (in->index != REG_NONE && in->scale != key->scale) ||
-            in->addrsize != (x->m64 ? 8 : 4) || in->vsib || in->mask || insn_vex_masked(in) || has_high_byte(in) || in->mem_size > SPAN_MAX ||
-            in->seg == SEG_FS || in->seg == SEG_GS || (!x->m64 && in->seg == SEG_CS) || in->disp < -(1 << 30) || in->disp > 1 << 30)
+            in->addrsize != tr_share_width(x) || in->vsib || in->mask || insn_vex_masked(in) || has_high_byte(in) || in->mem_size > SPAN_MAX ||
+            !in_segment(x, in, key) || in->disp < -(1 << 30) || in->disp > 1 << 30)
             return false;
         *a = (struct access){ true, tr_mem_off(x, i), in->mem_size, in->mem_acc };
         *last = in->gpr_write & moves;
@@ -87,24 +91,10 @@ static bool classify_sum(const struct xl *x, unsigned i, const struct group *key
            !(in->id == I_LEA && (in->base == BASE_RIP || in->opsize == 2 || in->addrsize == 2));
 }
 
-/* The same in flat 32-bit code. Its copies cannot use the register: EA wraps at 4 GiB, so the address is a sum. */
-static bool flat_base(const struct insn *in)
+/* The same outside 64-bit mode. Copies cannot use the register: EA wraps at 4 GiB or 64 KiB, so the address is a sum. */
+static bool sum_base(const struct xl *x, const struct insn *in, const struct group *key)
 {
-    return in->addrsize == 4 && !in->moffs && in->base < NR_GPR && in->index == REG_NONE && in->seg != SEG_FS &&
-           in->seg != SEG_GS && in->seg != SEG_CS;
-}
-
-/*
- * With windows, an instruction that reaches memory off another register than the group's: by s1, while s2 stays the group's.
- */
-static bool foreign(const struct xl *x, const struct insn *in, unsigned base)
-{
-    if (!(x->mode & MODE_WINDOW) || (in->gpr_write >> base & 1) || ((in->gpr_read | in->gpr_write) & SLOT_GPRS))
-        return false;
-    if (in->how == HOW_STACK)
-        return base != RSP && !in->has_mem && in->opsize == 8 && (in->id == I_PUSH || in->id == I_POP) &&
-               !(in->gpr_write >> RSP & 1 && in->id == I_POP && (in->opreg == RSP || (in->opreg == REG_NONE && in->rm == RSP)));
-    return in->how == HOW_COPY && tr_windowed(x, in) && !tr_window_far(in) && tr_simple_base(x, in) && in->base != base && !has_high_byte(in);
+    return in->addrsize == tr_share_width(x) && !in->moffs && in->base < NR_GPR && in->index == REG_NONE && in_segment(x, in, key);
 }
 
 /*
@@ -122,16 +112,12 @@ static bool classify(const struct xl *x, unsigned i, const struct group *key, st
         return false;
     if (key->sum && !key->moves)
         return classify_sum(x, i, key, a, last);
-    const u8 wide = x->m64 ? 8 : 4; /* of a stack slot, and of an operation that moves the whole base */
+    const u8 wide = (u8)tr_share_width(x); /* of a stack slot, and of an operation that moves the whole base */
     switch (in->how) {
     case HOW_COPY:
         if (in->has_mem && in->mem_size) {
-            if (foreign(x, in, base))
-                return true;
-            if ((x->mode & MODE_WINDOW) && (!tr_windowed(x, in) || tr_window_far(in) || tr_slot_operands(in) > 1))
-                return false;
-            if (!(x->m64 ? tr_simple_base(x, in) : flat_base(in)) || in->base != base || has_high_byte(in) || in->mem_size > SPAN_MAX ||
-                in->mask || insn_vex_masked(in) || (!(x->mode & MODE_WINDOW) && (in->disp < -4096 || in->disp > 4096)))
+            if (!(x->m64 ? tr_simple_base(x, in) : sum_base(x, in, key)) || in->base != base || has_high_byte(in) || in->mem_size > SPAN_MAX ||
+                in->mask || insn_vex_masked(in) || (wide > 2 && (in->disp < -4096 || in->disp > 4096)))
                 return false;
             *a = (struct access){ true, (s32)in->disp, in->mem_size, in->mem_acc };
             return !(in->gpr_write >> base & 1) || ((*last = true), true);
@@ -155,8 +141,6 @@ static bool classify(const struct xl *x, unsigned i, const struct group *key, st
         }
         return false;
     case HOW_STACK:
-        if (foreign(x, in, base))
-            return true;
         if (base != RSP || in->opsize != wide || in->has_mem)
             return false;
         if (in->id == I_PUSH) {
@@ -175,7 +159,9 @@ static bool classify(const struct xl *x, unsigned i, const struct group *key, st
         if (in->id == I_JCC)
             return true;
         *last = true;
-        if (base != RSP || in->opsize != wide || x->seg)
+        if (base != RSP || in->opsize != wide || x->seg != (wide == 2))
+            return false;
+        if (x->seg && in->id == I_CALL && x->page_eip + (u32)xl_target(x, in, x->off[i]) > x->cs_limit) /* never pushes */
             return false;
         if (in->id == I_CALL || (x->m64 && in->id == I_CALL_IND && !in->has_mem)) {
             *a = (struct access){ true, -wide, wide, ACC_W };
@@ -198,14 +184,15 @@ static bool classify(const struct xl *x, unsigned i, const struct group *key, st
 bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale)
 {
     struct group *g = &x->grp;
-    if (x->noshare || (!x->m64 && !tr_flat32(x)) || (x->mode & MODE_AC))
+    const struct insn *first = &x->in[x->cur];
+    if (x->noshare || !tr_share_width(x) || (x->mode & MODE_AC))
         return false;
-    struct group key = { .base = (u8)base, .index = (u8)index, .scale = (u8)scale,
+    struct group key = { .base = (u8)base, .index = (u8)index, .scale = (u8)scale, .seg = first->has_mem ? first->seg : SEG_SS,
                          .sum = !x->m64 || index != REG_NONE || base >= NR_GPR || gpr_in_slot(base),
                          .moves = !x->m64 && index == REG_NONE && base < NR_GPR };
-    s32 moved = 0, lo = 0, hi = 0, max = base == RSP ? SPAN_STACK_MAX : SPAN_MAX;
+    s32 moved = 0, lo = 0, hi = 0, max = base == RSP && !(x->mode & MODE_EXTENT) ? SPAN_STACK_MAX : SPAN_MAX;
     unsigned acc = 0, n = 0, end = x->cur;
-    bool branched = false, vectors = true, window = x->mode & MODE_WINDOW; /* then the distance holds for any displacement */
+    bool branched = false, vectors = true;
     for (unsigned i = x->cur; i < x->nr; i++) {
         struct access a;
         s32 shift;
@@ -213,11 +200,11 @@ bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale)
         if (!classify(x, i, &key, &a, &shift, &last))
             break;
         if (a.any) {
-            if (!window && branched && (a.acc & ~acc))
+            if (branched && (a.acc & ~acc))
                 break;
             s64 l = (s64)moved + a.off, h = l + (s64)a.size;
             s32 limit = a.size >= 16 && vectors ? SPAN_VECTOR_MAX : max;
-            if (!window && n && (MAX(hi, h) - MIN(lo, l) > limit))
+            if (n && (MAX(hi, h) - MIN(lo, l) > limit))
                 break;
             vectors &= a.size >= 16;
             lo = (s32)(n ? MIN(lo, l) : l);
@@ -234,7 +221,7 @@ bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale)
     }
     if (n < 2)
         return false;
-    *g = (struct group){ .active = true, .sum = key.sum, .moves = key.moves, .first = x->cur, .base = key.base, .index = key.index, .scale = key.scale, .last = end, .lo = lo, .size = (u16)(hi - lo), .acc = (u8)acc,
+    *g = (struct group){ .active = true, .sum = key.sum, .moves = key.moves, .first = x->cur, .base = key.base, .index = key.index, .scale = key.scale, .seg = key.seg, .last = end, .lo = lo, .size = (u16)(hi - lo), .acc = (u8)acc,
                          .nr = (u8)(end - x->cur + 1) };
     return true;
 }

@@ -18,11 +18,17 @@
  *   ja    stub_loop_*, which copies the right one, or goes slow
  *   mov   s2, [vcpu + copy.host or copy.delta]
  *
- * User code of a process that has run for a while has no check, but a distance to add (MODE_WINDOW, window.h):
+ * Kernel code outside 64-bit mode asks an extent first (tlb.h), and its check may span pages:
  *
- *   rorx  s2, base, 39; movzx s2d, s2b
- *   mov   s2, [vcpu + s2 * 8 + windows]
- *   op    [base + disp + s2]
+ *   lea   s1, EA
+ *   sub   s1, [vcpu + extent.start]            for reads: mov s2, s1 before, and s2 here
+ *   cmp   s1, [vcpu + extent.limit]
+ *   ja    stub_extent_*, which looks in the table, or goes slow
+ *   mov   s2, [vcpu + extent.host or extent.delta]
+ *
+ * In real mode a read compares s1 with the end of an extent that starts at 0 (loop_entries.low), and subtracts nothing.
+ *
+ * User code of a process that has run for a while has no check (MODE_WINDOW): tr_window.c.
  *
  * Where alignment is checked (MODE_AC) the compare is a jump: every access takes the slow path.
  *
@@ -30,15 +36,18 @@
  * buffer, and a call that commits it.
  */
 #include "engine/translate.h"
-#include "engine/window.h"
 
 #define TLB_SHIFT (PAGE_SHIFT - TLB_ENTRY_SHIFT)
 
 void e_lea_full(struct buf *b, bool w, unsigned dst, unsigned base, unsigned index, unsigned scale, s32 disp)
 {
     if (base != REG_NONE && index == REG_NONE) {
+        if (disp == 0 && w && dst == base)
+            return;
         if (disp == 0 && w)
             e_mov(b, dst, base);
+        else if (disp == 0)
+            e_rr32(b, 0x8b, dst, base);
         else
             e_lea(b, w, dst, base, disp);
         return;
@@ -104,7 +113,7 @@ static void check_segment(struct xl *x, const struct insn *in, unsigned size, un
     if (x->m64 || ((x->mode & MODE_FLAT) && in->seg != SEG_FS && in->seg != SEG_GS && in->seg != SEG_CS))
         return;
     bool whole = (x->mode & MODE_64K) && in->addrsize == 2 && (in->seg == SEG_DS || in->seg == SEG_ES || in->seg == SEG_SS);
-    if (whole && size == 1)
+    if (whole && (size == 1 || (in->base == REG_NONE && in->index == REG_NONE && (u16)in->disp + size <= 0x10000)))
         return;
     operand.mem_size = (u16)size;
     operand.mem_acc = (acc & ACC_R ? OPA_R : 0) | (acc & ACC_W ? OPA_W : 0);
@@ -120,6 +129,12 @@ static void check_segment(struct xl *x, const struct insn *in, unsigned size, un
     tr_check_cold(x, &operand, sys_check_segment, ea, end, hot_at(x));
 }
 
+/* movzx s1d, reg16 */
+static void e_word_to_s1(struct buf *b, unsigned reg)
+{
+    e8(b, rex(0, H_S1, 0, reg)); e8(b, 0x0f); e8(b, 0xb7); e8(b, (u8)(0xc0 | (H_S1 & 7) << 3 | (reg & 7)));
+}
+
 /* The guest register `g` as a host register, loaded into `tmp` if it lives in memory. */
 static unsigned in_reg(struct buf *b, unsigned g, unsigned tmp)
 {
@@ -132,7 +147,7 @@ static unsigned in_reg(struct buf *b, unsigned g, unsigned tmp)
 }
 
 /* Effective address, without the segment's base, into s1. */
-static void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra)
+void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra)
 {
     struct buf *b = &x->hot;
     s64 disp = in->disp + disp_extra;
@@ -145,21 +160,25 @@ static void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra)
             e_rr32(b, 0x8b, H_S1, H_S1);
     } else if (in->base == REG_NONE && in->index == REG_NONE) {
         load_imm(b, H_S1, wide ? (u64)disp : in->addrsize == 4 ? (u32)disp : (u16)disp);
+    } else if (in->addrsize == 2 && in->index == REG_NONE && !disp) {
+        e_word_to_s1(b, host_gpr[in->base]);
     } else {
         unsigned base = in_reg(b, in->base, H_S1), index = in_reg(b, in->index, H_S2);
         e_lea_full(b, wide, H_S1, base, index, in->scale, (s32)disp);
-        if (in->addrsize == 2) { /* movzx s1d, s1w */
-            e8(b, 0x45); e8(b, 0x0f); e8(b, 0xb7); e8(b, 0xc0 | 2 << 3 | 2);
-        }
+        if (in->addrsize == 2)
+            e_word_to_s1(b, H_S1);
     }
 }
 
-/* rorx dst, src, n: dst a scratch register (VEX.LZ.F2.0F3A.W1 F0 /r ib) */
-static void rorx(struct buf *b, unsigned dst, unsigned src, unsigned n)
+/* The extent that the access asks before the table. */
+static s32 own_extent(struct xl *x, const struct guard *g)
 {
-    e8(b, 0xc4); e8(b, src >= 8 ? 0x43 : 0x63); e8(b, 0xfb); e8(b, 0xf0); e8(b, (u8)(0xc0 | (dst & 7) << 3 | (src & 7))); e8(b, (u8)n);
+    if (!(x->mode & MODE_EXTENT) || x->slot != SLOT_K || g->size > EXTENT_ACCESS ||
+        cache_wants(x->cache, x->page_pa + x->off[x->cur], x->mode, WANT_NO_COPY))
+        return 0;
+    unsigned nr = (g->stack ? EXTENT_STACK : 0) + (g->acc & ACC_W ? EXTENT_WRITE : EXTENT_READ);
+    return (s32)(OFF_KLOOP + offsetof(struct loop_entries, extent[nr])) - VCPU_BIAS;
 }
-
 static s32 own_copy(struct xl *x)
 {
     if (x->cur >= x->loop || x->slot == SLOT_KAC || (x->mode & MODE_AC) ||
@@ -171,7 +190,8 @@ static s32 own_copy(struct xl *x)
 static void call_slow(struct xl *x, const struct guard *g)
 {
     static const enum stub loop[] = { STUB_LOOP_KR, STUB_LOOP_KW, STUB_LOOP_UR, STUB_LOOP_UW };
-    xl_call_stub(x, SEC_COLD, g->loop ? loop[(x->slot >= SLOT_U) * 2 + !!(g->acc & ACC_W)] : STUB_SLOW);
+    bool write = g->acc & ACC_W;
+    xl_call_stub(x, SEC_COLD, g->extent ? (write ? STUB_EXTENT_W : STUB_EXTENT_R) : g->loop ? loop[(x->slot >= SLOT_U) * 2 + write] : STUB_SLOW);
 }
 
 /* The check on s1 = EA; leaves s2 = host page or delta, and for FORM_SUM s1 = page offset. */
@@ -183,6 +203,27 @@ static void check(struct xl *x, struct guard *g)
     s32 tag = g->acc & ACC_W ? (s32)offsetof(struct tlb_entry, tag_w) : (s32)offsetof(struct tlb_entry, tag_r);
     s32 last = g->form == FORM_SUM ? (s32)offsetof(struct tlb_entry, host) : (s32)offsetof(struct tlb_entry, delta);
     bug_on(g->size == 0 || g->size > 512);
+    g->loop = own_extent(x, g);
+    g->extent = g->loop;
+    if (g->extent) {
+        bug_on(g->form != FORM_SUM);
+        bool write = g->acc & ACC_W;
+        unsigned at = write ? H_S1 : H_S2;
+        if (!write && (x->mode & MODE_REAL)) { /* what it reads mostly lies in an extent that starts at 0: cmp s1, [low]; jae */
+            e_rm64(b, 0x3b, H_S1, H_VCPU, (s32)(OFF_KLOOP + offsetof(struct loop_entries, low[g->stack])) - VCPU_BIAS);
+            g->jcc = xl_jcc(x, SEC_HOT, 3);
+        } else {
+            if (!write) /* the operation need not wait for the subtraction */
+                e_rr32(b, 0x8b, at, H_S1);
+            e_rm64(b, 0x2b, at, H_VCPU, g->loop + (s32)offsetof(struct extent, start));
+            e_rm64(b, 0x3b, at, H_VCPU, g->loop + (s32)offsetof(struct extent, limit));
+            g->jcc = xl_jcc(x, SEC_HOT, 7);
+        }
+        e_load_vcpu(b, H_S2, g->loop + (s32)(write ? offsetof(struct extent, host) : offsetof(struct extent, delta)));
+        g->resume = hot_at(x);
+        xl_clobber(x);
+        return;
+    }
     g->loop = own_copy(x);
     if (g->loop) {
         bool sum = g->form == FORM_SUM;
@@ -196,11 +237,11 @@ static void check(struct xl *x, struct guard *g)
     }
     /* rorx s2, s1, TLB_SHIFT; hashed: rorx s2, s1, HASH_SHIFT; xor s2, s1; rorx s2, s2, TLB_SHIFT */
     if (x->hashed) {
-        rorx(b, H_S2, H_S1, HASH_SHIFT);
+        e_rorx(b, H_S2, H_S1, HASH_SHIFT);
         e_rr64(b, 0x33, H_S2, H_S1);
-        rorx(b, H_S2, H_S2, TLB_SHIFT);
+        e_rorx(b, H_S2, H_S2, TLB_SHIFT);
     } else {
-        rorx(b, H_S2, H_S1, TLB_SHIFT);
+        e_rorx(b, H_S2, H_S1, TLB_SHIFT);
     }
     /* and s2d, mask */
     e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S2 & 7)); e32(b, geo->tlb_mask);
@@ -222,110 +263,11 @@ static void begin(struct xl *x, struct guard *g, unsigned size, unsigned acc, bo
 {
     if (x->live[x->cur])
         xl_need_saved(x);
+    tr_held_none(x);
     g->size = (u16)size;
     g->acc = (u8)acc;
     g->stack = stack;
     g->shared = false;
-}
-
-/* -- Windows ------------------------------------------------------------------------------------------------ */
-
-/* to = the distance from what is near `base` to where it is in a window */
-static void distance(struct xl *x, unsigned to, unsigned base)
-{
-    struct buf *b = &x->hot;
-    rorx(b, to, base, WINDOW_CHUNK_SHIFT);
-    e8(b, 0x45); e8(b, 0x0f); e8(b, 0xb6); e8(b, (u8)(0xc0 | (to & 7) << 3 | (to & 7))); /* movzx to32, to8 */
-    e8(b, rex(1, to, to, H_VCPU)); e8(b, 0x8b); e_modrm_sib(b, to, H_VCPU, to, 8, VOFF(window));
-}
-
-/* The operation may fault, and then the instruction must not have happened. */
-static void may_fault(struct xl *x)
-{
-    if (x->fstate != FLAGS_SAVED && (x->fhost_real || x->live[x->cur]))
-        x->map[x->cur] |= MAP_FLAGS_HOST;
-}
-
-/* s1 = the operand's address but for the displacement, which is returned. */
-static s32 window_base(struct xl *x, const struct insn *in)
-{
-    struct buf *b = &x->hot;
-    s32 disp = (s32)in->disp;
-    if (in->seg == SEG_FS || in->seg == SEG_GS) {
-        s32 seg = (s32)(offsetof(struct vcpu, seg) + in->seg * sizeof(struct seg) + offsetof(struct seg, base)) - VCPU_BIAS;
-        if (in->base == REG_NONE && in->index == REG_NONE) {
-            e_load_vcpu(b, H_S1, seg);
-            return disp;
-        }
-        tr_ea(x, in, 0);
-        e_load_vcpu(b, H_S2, seg);
-        e_lea_full(b, true, H_S1, H_S1, H_S2, 1, 0);
-        return 0;
-    }
-    if (in->base == BASE_RIP) {
-        disp += x->off[x->cur] + in->len;
-        e_load_vcpu(b, H_S1, VOFF(vbase));
-        return disp;
-    }
-    if (tr_window_far(in)) {
-        tr_ea(x, in, 0);
-        return 0;
-    }
-    tr_ea(x, in, -disp);
-    return disp;
-}
-
-/* The displacement is what is near the operand (an array at a fixed place), the registers need not be. */
-bool tr_window_far(const struct insn *in)
-{
-    return in->base != BASE_RIP && (in->base == REG_NONE || in->disp < -(1 << 20) || in->disp > 1 << 20);
-}
-
-bool tr_windowed(const struct xl *x, const struct insn *in)
-{
-    return (x->mode & MODE_WINDOW) && in->addrsize == 8 && !in->moffs && !in->vsib && in->disp >= -(1 << 30) && in->disp <= 1 << 30;
-}
-
-/* False: it needs a check. */
-static bool window(struct xl *x, const struct insn *in, s32 disp_extra, bool plain, struct guard *g)
-{
-    if (plain || disp_extra || !tr_windowed(x, in) || tr_slot_operands(in) > 1)
-        return false;
-    *g = (struct guard){ .shared = true };
-    may_fault(x);
-    if (tr_simple_base(x, in) && !tr_window_far(in)) {
-        unsigned base = host_gpr[in->base], to = H_S2;
-        if (x->grp.active && (x->grp.sum || x->grp.base != in->base))
-            to = H_S1; /* s2 is the group's */
-        if (!x->grp.active || to == H_S1)
-            distance(x, to, base);
-        if (!x->grp.active && in->how == HOW_COPY)
-            tr_plan_group(x, in->base, REG_NONE, 1);
-        g->mem = (struct hostmem){ (u8)base, (u8)to, (s32)in->disp };
-        return true;
-    }
-    s32 disp;
-    if (x->grp.active) { /* the address is in s1 already */
-        disp = (s32)in->disp + (in->base == BASE_RIP ? x->off[x->cur] + in->len : 0);
-    } else {
-        disp = window_base(x, in);
-        distance(x, H_S2, H_S1);
-        if (in->how == HOW_COPY && in->seg != SEG_FS && in->seg != SEG_GS && !tr_window_far(in))
-            tr_plan_group(x, in->base, in->index, in->scale);
-    }
-    g->mem = (struct hostmem){ H_S1, H_S2, disp };
-    return true;
-}
-
-static void window_stack(struct xl *x, s32 disp, struct guard *g)
-{
-    unsigned to = x->grp.active && x->grp.base != RSP ? H_S1 : H_S2;
-    *g = (struct guard){ .shared = true, .stack = true, .mem = { H_SP, (u8)to, disp } };
-    may_fault(x);
-    if (!x->grp.active || to == H_S1)
-        distance(x, to, H_SP);
-    if (!x->grp.active && !x->in[x->cur].has_mem)
-        tr_plan_group(x, RSP, REG_NONE, 1);
 }
 
 /* The slow path of a shared check: no operation of its own. */
@@ -336,9 +278,31 @@ static void group_slow(struct xl *x, struct guard *g)
     xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, g->resume);
     struct group_site site = { .s = {
         .s = { .off = x->off[x->cur], .len = x->in[x->cur].len, .kind = g->stack },
-        .size = g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .group = x->grp.nr, .loop = g->loop,
+        .size = g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .group = x->grp.nr, .loop = g->loop, .extent = g->extent,
     } };
     e_bytes(&x->cold, &site, sizeof(site));
+}
+
+/*
+ * 16-bit addresses: s1 = offset of a group's span to linear address. Where the span wraps, or runs beyond the segment, its
+ * instructions are made again with a check each: a record without a size says so (engine_slow).
+ */
+static void check_span(struct xl *x, unsigned seg)
+{
+    struct buf *b = &x->hot, *c = &x->cold;
+    if (tr_share_width(x) != 2)
+        return;
+    /* cmp s1d, 10000h - size; ja */
+    e8(b, 0x41); e8(b, 0x81); e8(b, 0xf8 | (H_S1 & 7)); e32(b, 0x10000u - x->grp.size);
+    xl_bind(x, xl_jcc(x, SEC_HOT, 7), SEC_COLD, cold_at(x));
+    e_rr32(c, 0x33, H_S2, H_S2);
+    xl_call_stub(x, SEC_COLD, STUB_SLOW);
+    xl_bind(x, xl_jmp(x, SEC_COLD), SEC_COLD, cold_at(x)); /* it does not come back */
+    struct group_site site = { .s = {
+        .s = { .off = x->off[x->cur], .len = x->in[x->cur].len, .kind = seg == SEG_SS }, .slot = x->slot & 3, .group = x->grp.nr,
+    } };
+    e_bytes(c, &site, sizeof(site));
+    add_seg_base(x, seg);
 }
 
 /*
@@ -371,6 +335,7 @@ static bool shared_sum(struct xl *x, const struct insn *in, unsigned size, unsig
         begin(x, g, x->grp.size, x->grp.acc, in->seg == SEG_SS);
         g->form = FORM_SUM;
         tr_ea(x, in, x->grp.lo - off);
+        check_span(x, in->seg);
         check(x, g);
         group_slow(x, g);
     }
@@ -380,15 +345,26 @@ static bool shared_sum(struct xl *x, const struct insn *in, unsigned size, unsig
     return true;
 }
 
-/* Push, pop, call and ret of flat 32-bit code */
-static bool shared_stack32(struct xl *x, s32 disp, unsigned size, unsigned acc, struct guard *g)
+/* The offset [sp + disp] into s1, outside 64-bit mode */
+static void stack_ea(struct xl *x, s32 disp)
+{
+    bool word = !(x->mode & MODE_SS32);
+    if (!word || disp)
+        e_lea_full(&x->hot, false, H_S1, H_SP, REG_NONE, 1, disp);
+    if (word)
+        e_word_to_s1(&x->hot, disp ? H_S1 : H_SP);
+}
+
+/* Push, pop, call and ret outside 64-bit mode */
+static bool shared_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct guard *g)
 {
     if (!x->grp.active) {
         if (!tr_plan_group(x, RSP, REG_NONE, 1))
             return false;
         begin(x, g, x->grp.size, x->grp.acc, true);
         g->form = FORM_SUM;
-        e_lea_full(&x->hot, false, H_S1, H_SP, REG_NONE, 1, x->grp.lo);
+        stack_ea(x, x->grp.lo);
+        check_span(x, SEG_SS);
         check(x, g);
         group_slow(x, g);
     }
@@ -402,12 +378,12 @@ void tr_guard(struct xl *x, const struct insn *in, unsigned size, unsigned acc, 
 {
     s64 disp = in->disp + disp_extra;
     bool simple = !plain && tr_simple_base(x, in);
-    if (window(x, in, disp_extra, plain, g))
+    if (tr_window(x, in, disp_extra, plain, g))
         return;
     bool window = x->mode & MODE_WINDOW; /* groups have no check there */
     if (!window && simple && in->how == HOW_COPY && !in->mask && !insn_vex_masked(in) && shared(x, in->base, (s32)disp, size, acc, in->seg == SEG_SS, g))
         return;
-    if (!window && !simple && !plain && in->how == HOW_COPY && (x->m64 ? in->addrsize == 8 : tr_flat32(x) && in->addrsize == 4) &&
+    if (!window && !simple && !plain && in->how == HOW_COPY && in->addrsize == tr_share_width(x) &&
         !in->moffs && !in->vsib && !in->mask &&
         !insn_vex_masked(in) && in->seg != SEG_FS && in->seg != SEG_GS && (x->m64 || in->seg != SEG_CS) &&
         (in->base != REG_NONE || in->index != REG_NONE) && in->disp >= -(1 << 30) && in->disp <= 1 << 30 &&
@@ -433,17 +409,19 @@ void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct 
     bool simple = x->m64;
     const struct insn *in = &x->in[x->cur];
     if (x->mode & MODE_WINDOW) {
-        window_stack(x, disp, g);
+        tr_window_stack(x, disp, g);
         return;
     }
     if (simple && !in->has_mem && size == 8 && shared(x, RSP, disp, size, acc, true, g))
         return;
-    if (!simple && !in->has_mem && size == 4 && tr_flat32(x) && shared_stack32(x, disp, size, acc, g))
+    if (!simple && !in->has_mem && size == tr_share_width(x) && shared_stack(x, disp, size, acc, g))
         return;
     begin(x, g, size, acc, true);
     u32 ea = hot_at(x);
-    e_lea_full(&x->hot, x->m64, H_S1, H_SP, REG_NONE, 1, disp);
-    if (!x->m64) {
+    if (x->m64) {
+        e_lea_full(&x->hot, true, H_S1, H_SP, REG_NONE, 1, disp);
+    } else {
+        stack_ea(x, disp);
         struct insn operand = *in;
         operand.base = RSP;
         operand.index = REG_NONE;
@@ -451,9 +429,6 @@ void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct 
         operand.seg = SEG_SS;
         operand.addrsize = x->mode & MODE_SS32 ? 4 : 2;
         operand.moffs = operand.vsib = false;
-        if (!(x->mode & MODE_SS32)) { /* movzx s1d, s1w */
-            e8(&x->hot, 0x45); e8(&x->hot, 0x0f); e8(&x->hot, 0xb7); e8(&x->hot, 0xc0 | 2 << 3 | 2);
-        }
         check_segment(x, &operand, size, acc, ea);
         if (needs_seg_base(x, SEG_SS))
             add_seg_base(x, SEG_SS);
@@ -461,6 +436,14 @@ void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct 
     g->form = simple ? FORM_DELTA : FORM_SUM;
     check(x, g);
     g->mem = simple ? (struct hostmem){ H_SP, H_S2, disp } : (struct hostmem){ H_S1, H_S2, 0 };
+}
+
+void tr_guard_linear(struct xl *x, unsigned size, struct guard *g)
+{
+    begin(x, g, size, ACC_R, false);
+    g->form = FORM_SUM;
+    check(x, g);
+    g->mem = (struct hostmem){ H_S1, H_S2, 0 };
 }
 
 void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final)
@@ -479,7 +462,7 @@ void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final)
         .size = g->size, .acc = g->acc, .form = g->form & 1, .slot = x->slot & 3, .hashed = x->hashed, .final = final, .copy = copy,
         .masked = (in->enc == ENC_EVEX && in->mask) || insn_vex_masked(in), .aligned = in->how == HOW_COPY && insn_aligned(in),
         .loose = insn_aligned(in) || insn_vex_masked(in),
-        .locked = (in->prefixes & PFX_LOCK) || in->id == I_XCHG, .loop = g->loop,
+        .locked = (in->prefixes & PFX_LOCK) || in->id == I_XCHG, .loop = g->loop, .extent = g->extent,
     };
     e_bytes(&x->cold, &site, sizeof(site));
     if (!copy)

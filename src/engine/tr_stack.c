@@ -21,15 +21,49 @@ void e_mem(struct buf *b, u8 op, unsigned size, unsigned reg, const struct hostm
 void tr_add_sp(struct xl *x, s32 n)
 {
     struct buf *b = &x->hot;
+    n += x->lag;
+    x->lag = 0;
     if (x->m64 || (x->mode & MODE_SS32)) {
         e_lea(b, x->m64, H_SP, H_SP, n);
     } else if (x->fstate == FLAGS_SAVED && n >= -128 && n < 128) { /* sp alone: add r15w, n; nobody looks at the flags */
         e8(b, 0x66); e8(b, 0x41); e8(b, 0x83); e8(b, 0xc0 | (H_SP & 7)); e8(b, (u8)n);
-    } else { /* lea s1, [sp + n]; mov r15w, s1w */
-        e_lea(b, true, H_S1, H_SP, n);
+    } else { /* lea r15w, [r15 + n] */
         e8(b, 0x66);
-        e_rr32(b, 0x8b, H_SP, H_S1);
+        e_lea(b, false, H_SP, H_SP, n);
     }
+}
+
+/*
+ * Where accesses go through windows, and so need no check that names registers, a row of pushes and pops moves RSP's host register
+ * once, at its end. What it lacks until then is the lag: operands on the stack add it to their displacement, and the fault handler
+ * to RSP. ADD and SUB whose flags nobody wants are part of such a row.
+ */
+#define LAG_MAX 512
+static bool lags(const struct xl *x, unsigned i)
+{
+    const struct insn *in = &x->in[i];
+    if (i >= x->nr)
+        return false;
+    if (in->how == HOW_STACK && !in->has_mem && in->opsize == 8 && (in->id == I_PUSH || in->id == I_POP)) {
+        unsigned g = in->opreg != REG_NONE ? in->opreg : in->rm_kind == RK_GPR ? in->rm : RSP;
+        return g != RSP && g < NR_GPR;
+    }
+    if ((in->id == I_ADD || in->id == I_SUB) && in->how == HOW_COPY && !in->has_mem && in->opsize == 8 && in->rm_kind == RK_GPR && in->rm == RSP &&
+        in->map == MAP_ONE && (in->opcode == 0x81 || in->opcode == 0x83))
+        return !x->live[i + 1] && in->imm % 8 == 0 && in->imm >= -LAG_MAX / 2 && in->imm <= LAG_MAX / 2;
+    return false;
+}
+bool tr_lag(struct xl *x, s32 n)
+{
+    const struct insn *next = &x->in[x->cur + 1];
+    if (!(x->mode & MODE_WINDOW) || !lags(x, x->cur))
+        return false;
+    bool more = lags(x, x->cur + 1) || (x->cur + 1 < x->nr && next->opsize == 8 && (next->id == I_RET || next->id == I_CALL));
+    if (!more || x->lag + n <= -LAG_MAX || x->lag + n >= LAG_MAX)
+        tr_add_sp(x, n);
+    else
+        x->lag += n;
+    return true;
 }
 
 static void push_reg(struct xl *x, unsigned guest, unsigned size)
@@ -47,7 +81,8 @@ static void push_reg(struct xl *x, unsigned guest, unsigned size)
         reg = H_S1;
     }
     e_mem(&x->hot, 0x89, size, reg, &g.mem);
-    tr_add_sp(x, -(s32)size);
+    if (!tr_lag(x, -(s32)size))
+        tr_add_sp(x, -(s32)size);
     tr_guard_end(x, &g, op, true);
 }
 
@@ -55,6 +90,7 @@ static void push_reg(struct xl *x, unsigned guest, unsigned size)
 static void push_tmp(struct xl *x, unsigned size)
 {
     struct guard g;
+    tr_held_none(x);
     tr_guard_stack(x, -(s32)size, size, ACC_W, &g);
     u32 op = hot_at(x);
     if (g.mem.base == H_S1) {
@@ -101,7 +137,8 @@ static void pop_reg(struct xl *x, unsigned guest, unsigned size)
         struct hostmem slot = { H_VCPU, REG_NONE, REG_OFF(guest) };
         e_mem(&x->hot, 0x8b, size, H_S1, &g.mem);
         e_mem(&x->hot, 0x89, size == 4 ? 8 : size, H_S1, &slot);
-        tr_add_sp(x, (s32)size);
+        if (!tr_lag(x, (s32)size))
+            tr_add_sp(x, (s32)size);
     } else if (guest == RSP && size == 2 && (x->mode & MODE_WINDOW)) { /* nothing may have changed when the access faults */
         e_mem(&x->hot, 0x8b, size, H_S1, &g.mem);
         tr_add_sp(x, 2);
@@ -115,7 +152,8 @@ static void pop_reg(struct xl *x, unsigned guest, unsigned size)
         e_mem(&x->hot, 0x8b, size, H_SP, &g.mem);
     } else {
         e_mem(&x->hot, 0x8b, size, host_gpr[guest], &g.mem);
-        tr_add_sp(x, (s32)size);
+        if (!tr_lag(x, (s32)size))
+            tr_add_sp(x, (s32)size);
     }
     tr_guard_end(x, &g, op, true);
 }
@@ -150,6 +188,13 @@ static void leave(struct xl *x, unsigned size)
     at_rbp.seg = SEG_SS;
     at_rbp.addrsize = x->m64 ? 8 : 4;
     at_rbp.moffs = false;
+    if ((x->mode & MODE_WINDOW) && size == 8) { /* nothing may have changed when the access faults */
+        tr_guard(x, &at_rbp, size, ACC_R, 0, false, &g);
+        e_mem(&x->hot, 0x8b, size, H_S1, &g.mem);
+        e_lea(&x->hot, true, H_SP, RBP, (s32)size);
+        e_mov(&x->hot, RBP, H_S1);
+        return;
+    }
     tr_guard(x, &at_rbp, size, ACC_R, 0, true, &g);
     u32 op = hot_at(x);
     e_lea(&x->hot, x->m64, H_SP, RBP, (s32)size);
@@ -160,8 +205,8 @@ static void leave(struct xl *x, unsigned size)
 /* Virtual-8086 mode has rules of its own for PUSHF and POPF. */
 static bool v86_like(const struct xl *x) { return (x->mode & MODE_REAL) && !(x->mode & MODE_CPL0); }
 
-/* The RFLAGS image into tmp[0]: eflags without RF and VM, AH of fl, OF. Not in V86 mode. */
-static void pushf(struct xl *x, unsigned size)
+/* eflags without RF and VM, AH of fl, OF */
+void tr_flags_image(struct xl *x)
 {
     struct buf *b = &x->hot;
     xl_need_saved(x);
@@ -177,9 +222,48 @@ static void pushf(struct xl *x, unsigned size)
     e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S2 & 7)); e32(b, ~(EFL_RF | EFL_VM));
     e_rr32(b, 0x0b, H_S1, H_S2);
     e8(b, 0x41); e8(b, 0x83); e8(b, 0xc8 | (H_S1 & 7)); e8(b, 2);
-    e_store_vcpu(b, H_S1, VOFF(tmp[0]));
     xl_clobber(x);
+}
+static void pushf(struct xl *x, unsigned size)
+{
+    tr_flags_image(x);
+    e_store_vcpu(&x->hot, H_S1, VOFF(tmp[0]));
     push_tmp(x, size);
+}
+
+void tr_take_flags(struct xl *x, u32 may, u32 take, u32 slow)
+{
+    struct buf *b = &x->hot;
+    /* mov s2d, [eflags]; xor s2d, s1d; test s2d, ~may; jne slow */
+    e8(b, rex(0, H_S2, 0, H_VCPU)); e8(b, 0x8b); e_modrm_disp(b, H_S2, H_VCPU, VOFF(eflags));
+    e_rr32(b, 0x33, H_S2, H_S1);
+    e8(b, 0x41); e8(b, 0xf7); e8(b, 0xc0 | (H_S2 & 7)); e32(b, ~may);
+    xl_bind(x, xl_jcc(x, SEC_HOT, 5), SEC_COLD, slow);
+    /* fl: OF, then the low byte */
+    e_rr32(b, 0x8b, H_S2, H_S1);
+    e8(b, 0x41); e8(b, 0xc1); e8(b, 0xe8 | (H_S2 & 7)); e8(b, 11);                 /* shr s2d, 11 */
+    e8(b, 0x41); e8(b, 0x83); e8(b, 0xe0 | (H_S2 & 7)); e8(b, 1);                  /* and s2d, 1 */
+    e8(b, rex(0, H_S2, 0, H_VCPU)); e8(b, 0x88); e_modrm_disp(b, H_S2, H_VCPU, VOFF(fl));
+    e_rr32(b, 0x8b, H_S2, H_S1);
+    e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S2 & 7)); e32(b, 0xd5);              /* and s2d, d5 */
+    e8(b, 0x41); e8(b, 0x83); e8(b, 0xc8 | (H_S2 & 7)); e8(b, 2);                  /* or s2d, 2 */
+    e8(b, rex(0, H_S2, 0, H_VCPU)); e8(b, 0x88); e_modrm_disp(b, H_S2, H_VCPU, VOFF(fl) + 1);
+    /* and s1d, take; and dword [eflags], ~take; or [eflags], s1d */
+    e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S1 & 7)); e32(b, take);
+    e8(b, 0x41); e8(b, 0x81); e_modrm_disp(b, 4, H_VCPU, VOFF(eflags)); e32(b, ~take);
+    e8(b, rex(0, H_S1, 0, H_VCPU)); e8(b, 0x09); e_modrm_disp(b, H_S1, H_VCPU, VOFF(eflags));
+    x->fstate = FLAGS_SAVED;
+}
+void tr_unmask(struct xl *x)
+{
+    struct buf *b = &x->hot, *c = &x->cold;
+    e8(b, 0x41); e8(b, 0x83); e_modrm_disp(b, 7, H_VCPU, VOFF(intr_wait)); e8(b, 0);
+    xl_bind(x, xl_jcc(x, SEC_HOT, 5), SEC_COLD, cold_at(x));
+    e8(c, 0x41); e8(c, 0xf7); e_modrm_disp(c, 0, H_VCPU, VOFF(eflags)); e32(c, EFL_IF);
+    struct fixup off = xl_jcc(x, SEC_COLD, 4);
+    e8(c, 0xf0); e8(c, 0x41); e8(c, 0x83); e_modrm_disp(c, 1, H_VCPU, VOFF(event)); e8(c, EVENT_INTR);
+    xl_bind(x, off, SEC_HOT, hot_at(x));
+    xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, hot_at(x));
 }
 
 /*
@@ -204,37 +288,12 @@ static void popf(struct xl *x, const struct insn *in)
         e_mem(b, 0x8b, size, H_S1, &g.mem);
     }
     tr_guard_end(x, &g, op, false);
-    /* mov s2d, [eflags]; xor s2d, s1d; test s2d, ~may; jne helper */
-    e8(b, rex(0, H_S2, 0, H_VCPU)); e8(b, 0x8b); e_modrm_disp(b, H_S2, H_VCPU, VOFF(eflags));
-    e_rr32(b, 0x33, H_S2, H_S1);
-    e8(b, 0x41); e8(b, 0xf7); e8(b, 0xc0 | (H_S2 & 7)); e32(b, ~may);
-    xl_bind(x, xl_jcc(x, SEC_HOT, 5), SEC_COLD, cold_at(x));
+    u32 slow = cold_at(x);
     tr_helper_cold(x, in);
-    /* fl: OF, then the low byte */
-    e_rr32(b, 0x8b, H_S2, H_S1);
-    e8(b, 0x41); e8(b, 0xc1); e8(b, 0xe8 | (H_S2 & 7)); e8(b, 11);                 /* shr s2d, 11 */
-    e8(b, 0x41); e8(b, 0x83); e8(b, 0xe0 | (H_S2 & 7)); e8(b, 1);                  /* and s2d, 1 */
-    e8(b, rex(0, H_S2, 0, H_VCPU)); e8(b, 0x88); e_modrm_disp(b, H_S2, H_VCPU, VOFF(fl));
-    e_rr32(b, 0x8b, H_S2, H_S1);
-    e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S2 & 7)); e32(b, 0xd5);              /* and s2d, d5 */
-    e8(b, 0x41); e8(b, 0x83); e8(b, 0xc8 | (H_S2 & 7)); e8(b, 2);                  /* or s2d, 2 */
-    e8(b, rex(0, H_S2, 0, H_VCPU)); e8(b, 0x88); e_modrm_disp(b, H_S2, H_VCPU, VOFF(fl) + 1);
-    /* and s1d, take; and dword [eflags], ~take; or [eflags], s1d */
-    e8(b, 0x41); e8(b, 0x81); e8(b, 0xe0 | (H_S1 & 7)); e32(b, take);
-    e8(b, 0x41); e8(b, 0x81); e_modrm_disp(b, 4, H_VCPU, VOFF(eflags)); e32(b, ~take);
-    e8(b, rex(0, H_S1, 0, H_VCPU)); e8(b, 0x09); e_modrm_disp(b, H_S1, H_VCPU, VOFF(eflags));
-    x->fstate = FLAGS_SAVED;
+    tr_take_flags(x, may, take, slow);
     tr_add_sp(x, (s32)size);
     if (cpl0) {
-        /* IF set and an interrupt held back: make the poll below see it */
-        e8(b, 0x41); e8(b, 0x83); e_modrm_disp(b, 7, H_VCPU, VOFF(intr_wait)); e8(b, 0);
-        xl_bind(x, xl_jcc(x, SEC_HOT, 5), SEC_COLD, cold_at(x));
-        struct buf *c = &x->cold;
-        e8(c, 0x41); e8(c, 0xf7); e_modrm_disp(c, 0, H_VCPU, VOFF(eflags)); e32(c, EFL_IF);
-        struct fixup off = xl_jcc(x, SEC_COLD, 4);
-        e8(c, 0xf0); e8(c, 0x41); e8(c, 0x83); e_modrm_disp(c, 1, H_VCPU, VOFF(event)); e8(c, EVENT_INTR);
-        xl_bind(x, off, SEC_HOT, hot_at(x));
-        xl_bind(x, xl_jmp(x, SEC_COLD), SEC_HOT, hot_at(x));
+        tr_unmask(x);
         tr_poll(x, x->off[x->cur] + in->len);
     }
 }

@@ -27,6 +27,8 @@ void tr_check_cold(struct xl *x, const struct insn *in, sys_fn handler, u32 agai
 
 void tr_call_helper(struct xl *x, const struct insn *in, sys_fn handler, bool end)
 {
+    if (x->lag)
+        tr_add_sp(x, 0);
     if (x->live[x->cur])
         xl_need_saved(x);
     struct fixup f = xl_lea_s1(x, SEC_HOT);
@@ -230,7 +232,7 @@ void tr_system(struct xl *x, const struct insn *in)
         x->poll_next = true;
         return;
     case I_SYSCALL:
-        if (x->slot == SLOT_U && !x->nochain && (x->mode & MODE_64))
+        if (x->slot == SLOT_U && !x->nochain && (x->mode & MODE_64) && !x->vm->pv.outer)
             syscall_inline(x, in);
         else
             break;
@@ -281,7 +283,10 @@ void tr_system(struct xl *x, const struct insn *in)
     }
     bool end = false;
     switch (in->id) { /* the same list as ends_block(): the mode or the code may have changed */
-    case I_INT: case I_INT3: case I_INT1: case I_INTO: case I_IRET: case I_SYSCALL: case I_SYSRET:
+    case I_SYSCALL:
+        end = !tr_outer_call(x, in);
+        break;
+    case I_INT: case I_INT3: case I_INT1: case I_INTO: case I_IRET: case I_SYSRET:
     case I_SYSENTER: case I_SYSEXIT: case I_CALL_FAR: case I_JMP_FAR: case I_RET_FAR: case I_HLT: case I_MWAIT:
     case I_MOV_CR_R: case I_LMSW: case I_CLTS: case I_STAC: case I_CLAC: case I_XSETBV: case I_MOV_SEG:
     case I_POP_SEG: case I_LFP: case I_MOV_DR_R: case I_WRMSR: case I_INVPCID: case I_INVLPG: case I_STI:

@@ -8,8 +8,8 @@
 
 const u8 host_gpr[NR_GPR] = {
     [RAX] = 0, [RCX] = 1, [RDX] = 2, [RBX] = 3, [RSP] = H_SP, [RBP] = 5, [RSI] = 6, [RDI] = 7,
-    [R8] = 8, [R9] = 9, [R10] = REG_NONE, [R11] = REG_NONE, [R12] = 12, [R13] = 13,
-    [R14] = REG_NONE, [R15] = REG_NONE,
+    [R8] = REG_NONE, [R9] = REG_NONE, [R10] = REG_NONE, [R11] = REG_NONE, [R12] = 12, [R13] = 13,
+    [R14] = 8, [R15] = 9,
 };
 
 /* -- Relocations ------------------------------------------------------------------------------------ */
@@ -264,7 +264,9 @@ static bool ends_block(const struct xl *x, const struct insn *in)
     if ((in->id == I_CLAC && x->slot == SLOT_K) || (in->id == I_STAC && x->slot == SLOT_KAC))
         return !(x->mode & MODE_SMAP); /* nothing to do (tr_sys.c) */
     switch (in->id) {
-    case I_INT: case I_INT3: case I_INT1: case I_INTO: case I_IRET: case I_SYSCALL: case I_SYSRET:
+    case I_SYSCALL: /* a call of a kernel outside ring 0 comes back */
+        return !tr_outer_call(x, in);
+    case I_INT: case I_INT3: case I_INT1: case I_INTO: case I_IRET: case I_SYSRET:
     case I_SYSENTER: case I_SYSEXIT: case I_CALL_FAR: case I_JMP_FAR: case I_RET_FAR: case I_HLT: case I_MWAIT:
     case I_MOV_CR_R: case I_LMSW: case I_CLTS: case I_STAC: case I_CLAC: case I_XSETBV: case I_MOV_SEG:
     case I_POP_SEG: case I_LFP: case I_MOV_DR_R: case I_WRMSR: case I_INVPCID: case I_INVLPG:
@@ -572,6 +574,7 @@ again:
     x->cold = (struct buf){ x->cold_buf, x->cold_buf, x->cold_buf + XL_COLD - 64, false };
     x->noshare = x->mode & MODE_NOSHARE || x->single || (v->vm->debug & (VITRO_DEBUG_SLOW_PATH | VITRO_DEBUG_ONE_INSN));
     x->grp.active = false;
+    tr_held_none(x);
     x->in_the_way = NULL;
     x->hashed = false;
     x->fixed_key = fixed;
@@ -582,6 +585,7 @@ again:
     x->cs_limit = v->seg[SEG_CS].limit;
     x->nr_relocs = x->nr = 0;
     x->poll_next = x->ended = x->x87_noted = false;
+    x->lag = x->sp_moved = 0;
     gla_t la = v->rip;
     x->page_la = la & PAGE_MASK;
     x->start = la & 4095;
@@ -640,10 +644,14 @@ again:
     for (x->cur = 0; x->cur < x->nr && !x->ended; x->cur++) {
         x->map[x->cur] = hot_at(x) << 12 | (u32)(x->off[x->cur] - x->start);
         x->cold_map[x->cur] = cold_at(x);
+        x->lags[x->cur] = (s8)(x->lag / 8);
+        tr_held_begin(x);
         translate_insn(x);
+        tr_held_end(x);
         if (x->grp.active && x->cur >= x->grp.last)
             x->grp.active = false;
     }
+    bug_on(x->lag);
     x->cur = x->nr - 1;
     if (!x->ended)
         tr_edge(x, x->off[x->nr], -1, false);
@@ -667,10 +675,12 @@ again:
     b->map = cache_meta(x->cache, 2 * x->nr * sizeof(u32));
     for (unsigned i = 0; i < x->nr; i++) {
         b->map[i] = x->map[i];
-        b->map[x->nr + i] = b->hot_len + x->cold_map[i];
+        b->map[x->nr + i] = (b->hot_len + x->cold_map[i]) | (u32)x->lags[i] << 24;
     }
     b->recipe = recipe_make(x, b);
     cache_insert(v, x->cache, b);
+    engine_trace(v, VITRO_TRACE_XLAT, "xlat %#llx at %#llx mode %#x: %u instructions, %u bytes to %u and %u cold\n", (unsigned long long)v->rip,
+                 (unsigned long long)(b->page + b->off), b->mode, b->nr_insns, (unsigned)(b->end - b->off), b->hot_len, b->cold_len);
     *out = b;
     return X_OK;
 }

@@ -46,6 +46,7 @@ struct guard {
     u8 acc, form;
     bool stack;          /* through SS: #SS, not #GP */
     s32 loop;            /* its own copy of a TLB entry, from r14 on; 0: none */
+    bool extent;         /* `loop` is an extent */
     bool shared;         /* the group's first access has checked this one, or there is no check: windows */
     struct hostmem mem;
 };
@@ -56,11 +57,26 @@ struct group {
     bool sum;
     bool moves;          /* 32-bit code: a sum, though the base may move by constants as it may in the other form */
     u8 base, index, scale; /* guest registers; base may be BASE_RIP */
+    u8 seg;              /* 16-bit addresses: the segment of all */
     u8 nr;               /* instructions */
     u8 acc;
     u16 size;
     unsigned first, last; /* instructions of the first and the last access */
     s32 lo;              /* span: [EA0 + lo, EA0 + lo + size), EA0 without displacement, at the group's start */
+};
+
+/* What a scratch register holds from one instruction to the next, in code that goes through windows (tr_window.c). */
+enum held_kind {
+    HELD_NONE,
+    HELD_DISTANCE, /* of the guest register `base` to its window              */
+    HELD_ADDRESS,  /* the host address of `base`: a guest register that lives in memory, BASE_RIP (the page), HELD_SEG + segment */
+    HELD_PAIR,     /* s1 and s2 together: base + index * scale, and its distance */
+    HELD_VALUE,    /* what the guest register `base`, which lives in memory, has there */
+};
+#define HELD_SEG 0x40u
+struct held {
+    u8 kind, base, index, scale;
+    s32 moved; /* how far the base has moved since */
 };
 
 struct xl {
@@ -77,6 +93,9 @@ struct xl {
     u32 page_eip;        /* EIP of the page's first byte (modulo 2^32) */
     u32 cs_limit;
     struct group grp;
+    struct held held[2]; /* s1's and s2's */
+    bool keeping;        /* the current instruction leaves them alone, but where it is given them */
+    bool fresh[2];       /* what is held is of after the current instruction */
     gla_t page_la;
     gpa_t page_pa;
     const u8 *page;      /* host view of the code page */
@@ -91,6 +110,9 @@ struct xl {
     unsigned cur;
     struct insn in[XL_MAX_INSNS];
     u16 off[XL_MAX_INSNS + 1];
+    s32 sp_moved;        /* guest RSP, since sp_distance was made or its window was used (tr_window.c) */
+    s32 lag;             /* what has still to be added to guest RSP's host register (tr_stack.c) */
+    s8 lags[XL_MAX_INSNS]; /* at each instruction, in eights */
     u8 loop;             /* the first so many instructions are a loop: its accesses have copies of TLB entries */
     u16 live[XL_MAX_INSNS + 1]; /* flags needed on entry to instruction i */
     u32 map[XL_MAX_INSNS], cold_map[XL_MAX_INSNS]; /* where each instruction's code starts */
@@ -161,20 +183,37 @@ void tr_guard(struct xl *x, const struct insn *in, unsigned size, unsigned acc, 
               struct guard *g);
 /* tr_guard_stack - the same for [rsp + disp]. */
 void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct guard *g);
+/* tr_guard_linear - a read at the linear address in s1, by the system. */
+void tr_guard_linear(struct xl *x, unsigned size, struct guard *g);
 /* tr_guard_end - the operation stands in hot code from `op` to here: emit the slow path.
  * @final: the guest instruction is complete after the operation. */
 void tr_guard_end(struct xl *x, struct guard *g, u32 op, bool final);
 
+/* tr_ea - the operand's effective address, without the segment's base, into s1; a base or index in memory clobbers s2. */
+void tr_ea(struct xl *x, const struct insn *in, s32 disp_extra);
+
 /* lea dst, [base + index * scale + disp], host registers, REG_NONE for absent ones */
 void e_lea_full(struct buf *b, bool w, unsigned dst, unsigned base, unsigned index, unsigned scale, s32 disp);
 
+/* -- tr_window.c -------------------------------------------------------------------------------------- */
+/* tr_window - make the operand reachable through a window; false: not this one, or there are none. tr_window_stack - [rsp + disp]. */
+bool tr_window(struct xl *x, const struct insn *in, s32 disp_extra, bool plain, struct guard *g);
+void tr_window_stack(struct xl *x, s32 disp, struct guard *g);
+/* tr_held_begin, tr_held_end - around each instruction. tr_held_drop - a scratch register is about to be used for something else. */
+void tr_held_begin(struct xl *x);
+void tr_held_end(struct xl *x);
+void tr_held_drop(struct xl *x, unsigned r);
+void tr_held_none(struct xl *x);
+/* tr_held_value - the scratch register with the value of a guest register that lives in memory; REG_NONE.
+ * tr_held_keep - now `r` has it. tr_held_pick - s1 or s2, of those that may be used, what it holds dropped. */
+unsigned tr_held_value(const struct xl *x, unsigned g);
+void tr_held_keep(struct xl *x, unsigned r, unsigned g);
+unsigned tr_held_pick(struct xl *x, bool s1, bool s2);
+
 /* tr_group.c */
 bool tr_simple_base(const struct xl *x, const struct insn *in);
-/* Whether s1 may be used now: not inside a group that keeps its address there. */
-static inline bool xl_s1_free(const struct xl *x) { return !(x->grp.active && x->grp.sum); }
-/* tr_windowed - is the instruction's memory reached through a window (window.h)? */
-bool tr_windowed(const struct xl *x, const struct insn *in);
-bool tr_window_far(const struct insn *in);
+/* Whether s1 may be used now, and nothing is lost that it holds. */
+static inline bool xl_s1_free(const struct xl *x) { return !(x->grp.active && x->grp.sum) && x->held[0].kind == HELD_NONE; }
 /* How many register operands live in vcpu->regs, addresses not counted. */
 unsigned tr_slot_operands(const struct insn *in);
 bool tr_plan_group(struct xl *x, unsigned base, unsigned index, unsigned scale);
@@ -185,12 +224,27 @@ static inline bool tr_flat32(const struct xl *x)
 {
     return !x->m64 && (x->mode & (MODE_FLAT | MODE_SS32)) == (MODE_FLAT | MODE_SS32);
 }
+/* tr_share_width - the size of addresses that share checks, as of the stack's slots; 0: none do. Of 16-bit ones, in segments of 64 KiB. */
+static inline unsigned tr_share_width(const struct xl *x)
+{
+    if (x->m64)
+        return 8;
+    return tr_flat32(x) ? 4 : (x->mode & (MODE_FLAT | MODE_SS32 | MODE_64K)) == MODE_64K ? 2 : 0;
+}
 /* tr_group_moved - how far the group's base has moved since the group's start. */
 s32 tr_group_moved(const struct xl *x);
 /* op reg, mem of 2, 4 or 8 bytes */
 void e_mem(struct buf *b, u8 op, unsigned size, unsigned reg, const struct hostmem *m);
-/* rsp += n, at the stack's width, flags untouched */
+/* rsp += n and the lag, at the stack's width, flags untouched */
 void tr_add_sp(struct xl *x, s32 n);
+/* tr_lag - the current instruction only moves RSP, or does so in the next instruction's name: nothing more, or less, to emit. */
+bool tr_lag(struct xl *x, s32 n);
+/* tr_flags_image - s1 = what PUSHF pushes, not in V86 mode. Flags are in fl, host flags and s2 are lost.
+ * tr_take_flags - the reverse, of the bits `take` and the arithmetic ones; where others than `may` differ, to cold code at `slow`.
+ * tr_unmask - if IF is set now and an interrupt was held back: the next poll is to see it. */
+void tr_flags_image(struct xl *x);
+void tr_take_flags(struct xl *x, u32 may, u32 take, u32 slow);
+void tr_unmask(struct xl *x);
 
 /* -- tr_copy.c, tr_stack.c, tr_string.c, tr_branch.c, tr_sys.c: one policy each ------------------------------------- */
 void tr_copy(struct xl *x, const struct insn *in);
@@ -219,6 +273,11 @@ void tr_poll(struct xl *x, unsigned off);
 /* tr_real.c: tr_real - emit it, if it is something that real and V86 mode do in line. tr_loads_segment - is this a segment load that real and V86 mode do in line, without ending the block? */
 bool tr_real(struct xl *x, const struct insn *in);
 bool tr_loads_segment(const struct xl *x, const struct insn *in);
+/* tr_outer_call - a hypercall of a kernel outside ring 0 (outer.c): mostly it goes on behind it. */
+static inline bool tr_outer_call(const struct xl *x, const struct insn *in)
+{
+    return in->id == I_SYSCALL && x->vm->pv.outer && x->slot <= SLOT_KAC;
+}
 /* tr_probe - on to the RIP in s1 (with its tag) by the jump cache; flags in fl. */
 void tr_probe(struct xl *x);
 /* tr_leave - unconditionally to the dispatcher with RIP = page + off. */

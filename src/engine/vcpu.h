@@ -56,6 +56,7 @@ struct exc {
 #define EVENT_WAKE 0x20u    /* end this HLT, or the next one */
 #define EVENT_FLUSH 0x40u   /* drop the whole TLB */
 #define EVENT_FLUSH_PAGES 0x80u /* drop what smp.flush lists */
+#define EVENT_FLUSH_SPACES 0x100u /* drop the TLB but for global mappings */
 
 /* vcpu->int_shadow: both hold interrupts back, the second also the traps of its own instruction (SDM vol. 3 §6.8.3) */
 #define SHADOW_STI 1
@@ -74,21 +75,21 @@ struct vm;
 
 struct vcpu {
     /* -- hot: disp8 from the biased base; offsets asserted in stubs.S and emit.h ------------- */
-    u64 regs[NR_GPR]; /* guest GPRs; while translated code runs only r10, r11, r14, r15 live here */
-    u64 vbase;        /* linear address of the page being executed (RIP & ~0xfff)            */
+    u64 regs[NR_GPR]; /* guest GPRs; while translated code runs only r8 to r11 live here */
+    u64 tmp[3];       /* emitted code's spill slots                                          */
+    u64 s1, s2;       /* scratch registers at entry to a slow path, and what to resume with  */
+    u64 vbase;        /* linear address of the page being executed (RIP & ~0xfff); at VCPU_BIAS */
     u16 fl;           /* arithmetic flags when not in host flags: low byte OF, high byte LAHF */
     u16 pad0;
     volatile u32 event; /* EVENT_*; 0 while nothing is wanted                                 */
-    u64 tmp[3];       /* emitted code's spill slots                                          */
     u32 eflags;       /* every EFLAGS bit but the arithmetic ones (those are in fl)          */
     u32 intr_wait;    /* EVENT_INTR or EVENT_NMI was seen while it could not be taken: sti/popf/iret look here */
-    u64 s1, s2;       /* scratch registers at entry to a slow path, and what to resume with  */
     u64 host_rsp;     /* return-prediction stack while C runs                                */
     u64 c_rsp;        /* C stack while translated code runs                                  */
     u64 hsp_base;     /* bottom of the return-prediction stack in use                        */
     u64 region;       /* space->base + bias: what the host register holds in emitted code    */
     u64 rip;          /* linear address; valid whenever C runs: the instruction being done    */
-    u64 window[256];  /* distances to the windows of the current space (window.h)             */
+    u64 sp_distance;  /* of the window RSP is in, while code with windows runs (tr_window.c)   */
     /* -- cold -------------------------------------------------------------------------------- */
     u64 cs_tag;       /* what a jump cache's key has above a linear RIP: which CS base and limit (run.c); 0: flat */
     /* What stub_syscall and stub_sysret need, kept by vcpu_mode_changed (run.c); offsets in stub_offsets.h. */
@@ -98,7 +99,7 @@ struct vcpu {
     u64 hsp_bottom[2];
     u32 hstack_user;            /* which one is in use                                         */
     u32 mode;                   /* MODE_* key of translations valid now (mode.h)               */
-    struct seg syscall_cs, syscall_ss, sysret_cs, sysret_ss;
+    struct seg syscall_cs, syscall_ss, sysret_cs, sysret_ss; /* kernel's, user's; outside ring 0 by outer.c */
     struct seg seg[NR_SEG];
     struct dtable gdtr, idtr;
     u64 cr0, cr2, cr3, cr4, cr8, efer, xcr0;
@@ -136,6 +137,7 @@ struct vcpu {
 
     /* counters (stats) */
     u64 nr_exc[32], nr_intr, nr_sys[NR_INSN_IDS];
+    u64 nr_outer_calls, nr_outer_carried; /* SYSCALL of a kernel outside ring 0; of its user code, brought to that kernel */
     u64 nr_tlb_fill, nr_slow, nr_mmio, nr_walk;
 
     /* MSRs without an effect on the engine (msr.c) */
@@ -209,6 +211,9 @@ static inline unsigned vcpu_acc(const struct vcpu *v) { return v->cpl == 3 ? ACC
  */
 enum xret mem_read(struct vcpu *v, gla_t la, void *buf, unsigned len, unsigned acc);
 enum xret mem_write(struct vcpu *v, gla_t la, const void *buf, unsigned len, unsigned acc);
+/* mem_read_known, mem_write_known - the same, if the TLB has all of it and nothing is watched. False: nothing was done. */
+bool mem_read_known(struct vcpu *v, gla_t la, void *buf, unsigned len, unsigned acc);
+bool mem_write_known(struct vcpu *v, gla_t la, const void *buf, unsigned len, unsigned acc);
 /* mem_probe - would the access succeed? Walks (A/D set for ACC_W) and raises, copies nothing. */
 enum xret mem_probe(struct vcpu *v, gla_t la, unsigned len, unsigned acc);
 /* mem_host - host pointer to [la, la+len) if it lies in one page of plain RAM (no code watch on writes),
@@ -250,6 +255,9 @@ void tlb_flush_pcid(struct vcpu *v, u16 pcid);                 /* not global */
 void tlb_flush_all(struct vcpu *v, bool global_too);           /* every PCID */
 /* tlb_switch - CR3 or CR4.PCIDE changed: make the set of this PCID current; flush it unless noflush. */
 void tlb_switch(struct vcpu *v, bool noflush);
+/* tlb_switch_to - the set of any number. tlb_flush_user - for struct vitro_outer: vitro_vcpu_flush_user(). */
+void tlb_switch_to(struct vcpu *v, u16 pcid, bool noflush);
+void tlb_flush_user(struct vcpu *v, bool keep);
 
 /* engine_a20 - follow the board's A20 line: flush what was translated under the other setting. run.c */
 void engine_a20(struct vcpu *v);
@@ -272,6 +280,11 @@ static inline bool vcpu_has_outer(const struct vcpu *v) { return v->outer; }
 static inline unsigned vcpu_shown_cpl(const struct vcpu *v)
 {
     return unlikely(v->cpl == CPL_OUTER) && vcpu_has_outer(v) ? 3 : v->cpl;
+}
+/* vcpu_tsc_forbidden - RDTSC is #GP (SDM vol. 3 §2.5, TSD): never for a kernel, whose user code it is about. */
+static inline bool vcpu_tsc_forbidden(const struct vcpu *v)
+{
+    return (v->cr4 & CR4_TSD) && v->cpl && !(v->cpl == CPL_OUTER && vcpu_has_outer(v));
 }
 /* outer_trap - v->exc; outer_syscall - SYSCALL; outer_event - something may be due. X_JUMP or X_EXIT.
  * outer_soft_interrupt, outer_privileged (the instruction raised #GP(0)) - X_FAULT too: v->exc is for outer_trap. */

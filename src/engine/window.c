@@ -5,23 +5,47 @@
 #include <sys/syscall.h>
 
 #include "engine/engine.h"
+#include "engine/help.h"
 #include "engine/mmu.h"
 #include "engine/seg.h"
 
-#define NEED_FIRST 4u   /* interrupts: 16 ms of user time at 250 Hz */
+#define NEED_LEAST 2u      /* interrupts: 8 ms of user time at 250 Hz */
+#define NEED_FIRST_MAX 16u  /* at most, however dear the host's mappings are */
+#define NEED_CYCLES 5000   /* one more for so many cycles that the host takes to map pages */
 #define NEED_MAX 2048u
+#define TICK_CYCLES (1ull << 22) /* of the TSC: interrupts that come sooner than 1 to 2 ms after another say nothing */
 #define AHEAD 16        /* pages mapped at once, at most */
 #define LARGE_SHIFT 21
 #define LARGE (1ull << LARGE_SHIFT)
 
+/*
+ * How many interrupts a process must have run for: what windows cost is their filling, and that differs by host. (Where it runs in a virtual
+ * machine whose page tables are shadowed it takes four times as long as elsewhere.)
+ */
+static u32 need_first(const struct vm *vm)
+{
+    u32 need = __atomic_load_n(&vm->windows.fill_cycles, __ATOMIC_RELAXED) / NEED_CYCLES;
+    return MIN(MAX(need, NEED_LEAST), NEED_FIRST_MAX);
+}
+/* An average of late. A vCPU may have lost its CPU meanwhile: no single one counts for much. */
+static void note_fill(struct vm *vm, u64 cycles)
+{
+    u32 was = __atomic_load_n(&vm->windows.fill_cycles, __ATOMIC_RELAXED);
+    u32 now = (u32)MIN(cycles, (u64)NEED_FIRST_MAX * NEED_CYCLES);
+    __atomic_store_n(&vm->windows.fill_cycles, was - was / 16 + now / 16, __ATOMIC_RELAXED);
+}
+
 static inline u8 *slot_base(const struct vm *vm, unsigned slot)
 {
-    return vm->windows.area + WINDOW_GAP + slot * (WINDOW_CHUNK + WINDOW_GAP);
+    u64 first = ((u64)vm->windows.area + WINDOW_GAP + LARGE - 1) & ~(LARGE - 1);
+    return (u8 *)(first + slot * (WINDOW_CHUNK + WINDOW_GAP));
 }
 static inline u64 distance(const struct vm *vm, unsigned chunk, unsigned slot)
 {
     return (u64)slot_base(vm, slot) - ((u64)chunk << WINDOW_CHUNK_SHIFT);
 }
+/* What emitted code looks the distances up in. */
+static inline u64 *table(const struct tlb_space *sp) { return (u64 *)(sp->base + OFF_UWINDOW); }
 /* The slot of a chunk of the space; 0: nowhere. */
 static inline unsigned slot_of(const struct window *w, unsigned chunk)
 {
@@ -65,7 +89,7 @@ static bool reserve(struct vm *vm)
 bool window_area(const struct vm *vm, const u8 *host)
 {
     const u8 *area = __atomic_load_n(&vm->windows.area, __ATOMIC_ACQUIRE);
-    return area && host >= area && host < area + WINDOW_AREA;
+    return area && ((host >= area && host < area + WINDOW_AREA) || (u64)host >= WINDOW_TOP);
 }
 
 bool window_address(struct vcpu *v, const u8 *host, gla_t *la)
@@ -116,7 +140,15 @@ static void page_drop(struct window *w, struct window_page *p)
     if (!unmap(at, page_len(p)) && !protect(at, page_len(p), PROT_NONE)) /* too many mappings: it must not stay */
         bug("a page of a window cannot be unmapped", __FILE__, __LINE__);
     p->la = WINDOW_GONE;
+    w->drops++;
     __atomic_fetch_sub(&vm->windows.mappings, 1, __ATOMIC_RELAXED);
+}
+
+/* More was lost than windows can have gained since they were made (window_flush): by pages that came and went, and by steps. */
+static bool has_lost(const struct window *w)
+{
+    u32 bound = 64 + 16 * w->on_ticks;
+    return (w->steps > bound || w->drops > bound) && !(w->v->vm->debug & VITRO_DEBUG_WINDOWS);
 }
 
 void window_flush_page(struct tlb_space *sp, gla_t la)
@@ -145,8 +177,7 @@ void window_flush_pages(struct tlb_space *sp)
         u8 *at = slot_base(vm, w->chunk[i].slot);
         if (mapped && !unmap(at, WINDOW_CHUNK))
             bug("a window cannot be unmapped", __FILE__, __LINE__);
-        if (sp == w->v->space)
-            w->v->window[w->chunk[i].chunk] = distance(vm, w->chunk[i].chunk, 0);
+        table(sp)[w->chunk[i].chunk] = distance(vm, w->chunk[i].chunk, 0);
         __atomic_fetch_and(&vm->windows.slots, ~BITULL(w->chunk[i].slot), __ATOMIC_ACQ_REL);
     }
     __atomic_fetch_sub(&vm->windows.mappings, mapped, __ATOMIC_RELAXED);
@@ -154,6 +185,8 @@ void window_flush_pages(struct tlb_space *sp)
         engine_zero(w->page, sizeof(w->page));
     w->nr_chunks = 0;
     w->nr_places = 0;
+    if (sp == w->v->space)
+        window_stack(w->v);
 }
 
 void window_unwrite(struct tlb_space *sp, u64 host)
@@ -199,28 +232,8 @@ static bool chunk_add(struct vcpu *v, struct window *w, unsigned chunk)
     }
     w->chunk[w->nr_chunks].chunk = (u8)chunk;
     w->chunk[w->nr_chunks++].slot = (u8)slot;
-    v->window[chunk] = distance(v->vm, chunk, slot);
-    return true;
-}
-
-static inline bool has_code(const struct ram_slot *rs, u64 idx)
-{
-    return __atomic_load_n(&rs->page_state[idx], __ATOMIC_RELAXED) & (PAGE_HAS_CODE | PAGE_MONITORED);
-}
-
-/*
- * From now on windows may write these pages: whoever claims one for translation finds that, or we find the claim (wtag_note()
- * in tlb.c says how). False: one has code.
- */
-static bool note_writes(struct vm *vm, struct ram_slot *rs, u64 idx, u64 nr)
-{
-    u64 *wtag = &vm->wtag[rs - vm->ram.slot][idx * WTAG_WAYS];
-    for (u64 i = 0; i < nr; i++)
-        __atomic_store_n(&wtag[i * WTAG_WAYS], WTAG_MANY, __ATOMIC_RELAXED);
-    __atomic_thread_fence(__ATOMIC_SEQ_CST);
-    for (u64 i = 0; i < nr; i++)
-        if (has_code(rs, idx + i))
-            return false;
+    table(v->space)[chunk] = distance(v->vm, chunk, slot);
+    window_stack(v);
     return true;
 }
 
@@ -237,10 +250,26 @@ static u64 following(struct vcpu *v, struct window *w, struct ram_slot *rs, gla_
         gpa_t gpa;
         if (page_find(w, la, 0) || !mmu_translate_debug(v, la, &gpa) || gpa != rs->gpa + ((idx + n) << PAGE_SHIFT) ||
             mmu_walk(v, la, ACC_USER | ACC_R, &span) != X_OK || span.page_size != PAGE_SIZE || span.writable != dirty ||
-            (writable && !note_writes(v->vm, rs, idx + n, 1)))
+            (writable && !tlb_note_writes(v->vm, rs, idx + n, 1)))
             break;
     }
     return n;
+}
+
+/*
+ * What the guest's kernel gives in one piece is put on one page of the host's, too: fewer TLB misses. (It has been cleared, so all of it is
+ * there.) A host whose memory is in pieces may take long to find one; then that is all. Errors do not matter.
+ */
+#define COLLAPSE_CYCLES 3000000ull /* on average; about a millisecond, of which copying is a third */
+static void make_huge(struct vm *vm, const u8 *at)
+{
+    if (__atomic_load_n(&vm->windows.no_huge, __ATOMIC_RELAXED))
+        return;
+    u64 start = host_rdtsc();
+    sys(SYS_madvise, at, LARGE, MADV_COLLAPSE, 0, 0);
+    u64 spent = __atomic_add_fetch(&vm->windows.huge_cycles, host_rdtsc() - start, __ATOMIC_RELAXED);
+    if (spent > COLLAPSE_CYCLES * (4 + __atomic_add_fetch(&vm->windows.nr_huge, 1, __ATOMIC_RELAXED)))
+        __atomic_store_n(&vm->windows.no_huge, true, __ATOMIC_RELAXED);
 }
 
 enum window_fill window_fill(struct vcpu *v, gla_t la, bool write)
@@ -249,6 +278,8 @@ enum window_fill window_fill(struct vcpu *v, gla_t la, bool write)
     struct window *w = sp->window;
     struct vm *vm = v->vm;
     struct mmu_span span;
+    if (has_lost(w))
+        return WINDOW_ODD;
     /* At the very end the operand may reach addresses that are not canonical, which is found out first. */
     if (la >= (1ull << 47) - PAGE_SIZE || !slot_of(w, (unsigned)(la >> WINDOW_CHUNK_SHIFT)))
         return WINDOW_ODD;
@@ -269,19 +300,22 @@ enum window_fill window_fill(struct vcpu *v, gla_t la, bool write)
     if (large) {
         at = la & ~(LARGE - 1);
         idx -= span.gpa >> PAGE_SHIFT & (LARGE / PAGE_SIZE - 1);
-        if (writable && !note_writes(vm, rs, idx, LARGE / PAGE_SIZE)) { /* then by single pages */
+        if (writable && !tlb_note_writes(vm, rs, idx, LARGE / PAGE_SIZE)) { /* then by single pages */
             large = false;
             at = la & PAGE_MASK;
             idx = (span.gpa - rs->gpa) >> PAGE_SHIFT;
         }
     }
-    if (!large && writable && !note_writes(vm, rs, idx, 1)) {
+    if (!large && writable && !tlb_note_writes(vm, rs, idx, 1)) {
         if (write)
             return WINDOW_ODD;
         writable = false;
     }
     u8 *from = rs->host + (idx << PAGE_SHIFT), *to = host_of(w, at);
+    if (large)
+        make_huge(vm, from);
     u64 len = large ? LARGE : PAGE_SIZE * following(v, w, rs, at, idx, span.writable, writable);
+    u64 start = host_rdtsc();
     /* An old size of 0 maps shared pages once more (mremap(2)); what is not shared cannot be. */
     while (sys(SYS_mremap, from, 0, len, MREMAP_MAYMOVE | MREMAP_FIXED, (u64)to) != (s64)to) {
         if (len == PAGE_SIZE || large) {
@@ -291,6 +325,7 @@ enum window_fill window_fill(struct vcpu *v, gla_t la, bool write)
         len = PAGE_SIZE; /* the RAM may be mapped in pieces */
     }
     bool ok = writable || protect(to, len, PROT_READ);
+    note_fill(vm, host_rdtsc() - start);
     for (u64 off = 0; off < len; off += large ? LARGE : PAGE_SIZE) {
         struct window_page *p = page_find(w, at + off, large ? WINDOW_LARGE : 0);
         if (!p) {
@@ -316,15 +351,6 @@ void window_sync(struct vcpu *v)
         vcpu_mode_changed(v);
 }
 
-void window_switch(struct vcpu *v, struct tlb_space *sp)
-{
-    const struct window *from = v->space->window, *to = sp->window;
-    for (unsigned i = 0; from && i < from->nr_chunks; i++)
-        v->window[from->chunk[i].chunk] = distance(v->vm, from->chunk[i].chunk, 0);
-    for (unsigned i = 0; to && i < to->nr_chunks; i++)
-        v->window[to->chunk[i].chunk] = distance(v->vm, to->chunk[i].chunk, to->chunk[i].slot);
-}
-
 /* Code with and without windows is different code: what leads to it goes. */
 static void changed(struct vcpu *v, struct tlb_space *sp)
 {
@@ -338,10 +364,11 @@ static void begin(struct vcpu *v)
     struct tlb_space *sp = v->space;
     struct window *w = sp->window;
     w->on = true;
-    w->on_ticks = w->fills = w->steps = 0;
+    w->on_ticks = w->fills = w->steps = w->drops = 0;
     v->eng->nr_windows++;
     for (unsigned c = 0; c < WINDOW_CHUNKS; c++)
-        v->window[c] = distance(v->vm, c, 0);
+        table(sp)[c] = distance(v->vm, c, 0);
+    window_stack(v);
     changed(v, sp);
 }
 
@@ -358,9 +385,18 @@ static bool possible(struct vcpu *v)
         void *p = mmap(NULL, sizeof(struct window), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
         if (p == MAP_FAILED)
             return false;
+        u64 *last = table(sp) + WINDOW_LAST;
+        u8 *page = (u8 *)((u64)last & PAGE_MASK);
+        if (mprotect(page, PAGE_SIZE, PROT_READ | PROT_WRITE) < 0) {
+            munmap(p, sizeof(struct window));
+            return false;
+        }
+        *last = -(1ull << 46);
+        if (!protect(page, PAGE_SIZE, PROT_READ))
+            bug("the table of windows cannot be protected", __FILE__, __LINE__);
         sp->window = p;
         sp->window->v = v;
-        sp->window->need = NEED_FIRST;
+        sp->window->need = need_first(vm);
     }
     return true;
 }
@@ -376,6 +412,10 @@ void window_tick(struct vcpu *v)
     if (!possible(v))
         return;
     struct window *w = v->space->window;
+    u64 now = host_rdtsc();
+    if (now - w->last_tick < TICK_CYCLES) /* processors that send each other interrupts: no time has gone by */
+        return;
+    w->last_tick = now;
     if (w->on)
         w->on_ticks++;
     else if (++w->ticks >= w->need)
@@ -390,9 +430,9 @@ void window_flush(struct tlb_space *sp)
     /* In microseconds: a page 10, a step 6; of an interrupt's 4000 perhaps a quarter was gained. */
     u64 cost = w->fills * 10ull + w->steps * 6ull, gain = w->on_ticks * 1000ull;
     window_flush_pages(sp);
-    w->on_ticks = w->fills = w->steps = 0;
+    w->on_ticks = w->fills = w->steps = w->drops = 0;
     if (cost <= gain) {
-        w->need = MAX(w->need / 2, NEED_FIRST);
+        w->need = MAX(w->need / 2, need_first(w->v->vm));
         return;
     }
     w->need = MIN(w->need * 2, NEED_MAX);
@@ -410,7 +450,7 @@ void window_forget(struct tlb_space *sp)
     window_flush_pages(sp);
     w->on = false;
     w->ticks = 0;
-    w->need = NEED_FIRST;
+    w->need = need_first(w->v->vm);
 }
 
 /* Where a stack instruction, or a memory operand, lies. */
@@ -446,7 +486,8 @@ bool window_step(struct vcpu *v)
         return false;
     v->eng->nr_window_steps++;
     /* Stores beside code, page tables of another shape, MMIO: not for windows. A full table of mappings: neither. */
-    if (++w->steps > 64 + 16 * w->on_ticks && !(v->vm->debug & VITRO_DEBUG_WINDOWS)) {
+    w->steps++;
+    if (has_lost(w)) {
         w->need = MIN(w->need * 4, NEED_MAX);
         window_flush_pages(sp);
         w->on = false;

@@ -526,13 +526,16 @@ int board_init(struct machine *m)
     };
     i8237_init(&m->dma, m->config.ram);
     m->has_fdc = m->config.floppy[0] || m->config.floppy[1];
-    if (m->has_fdc)
+    if (m->has_fdc) {
         fdc_init(&m->fdc, &fdc);
+        err = fdc_keep(&m->fdc, m);
+    }
     testdev_init(&m->testdev);
     for (unsigned i = 0; i < TESTDEV_IRQS; i++)
         if (i != 2) /* the 8259s' cascade */
             m->testdev.irq[i] = gsi_line(m, i);
-    err = init_flash(m);
+    if (!err)
+        err = init_flash(m);
     if (err)
         goto no_flash;
     fill_bus(m);

@@ -20,7 +20,7 @@ static u64 host_now(void)
 int clock_init(struct vm_clock *clock, u64 (*source)(void *opaque), void *opaque)
 {
     *clock = (struct vm_clock){
-        .source = source, .source_opaque = opaque, .timer_fd = -1, .armed_ns = CLOCK_NEVER
+        .source = source, .source_opaque = opaque, .timer_fd = -1, .armed_ns = CLOCK_NEVER, .first_ns = CLOCK_NEVER
     };
     if (!source) {
         clock->timer_fd = timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
@@ -95,6 +95,13 @@ static u64 heap_first(const struct vm_clock *clock)
     return clock->nr ? clock->heap[1]->deadline_ns : CLOCK_NEVER;
 }
 
+/* The heap has changed: what clock_poll() looks at, and the end of the lock. */
+static void heap_unlock(struct vm_clock *clock)
+{
+    __atomic_store_n(&clock->first_ns, heap_first(clock), __ATOMIC_RELAXED);
+    pthread_mutex_unlock(&clock->lock);
+}
+
 static void set_kernel_timer(struct vm_clock *clock, u64 deadline_ns)
 {
     clock->armed_ns = deadline_ns;
@@ -166,14 +173,14 @@ void timer_arm(struct vm_clock *clock, struct vm_timer *timer, u64 deadline_ns)
     sift(clock, timer->heap_pos ? timer->heap_pos : ++clock->nr, timer);
     if (deadline_ns < clock->armed_ns)
         set_kernel_timer(clock, deadline_ns);
-    pthread_mutex_unlock(&clock->lock);
+    heap_unlock(clock);
 }
 
 void timer_cancel(struct vm_clock *clock, struct vm_timer *timer)
 {
     pthread_mutex_lock(&clock->lock);
     heap_remove(clock, timer);
-    pthread_mutex_unlock(&clock->lock);
+    heap_unlock(clock);
 }
 
 void clock_run(struct vm_clock *clock)
@@ -185,12 +192,29 @@ void clock_run(struct vm_clock *clock)
         if (timer->deadline_ns > clock_now(clock))
             break;
         heap_remove(clock, timer);
-        pthread_mutex_unlock(&clock->lock);
+        heap_unlock(clock);
         timer->fn(timer->opaque);
         pthread_mutex_lock(&clock->lock);
     }
     set_kernel_timer(clock, heap_first(clock));
     pthread_mutex_unlock(&clock->lock);
+}
+
+void clock_poll(struct vm_clock *clock)
+{
+    u64 now = clock_now(clock);
+    struct vm_timer *due = NULL;
+
+    if (__atomic_load_n(&clock->first_ns, __ATOMIC_RELAXED) > now)
+        return;
+    pthread_mutex_lock(&clock->lock);
+    if (heap_first(clock) <= now && clock->heap[1]->anywhere) {
+        due = clock->heap[1];
+        heap_remove(clock, due); /* the I/O thread will wake for it in vain */
+    }
+    heap_unlock(clock);
+    if (due)
+        due->fn(due->opaque);
 }
 
 u64 clock_next(struct vm_clock *clock)

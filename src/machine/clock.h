@@ -1,9 +1,10 @@
 /*
  * clock.h - the machine's time in ns, and its timers. Time starts near 0 at clock_init().
  * Timers may be armed and cancelled from any thread, also under a device or irqchip lock (the
- * queue's lock is a leaf). Callbacks run on the machine's I/O thread with no lock held; between
- * the queue letting go of a timer and its callback another thread may re-arm or cancel it, so a
- * callback takes its device's lock and looks at the device's own deadline before it acts.
+ * queue's lock is a leaf). Callbacks run with no lock held, on the machine's I/O thread (those that may,
+ * also on the thread of a vCPU that waits awake); between the queue letting go of a timer and its
+ * callback another thread may re-arm or cancel it, so a callback takes its device's lock and looks
+ * at the device's own deadline before it acts.
  *
  * Cost: arming writes the kernel timer only when the new deadline is earlier than what the kernel
  * already has; cancelling and arming later never enter the kernel (the I/O thread wakes once, finds
@@ -19,6 +20,7 @@
 struct vm_timer {
     u64 deadline_ns;
     u32 heap_pos; /* 1-based; 0: not queued */
+    bool anywhere; /* the callback may run on any thread: see clock_poll() */
     void (*fn)(void *opaque);
     void *opaque;
 };
@@ -32,6 +34,7 @@ struct vm_clock {
     int timer_fd;                /* -1 with a source of the embedder's */
     pthread_mutex_t lock;        /* what follows */
     u64 armed_ns;                /* deadline in timer_fd; 0 while timers run; NEVER: disarmed */
+    u64 first_ns;                /* heap[1]'s deadline, or NEVER; read without the lock */
     struct vm_timer **heap;      /* heap[1..n], earliest first */
     u32 nr, cap, nr_timers;
 };
@@ -47,6 +50,8 @@ void clock_start(struct vm_clock *clock);
 void clock_set(struct vm_clock *clock, u64 now_ns);
 /* clock_run - run all due timers on this thread, then set the kernel timer for the next one. */
 void clock_run(struct vm_clock *clock);
+/* clock_poll - if the first timer is due, and may run anywhere, it runs here. Cheap if it is not due: a look at the time. */
+void clock_poll(struct vm_clock *clock);
 /* clock_next - earliest deadline, or CLOCK_NEVER. */
 u64 clock_next(struct vm_clock *clock);
 

@@ -88,6 +88,7 @@ static int add_acpi(struct machine *m)
         c->sum.offset = in_file(links.sum[i].at);
         c->sum.start = in_file(links.sum[i].start);
         c->sum.length = links.sum[i].length;
+        buf[links.sum[i].at] = 0; /* SeaBIOS subtracts the sum from the byte; OVMF puts there what the sum lacks */
     }
     int r = fw_cfg_add_file(&m->fw_cfg, rsdp_file, buf, ACPI_RSDP_SIZE);
     if (!r)

@@ -64,11 +64,16 @@ no_clock:
     return err;
 }
 
+void machine_still(struct machine *m)
+{
+    io_thread_stop(&m->io);
+}
+
 void machine_destroy(struct machine *m)
 {
     if (!m)
         return;
-    io_thread_stop(&m->io); /* no timer or fd callback after this */
+    machine_still(m);
     board_fini(m);
     bus_fini(&m->bus);
     io_thread_fini(&m->io);

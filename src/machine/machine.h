@@ -84,6 +84,8 @@ struct machine_config {
 
 /* machine_create - 0 or -errno; *out is reset and ready. The config is copied. */
 int machine_create(const struct machine_config *config, struct machine **out);
+/* machine_still - ends its I/O thread: no timer or fd callback after this. For who has timers there and goes first. */
+void machine_still(struct machine *m);
 void machine_destroy(struct machine *m);
 /* machine_reset - as by the reset line: every chip; RAM, CMOS RAM and time stay. */
 void machine_reset(struct machine *m);

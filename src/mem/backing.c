@@ -17,10 +17,21 @@ int backing_init(struct backing *b, u64 size)
         err = -errno;
         goto fail;
     }
-    b->host = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                   MAP_SHARED | MAP_NORESERVE, b->fd, 0);
+    /* At a multiple of 2 MiB, as huge pages want it. */
+    const u64 huge = 2ull << 20;
+    u8 *room = mmap(NULL, size + huge, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED) {
+        err = -errno;
+        goto fail;
+    }
+    u8 *at = room + (-(u64)room & (huge - 1));
+    if (at > room)
+        munmap(room, (size_t)(at - room));
+    munmap(at + size, (size_t)(room + huge - at));
+    b->host = mmap(at, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, b->fd, 0);
     if (b->host == MAP_FAILED) {
         err = -errno;
+        munmap(at, size);
         goto fail;
     }
     /* A core dump of the monitor should not hold the guest. */

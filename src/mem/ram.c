@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 void ram_init(struct ram *ram)
 {
@@ -10,8 +11,10 @@ void ram_init(struct ram *ram)
 
 void ram_fini(struct ram *ram)
 {
-    for (unsigned i = 0; i < ram->nr_slots; i++)
+    for (unsigned i = 0; i < ram->nr_slots; i++) {
         free(ram->slot[i].page_state);
+        free(ram->slot[i].touched);
+    }
     memset(ram, 0, sizeof(*ram));
 }
 
@@ -39,6 +42,22 @@ int ram_add_slot(struct ram *ram, gpa_t gpa, u64 size, void *host,
         .page_state = state,
     };
     return 0;
+}
+
+int ram_ask_ahead(struct ram *ram, gpa_t gpa)
+{
+    struct ram_slot *s = ram_find(ram, gpa);
+
+    s->touched = calloc((s->size + RAM_PIECE - 1) >> RAM_PIECE_SHIFT, 1);
+    return s->touched ? 0 : -ENOMEM;
+}
+
+void ram_ask(struct ram_slot *s, u64 piece)
+{
+    u64 off = piece << RAM_PIECE_SHIFT;
+
+    __atomic_store_n(&s->touched[piece], 1, __ATOMIC_RELAXED); /* threads that ask at once do no harm */
+    madvise(s->host + off, MIN(RAM_PIECE, s->size - off), MADV_POPULATE_WRITE); /* before Linux 5.14: page by page */
 }
 
 struct ram_slot *ram_find(struct ram *ram, gpa_t gpa)

@@ -11,12 +11,17 @@
 #define PAGE_HAS_CODE 0x1u /* translations exist of bytes in this page: writes take the slow path */
 #define PAGE_MONITORED 0x2u /* a vCPU may be waiting for a store to it (MWAIT): the same */
 
+/* What the first use of a byte of it asks the host for: a page fault costs it five times what clearing one page more does. */
+#define RAM_PIECE_SHIFT 16
+#define RAM_PIECE (1ull << RAM_PIECE_SHIFT)
+
 struct ram_slot {
     gpa_t gpa;
     u64 size;      /* bytes, a multiple of PAGE_SIZE */
     u8 *host;      /* page aligned; owned by whoever added the slot */
     bool readonly; /* ROM: guest writes go to MMIO (dropped there) */
     u8 *page_state; /* PAGE_*, one byte a page; owned by struct ram */
+    u8 *touched;   /* one byte a RAM_PIECE: it was asked for (ram_touch); NULL: not to be. Owned by struct ram */
 };
 
 struct ram {
@@ -31,6 +36,15 @@ void ram_init(struct ram *ram);
 void ram_fini(struct ram *ram);
 /* ram_add_slot - 0, or -EINVAL (misaligned, overlap, wraps), -ENOSPC, -ENOMEM. */
 int ram_add_slot(struct ram *ram, gpa_t gpa, u64 size, void *host, bool readonly);
+/* ram_ask_ahead - the memory of the slot at gpa is to come in pieces; only for memory that is nothing yet, as a memfd's. 0 or -ENOMEM. */
+int ram_ask_ahead(struct ram *ram, gpa_t gpa);
+void ram_ask(struct ram_slot *slot, u64 piece);
+/* ram_touch - offset `off` of the slot is about to be used. Any thread. */
+static inline void ram_touch(struct ram_slot *slot, u64 off)
+{
+    if (slot->touched && unlikely(!__atomic_load_n(&slot->touched[off >> RAM_PIECE_SHIFT], __ATOMIC_RELAXED)))
+        ram_ask(slot, off >> RAM_PIECE_SHIFT);
+}
 /* ram_find - the slot that holds gpa, or NULL. */
 struct ram_slot *ram_find(struct ram *ram, gpa_t gpa);
 /* ram_ptr - host pointer to [gpa, gpa+len) when all of it is in one slot, else NULL. len >= 1. */

@@ -20,6 +20,7 @@ enum opt_type {
     OPT_WORDS, /* unsigned, bits by name, comma separated */
     OPT_PV,    /* u32, paravirt_parse() */
     OPT_FLAG,  /* bool */
+    OPT_SCREEN, /* enum screen_when; its argument follows "=", or is left out: on */
     OPT_SWITCH, /* bool; its argument is on or off */
     OPT_DRIVE, /* one more in config.drive; min: enum drive_kind */
     OPT_SHARE, /* one more in config.share */
@@ -92,8 +93,8 @@ static const struct option options[] = {
       "where what the firmware says to developers (port 0x402) goes" },
     { "testdev",    NULL,     OPT_FLAG,  AT(testdev),    NULL, 0, 0,
       "a device for test kernels, as QEMU's pc-testdev: ports 0xe0 and 0x2000, memory at 0xff000000" },
-    { "screen",     NULL,     OPT_FLAG,  AT(screen),     NULL, 0, 0,
-      "show the VGA's text screen in the terminal instead of the serial line, and type on its keyboard" },
+    { "screen",     "on|off|auto", OPT_SCREEN,  AT(screen), NULL, 0, 0,
+      "show the VGA's text screen in the terminal instead of the serial line, and type on its keyboard (default: auto, in a terminal until something comes on the serial line)" },
     { "vnc",        "WHERE",  OPT_STR | OPT_THIS_RUN, AT(vnc), NULL, 0, 0,
       "show the VGA's screen to VNC clients, at unix:PATH or a loopback ADDRESS:PORT; there is no password" },
     { "screenshot", "FILE",   OPT_STR | OPT_THIS_RUN, AT(screenshot), NULL, 0, 0,
@@ -101,7 +102,7 @@ static const struct option options[] = {
     { "option-rom", "FILE",   OPT_ROM,   0, NULL, 0, 0,
       "an option ROM for the firmware to start, such as iPXE; may be given several times" },
     { "disk",       "FILE",   OPT_DRIVE, 0, NULL, DRIVE_DISK, 0,
-      "a disk's image or block device; FILE[,if=virtio|ide|ahci|vitro][,format=raw|qcow2][,readonly=on]..." },
+      "a disk's image or block device; FILE[,if=virtio|ide|ahci|pmem|vitro][,format=raw|qcow2][,readonly=on]..." },
     { "net",        "KIND",   OPT_NIC,   0, NULL, 0, 0,
       "a network card: user[,hostfwd=tcp:[ADDR]:PORT-:PORT]..., tap,ifname=NAME, or null" },
     { "rng",        NULL,     OPT_FLAG,  AT(rng),        NULL, 0, 0,
@@ -124,6 +125,8 @@ static const struct option options[] = {
       "order=LETTERS (a floppy, c disk, d CD, n network), menu=on: the firmware's boot menu" },
     { "mem",        "SIZE",   OPT_SIZE,  AT(mem),        NULL, MIB, 1ull << 40,
       "guest memory: a number with K, M, G or T; without one, MiB (default: 512M)" },
+    { "code-cache", "SIZE",   OPT_SIZE | OPT_THIS_RUN, AT(code_cache), NULL, MIB, 1ull << 30,
+      "memory for translated code, used as it fills; when it is full the oldest goes (default: 192M)" },
     { "cpus",       "N",      OPT_COUNT, AT(cpus),       NULL, 1, CPUS_MAX,
       "virtual CPUs, 1 to 16 (default: 1); each is a thread" },
     { "cpu",        "MODEL",  OPT_STR,   AT(cpu),        NULL, 0, 0,
@@ -204,7 +207,7 @@ static void help_run(void)
     for (unsigned i = 0; i < ARRAY_SIZE(options); i++) {
         const struct option *o = &options[i];
         char left[40];
-        snprintf(left, sizeof(left), is(o, OPT_PORT) ? "--%s [%s]" :
+        snprintf(left, sizeof(left), is(o, OPT_PORT) ? "--%s [%s]" : is(o, OPT_SCREEN) ? "--%s[=%s]" :
                  o->arg ? "--%s %s" : "--%s", o->name, o->arg);
         printf("  %-18s %s\n", left, o->help);
     }
@@ -309,6 +312,21 @@ static int parse_pv(const struct config *c, const struct option *o, const char *
     return usage(c, "%s%s", what, list);
 }
 
+static int parse_screen(const struct config *c, const struct option *o, const char *s, enum screen_when *when)
+{
+    static const struct { const char *name; enum screen_when when; } words[] = {
+        { "on", SCREEN_ON }, { "yes", SCREEN_ON }, { "true", SCREEN_ON }, { "off", SCREEN_OFF }, { "no", SCREEN_OFF },
+        { "false", SCREEN_OFF }, { "auto", SCREEN_AUTO },
+    };
+
+    for (unsigned i = 0; i < ARRAY_SIZE(words); i++)
+        if (!s || !strcmp(s, words[i].name)) {
+            *when = words[i].when;
+            return -1;
+        }
+    return usage(c, "--%s is on, off or auto, not '%s'", o->name, s);
+}
+
 static int parse_value(struct config *c, const struct option *o, const char *s)
 {
     void *to = (char *)c + o->at;
@@ -350,8 +368,11 @@ static int parse_value(struct config *c, const struct option *o, const char *s)
         r = size_parse(s, &n);
         if (r == -EINVAL)
             return usage(c, "--%s: '%s' is not a size; write for example 512M", o->name, s);
-        if (r || n < o->min || n > o->max)
-            return usage(c, "--%s: '%s' is out of range (1M to 1T)", o->name, s);
+        if (r || n < o->min || n > o->max) {
+            char what[128];
+            snprintf(what, sizeof(what), "--%s: '%.80s'", o->name, s);
+            return usage(c, "%s is out of range (1M to %s)", what, o->max >> 40 ? "1T" : "1G");
+        }
         *(u64 *)to = n & ~(MIB - 1);
         return -1;
     case OPT_COUNT:
@@ -379,6 +400,8 @@ static int parse_value(struct config *c, const struct option *o, const char *s)
             return usage(c, "--%s is on or off, not '%s'", o->name, s);
         *(bool *)to = !strcmp(s, "on");
         return -1;
+    case OPT_SCREEN:
+        return parse_screen(c, o, s, to);
     case OPT_FLAG:
         break;
     }
@@ -431,7 +454,7 @@ int option_set(struct config *c, const char *name, const char *value)
         *(bool *)((char *)c + o->at) = false;
         return -1;
     }
-    if (!is(o, OPT_FLAG) && !is(o, OPT_PORT) && !value)
+    if (!is(o, OPT_FLAG) && !is(o, OPT_PORT) && !is(o, OPT_SCREEN) && !value)
         return usage(c, "%s wants a value: %s", name, o->arg);
     return option_apply(c, o, value);
 }
@@ -450,7 +473,7 @@ static int parse_arg(struct config *c, int argc, char **argv, int *i)
         return usage(c, "--%s takes no value%s", o->name, "");
     if (is(o, OPT_PORT) && !value && (*i + 1 == argc || argv[*i + 1][0] == '-'))
         value = "1234";
-    if (!is(o, OPT_FLAG) && !value) {
+    if (!is(o, OPT_FLAG) && !is(o, OPT_SCREEN) && !value) {
         if (*i + 1 == argc)
             return usage(c, "--%s wants a value: %s", o->name, o->arg);
         value = argv[++*i];

@@ -330,6 +330,40 @@ static int pause_vm(const struct order *o)
     return just_ask(o, "stop");
 }
 
+/* Ask, then look until it is so. */
+static int suspend_vm(const struct order *o)
+{
+    struct qmp_conn conn;
+    json_t *ret;
+    u64 started = now_ms();
+    int status = STATUS_FAIL;
+
+    if (connect_to(o->name, &conn, false))
+        return STATUS_FAIL;
+    if (ask(&conn, "x-suspend", NULL, &ret, REPLY_S, false))
+        goto out;
+    for (;;) {
+        json_decref(ret);
+        if (ask(&conn, "query-status", NULL, &ret, REPLY_S, false))
+            goto out;
+        const char *now = json_string_value(json_object_get(ret, "status"));
+        if (now && !strcmp(now, "suspended"))
+            break;
+        if ((now_ms() - started) / 1000 >= o->timeout_s) {
+            say("%s did not suspend within %u s; its console may say why", o->name, o->timeout_s);
+            json_decref(ret);
+            goto out;
+        }
+        usleep(50000);
+    }
+    json_decref(ret);
+    status = STATUS_OK;
+    printf("%s is suspended; `vitro resume %s` lets it go on\n", o->name, o->name);
+out:
+    qmp_close(&conn);
+    return status;
+}
+
 static int resume_vm(const struct order *o)
 {
     return just_ask(o, "cont");
@@ -519,10 +553,12 @@ static const struct command {
     { "stats", "NAME", WANT_NAME, stats, "print a VM's counters", NULL },
     { "screenshot", "NAME FILE", WANT_NAME | WANT_FILE, screenshot, "write a VM's VGA screen to a file",
       "  FILE               PNG if it is called .png, else characters\n" },
-    { "balloon", "NAME SIZE", WANT_NAME | WANT_SIZE, balloon, "have a VM started with --balloon give memory back",
+    { "balloon", "NAME SIZE", WANT_NAME | WANT_SIZE, balloon, "have a VM started with --balloon, or with --pv xen, give memory back",
       "  SIZE               what is left to the guest, as of --mem: 256M, 1G; all of it, or more, takes the balloon away\n" },
     { "pause", "NAME", WANT_NAME, pause_vm, "hold a VM still; no time passes for it", NULL },
-    { "resume", "NAME", WANT_NAME, resume_vm, "let a paused VM go on", NULL },
+    { "suspend", "NAME [--timeout S]", WANT_NAME | MAY_TIMEOUT, suspend_vm, "have the kernel of a Xen PV guest suspend itself",
+      "  --timeout S        how long to wait, in seconds (default: 90)\n" },
+    { "resume", "NAME", WANT_NAME, resume_vm, "let a paused or suspended VM go on", NULL },
     { "snapshot", "NAME FILE [--quit]", WANT_NAME | WANT_FILE | MAY_QUIT, snapshot,
       "save a VM to a file, from which `vitro run --restore FILE` goes on",
       "  --quit             end the VM; without it, it goes on\n" },

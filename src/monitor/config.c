@@ -85,7 +85,7 @@ int config_complete(struct config *c)
         say("%s", refused);
         return STATUS_USAGE;
     }
-    if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->nr_option_roms || c->boot.given || c->screen || c->vnc))) {
+    if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->nr_option_roms || c->boot.given || c->screen == SCREEN_ON || c->vnc))) {
         if (c->nr_modules || (!c->kernel && (c->initrd || c->append))) {
             say("--%s does not go with --firmware%s", c->nr_modules ? "module" : c->initrd ? "initrd" : "append",
                 c->nr_modules ? "; leave one out" : " alone, which starts what is on a disk; name a --kernel, too");
@@ -96,9 +96,9 @@ int config_complete(struct config *c)
         c->firmware = c->firmware_path;
         return c->kernel ? make_cmdline(c) : STATUS_OK;
     }
-    if (c->boot.given || c->nr_option_roms || c->screen || c->screenshot || c->nvram || c->vnc) {
+    if (c->boot.given || c->nr_option_roms || c->screen == SCREEN_ON || c->screenshot || c->nvram || c->vnc) {
         say("--%s is for firmware; it does not go with --kernel without --firmware",
-            c->boot.given ? "boot" : c->nr_option_roms ? "option-rom" : c->screen ? "screen" :
+            c->boot.given ? "boot" : c->nr_option_roms ? "option-rom" : c->screen == SCREEN_ON ? "screen" :
             c->screenshot ? "screenshot" : c->vnc ? "vnc" : "nvram");
         return STATUS_USAGE;
     }

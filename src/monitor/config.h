@@ -23,6 +23,9 @@
 
 struct snapshot;
 
+/* Is the VGA's text in the terminal, instead of the serial line? AUTO: until something comes on that. */
+enum screen_when { SCREEN_AUTO, SCREEN_ON, SCREEN_OFF };
+
 /* In config.trace, beside VITRO_TRACE_*: what the guest traces by hypercall. */
 #define TRACE_GUEST 0x80000000u
 
@@ -43,12 +46,13 @@ struct config {
     const char *option_rom[OPTION_ROMS_MAX]; /* paths */
     unsigned nr_option_roms;
     u64 mem;            /* bytes, a multiple of 1 MiB */
+    u64 code_cache;     /* bytes, as mem; 0: the engine's default */
     unsigned cpus;
     unsigned trace, debug; /* VITRO_TRACE_*, VITRO_DEBUG_* */
     unsigned gdb_port;     /* 0: no stub */
     u32 pv;                /* PV_BIT() (paravirt.h) */
     bool testdev; /* the test kernels' device */
-    bool screen; /* the VGA in the terminal, not the serial line */
+    enum screen_when screen;
     bool sandbox;
     bool no_reboot, stats, snapshot, counters;
     unsigned nr_drives;

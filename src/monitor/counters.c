@@ -5,6 +5,8 @@
 #include "machine/layout.h"
 #include "machine/machine.h"
 #include "monitor/vm_inner.h"
+#include "paravirt/paravirt.h"
+#include "paravirt/xen/xen.h"
 #include <errno.h>
 #include <stdlib.h>
 
@@ -71,6 +73,8 @@ int counters_create(struct guest *vm)
     pthread_mutex_init(&c->lock, NULL);
     vm->counters = c;
     bus_add_ports(machine_bus(vm->machine), PORT_COUNTERS, NR_PORTS, 0, &counters_io, c);
+    if (xen_wanted(vm->config))
+        xen_give_ports(paravirt_xen(vm->pv), PORT_COUNTERS, NR_PORTS);
     return 0;
 }
 

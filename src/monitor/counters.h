@@ -8,7 +8,8 @@
  *   0x528  4 bytes  read: high half
  *
  * Counters, in this order (struct vitro_counters): port accesses, MMIO accesses, privileged instructions, hypercalls,
- * interrupts, page faults, TLB misses. The write that stops is itself counted as one port access.
+ * interrupts, page faults, TLB misses, system calls carried to a kernel that runs outside ring 0. The write that stops is
+ * itself counted as one port access.
  */
 #pragma once
 

@@ -12,6 +12,7 @@
 #include "virtio/console.h"
 #include "virtio/net.h"
 #include "virtio/p9.h"
+#include "virtio/pmem.h"
 #include "virtio/rng.h"
 #include "virtio/transport_mmio.h"
 #include "virtio/transport_pci.h"
@@ -71,6 +72,18 @@ static int add_disk(struct guest *vm, const struct drive *drive, struct disk *di
         return r;
     }
     return plug(vm, dev, drive->path, drive->mmio);
+}
+
+static int add_pmem(struct guest *vm, unsigned i)
+{
+    struct virtio_dev *dev;
+    int r = virtio_pmem_create(&vm->view, vm->disk[i], vm->pmem[i].gpa, vm->pmem[i].size, &dev);
+
+    if (r) {
+        say("cannot make the memory for %s: %s", vm->config->drive[i].path, strerror(-r));
+        return r;
+    }
+    return plug(vm, dev, vm->config->drive[i].path, vm->config->drive[i].mmio);
 }
 
 int devices_net(const struct nic *nic, unsigned index, struct net_backend **be, u8 mac[6])
@@ -228,6 +241,8 @@ int devices_create(struct guest *vm)
     for (unsigned i = 0; i < c->nr_drives && !r; i++)
         if (c->drive[i].bus == DRIVE_VIRTIO)
             r = add_disk(vm, &c->drive[i], vm->disk[i]);
+        else if (c->drive[i].bus == DRIVE_PMEM)
+            r = add_pmem(vm, i);
     if (!r)
         r = add_ahci(vm);
     for (unsigned i = 0; i < c->nr_nics && !r; i++)

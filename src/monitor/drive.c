@@ -38,7 +38,7 @@ int option_switch(const char *option, const char *key, const char *value, bool *
 
 int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const char *text)
 {
-    static const char keys[] = "if=virtio|ide|ahci|vitro, format=raw|qcow2, readonly=on, snapshot=on, and for virtio "
+    static const char keys[] = "if=virtio|ide|ahci|pmem|vitro, format=raw|qcow2, readonly=on, snapshot=on, and for virtio "
                                "serial=TEXT, queues=N, packed=on, aio=threads, transport=mmio; persistent=on for --pv xen";
 
     memset(d, 0, sizeof(*d));
@@ -65,6 +65,8 @@ int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const
             d->bus = DRIVE_VIRTIO;
         } else if (!strcmp(piece, "if") && kind == DRIVE_DISK && !strcmp(value, "ahci")) {
             d->bus = DRIVE_AHCI;
+        } else if (!strcmp(piece, "if") && kind == DRIVE_DISK && !strcmp(value, "pmem")) {
+            d->bus = DRIVE_PMEM;
         } else if (!strcmp(piece, "if") && kind == DRIVE_DISK && !strcmp(value, "vitro")) {
             d->bus = DRIVE_VITRO;
         } else if (!strcmp(piece, "serial") && strlen(value) <= 20) {

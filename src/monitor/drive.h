@@ -7,7 +7,7 @@
 #define DRIVE_QUEUES_MAX 16
 
 enum drive_kind { DRIVE_DISK, DRIVE_CDROM, DRIVE_FLOPPY };
-enum drive_bus { DRIVE_IDE, DRIVE_FDC, DRIVE_VIRTIO, DRIVE_AHCI, DRIVE_VITRO /* our own hypercalls */ };
+enum drive_bus { DRIVE_IDE, DRIVE_FDC, DRIVE_VIRTIO, DRIVE_AHCI, DRIVE_PMEM, DRIVE_VITRO /* our own hypercalls */ };
 
 struct drive {
     enum drive_kind kind;

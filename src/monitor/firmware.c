@@ -134,15 +134,17 @@ void firmware_shadow(void *opaque, gpa_t gpa, u64 size, unsigned mode)
 int firmware_add_memory(struct guest *vm, const struct ram_slot *s)
 {
     u64 end = s->gpa + s->size;
+    bool is_ram = s->host - (u8 *)vm->ram.host < (s64)vm->ram.size && s->host >= (u8 *)vm->ram.host;
+    unsigned flags = is_ram && vm->ram.fd >= 0 ? VITRO_MEM_AHEAD : 0; /* of a file, what is not used is not read */
     int r = 0;
 
     if (s->readonly)
         return vitro_vm_add_memory(vm->vm, s->gpa, s->size, s->host, VITRO_MEM_READONLY);
     if (s->gpa != LAYOUT_OPTION_ROM || end <= LAYOUT_HIGH_RAM)
-        return vitro_vm_add_memory(vm->vm, s->gpa, s->size, s->host, 0);
+        return vitro_vm_add_memory(vm->vm, s->gpa, s->size, s->host, flags);
     /* Most accesses are to the rest: it comes first, because look-ups go in order. */
     r = vitro_vm_add_memory(vm->vm, LAYOUT_HIGH_RAM, end - LAYOUT_HIGH_RAM,
-                            s->host + (LAYOUT_HIGH_RAM - s->gpa), 0);
+                            s->host + (LAYOUT_HIGH_RAM - s->gpa), flags);
     for (unsigned n = 0; n < PAM_AREAS && !r; n++) {
         gpa_t gpa;
         u64 size = piix_pam_area(n, &gpa);
@@ -262,7 +264,7 @@ int firmware_files(struct guest *vm)
     char path[4096];
     if (find_in_dirs("vgabios-stdvga.bin", 1, path, sizeof(path)))
         r = add_rom(vm, "firmware", path, "pci1234,1111.rom");
-    if (!r && !vm->config->screen)
+    if (!r && !vm->screen_first)
         r = machine_add_file(vm->machine, "etc/sercon-port", &port, sizeof(port));
     if (!r)
         r = machine_fill_firmware(vm->machine);

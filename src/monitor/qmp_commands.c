@@ -12,6 +12,7 @@
 #include "storage/disk.h"
 #include "virtio/balloon.h"
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 #define CMD(name) static int name(struct control *ctl, struct guest *vm, json_t *args, json_t **ret, \
@@ -32,12 +33,17 @@ CMD(query_commands)
     return 0;
 }
 
+static const char *status(struct guest *vm)
+{
+    return !vm ? "shutdown" : vm->pause.paused ? "paused" :
+           xen_wanted(vm->config) && xen_suspended(paravirt_xen(vm->pv)) ? "suspended" : "running";
+}
+
 CMD(query_status)
 {
-    bool paused = vm && vm->pause.paused;
+    const char *now = status(vm);
 
-    *ret = json_pack("{s:b,s:b,s:s}", "running", vm && !paused, "singlestep", false, "status",
-                     !vm ? "shutdown" : paused ? "paused" : "running");
+    *ret = json_pack("{s:b,s:b,s:s}", "running", !strcmp(now, "running"), "singlestep", false, "status", now);
     return 0;
 }
 
@@ -85,7 +91,7 @@ CMD(x_info)
     clock_gettime(CLOCK_MONOTONIC, &now);
     *ret = json_pack("{s:i,s:I,s:i,s:I,s:s}", "pid", (int)getpid(), "memory", (json_int_t)vm->config->mem, "cpus",
                      (int)vm->nr_vcpus, "seconds", (json_int_t)(now.tv_sec - vm->started.tv_sec), "status",
-                     vm->pause.paused ? "paused" : "running");
+                     status(vm));
     return 0;
 }
 
@@ -109,8 +115,10 @@ CMD(stop)
 
 CMD(cont)
 {
-    bool was = vm->pause.paused;
+    bool was = strcmp(status(vm), "running");
 
+    if (xen_wanted(vm->config))
+        xen_wake(paravirt_xen(vm->pv));
     if (vm_resume(vm))
         return control_fail(e, "cannot go on; see the VM's own output");
     if (was)
@@ -122,13 +130,24 @@ CMD(system_powerdown)
 {
     if (vm->pause.paused)
         return control_fail(e, "the VM is paused: resume it first");
-    const char *why = xen_wanted(vm->config) ? xen_power_button(vm) : NULL;
+    const char *why = xen_wanted(vm->config) ? xen_ask(vm, "poweroff") : NULL;
     if (why)
         return control_fail(e, "%s", why);
     if (!xen_wanted(vm->config))
         machine_power_button(vm->machine);
     control_event(ctl, "POWERDOWN", NULL);
     return 0;
+}
+
+/* The guest is asked; it stands still when query-status says "suspended". */
+CMD(x_suspend)
+{
+    if (!xen_wanted(vm->config))
+        return control_fail(e, "only a VM started with --pv xen can be asked to suspend; stop it or pause it instead");
+    if (vm->pause.paused)
+        return control_fail(e, "the VM is paused: resume it first");
+    const char *why = xen_suspended(paravirt_xen(vm->pv)) ? NULL : xen_ask(vm, "suspend");
+    return why ? control_fail(e, "%s", why) : 0;
 }
 
 CMD(system_reset)
@@ -210,22 +229,30 @@ CMD(x_snapshot)
     return 0;
 }
 
-/* As in QEMU, `value` is what is to be left to the guest, in bytes. */
+/* As in QEMU, `value` is what is to be left to the guest, in bytes. A Xen PV guest has its own way to do that. */
 CMD(balloon)
 {
     json_t *value = json_object_get(args, "value");
     json_int_t mem = (json_int_t)vm->config->mem, left = json_integer_value(value);
+    bool xen = xen_wanted(vm->config);
 
-    if (!vm->devices.balloon)
+    if (!vm->devices.balloon && !xen)
         return control_fail(e, "this VM has no balloon: start it with --balloon");
     if (!json_is_integer(value) || left <= 0)
         return control_fail(e, "balloon wants 'value' to be a number of bytes above 0");
-    virtio_balloon_set(vm->devices.balloon, left >= mem ? 0 : (u32)((mem - left) / (json_int_t)PAGE_SIZE));
+    if (xen)
+        xen_balloon_ask(paravirt_xen(vm->pv), (u64)left);
+    else
+        virtio_balloon_set(vm->devices.balloon, left >= mem ? 0 : (u32)((mem - left) / (json_int_t)PAGE_SIZE));
     return 0;
 }
 
 CMD(query_balloon)
 {
+    if (xen_wanted(vm->config)) {
+        *ret = json_pack("{s:I}", "actual", (json_int_t)xen_balloon_actual(paravirt_xen(vm->pv)));
+        return 0;
+    }
     if (!vm->devices.balloon)
         return control_fail(e, "this VM has no balloon: start it with --balloon");
     *ret = json_pack("{s:I}", "actual", (json_int_t)vm->config->mem -
@@ -259,14 +286,14 @@ CMD(x_attach)
     return 0;
 }
 
-/* The guest is asked; the device is gone when x-query-devices does not name it any more. */
+/* The guest is asked (or not: force); the device is gone when x-query-devices does not name it any more. */
 CMD(x_detach)
 {
     const char *name = json_string_value(json_object_get(args, "name"));
 
     if (needs_xen(vm, e))
         return -1;
-    if (!name || xen_detach(paravirt_xen(vm->pv), name))
+    if (!name || xen_detach(paravirt_xen(vm->pv), name, json_is_true(json_object_get(args, "force"))))
         return control_fail(e, "x-detach wants the 'name' of a device; x-query-devices lists them");
     return 0;
 }
@@ -304,11 +331,12 @@ const struct control_command control_commands[] = {
     { "query-balloon",             "", query_balloon,    true },
     { "quit",                      "", quit,             false },
     { "x-attach",                  "disk net", x_attach, true },
-    { "x-detach",                  "name!", x_detach,    true },
+    { "x-detach",                  "name! force", x_detach, true },
     { "x-query-devices",           "", x_query_devices,  true },
     { "x-info",                    "", x_info,           true },
     { "x-snapshot",                "file! quit", x_snapshot, true },
     { "x-stats",                   "", x_stats,          true },
+    { "x-suspend",                 "", x_suspend,        true },
     { NULL, NULL, NULL, false },
 };
 /* clang-format on */

@@ -1,6 +1,7 @@
 /*
  * screen.c - see screen.h. One thread looks at the screen 20 times a second and writes the cells that changed, by the
- * control sequences of ECMA-48 that every terminal knows; it also types.
+ * control sequences of ECMA-48 that every terminal knows; it also types. The lock is between what it writes and the serial
+ * line's first byte; it is taken before the VGA's and the console's, and behind the UART's.
  */
 #include "monitor/screen.h"
 #include "base/sandbox.h"
@@ -177,6 +178,17 @@ static void type(struct screen *s)
         press(s, &key);
 }
 
+/* False: it has made way. */
+static bool frame(struct screen *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool over = s->over;
+    if (!over)
+        draw(s);
+    pthread_mutex_unlock(&s->lock);
+    return !over;
+}
+
 static void *screen_thread(void *arg)
 {
     struct screen *s = arg;
@@ -185,39 +197,71 @@ static void *screen_thread(void *arg)
     sandbox_enter(SANDBOX_CONSOLE);
     while (poll(&p, 1, FRAME_MS) <= 0) {
         type(s);
-        draw(s);
+        frame(s);
     }
+    if (!frame(s))
+        machine_console_attach(s->machine, s->console->guest_fd);
     return NULL;
 }
 
-int screen_start(struct screen *s, struct machine *machine, struct console *console)
+static void wake(struct screen *s)
+{
+    u64 one = 1;
+    ssize_t n = write(s->stop_fd, &one, sizeof(one));
+    (void)n;
+}
+
+int screen_start(struct screen *s, struct machine *machine, struct console *console, bool until_serial)
 {
     memset(s, 0, sizeof(*s));
     s->machine = machine;
     s->console = console;
+    s->until_serial = until_serial;
     s->stop_fd = eventfd(0, EFD_CLOEXEC);
     if (s->stop_fd < 0)
         return -errno;
+    pthread_mutex_init(&s->lock, NULL);
     int r = pthread_create(&s->thread, NULL, screen_thread, s);
-    if (r)
+    if (r) {
+        pthread_mutex_destroy(&s->lock);
         close(s->stop_fd);
+    }
     s->running = !r;
     return -r;
 }
 
-void screen_stop(struct screen *s)
+/* The terminal's cursor goes below what is shown. */
+static void leave(struct screen *s)
 {
-    u64 one = 1;
     char seq[32];
 
-    if (!s->running)
-        return;
-    ssize_t n = write(s->stop_fd, &one, sizeof(one));
-    (void)n;
-    pthread_join(s->thread, NULL);
-    draw(s);
     snprintf(seq, sizeof(seq), "\033[0m\033[?25h\033[%u;1H\r\n", MAX(s->rows, 1u));
     out(s, seq);
+}
+
+void screen_make_way(struct screen *s)
+{
+    if (!s->running || !s->until_serial)
+        return;
+    pthread_mutex_lock(&s->lock);
+    if (!s->over) {
+        s->over = true;
+        if (s->shown)
+            leave(s);
+        wake(s);
+    }
+    pthread_mutex_unlock(&s->lock);
+}
+
+void screen_stop(struct screen *s)
+{
+    if (!s->running)
+        return;
+    wake(s);
+    pthread_join(s->thread, NULL);
+    if (frame(s))
+        leave(s);
+    pthread_mutex_destroy(&s->lock);
     close(s->stop_fd);
     free(s->shown);
     s->running = false;

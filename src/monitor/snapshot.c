@@ -152,10 +152,6 @@ static int save_disks(struct guest *vm, struct state_set *set, char *err)
     for (unsigned i = 0; i < c->nr_drives && !r; i++) {
         const struct drive *d = &c->drive[i];
         char name[32];
-        if (d->bus == DRIVE_FDC) {
-            snprintf(err, SNAPSHOT_ERR_LEN, "a VM with a floppy drive cannot be saved yet");
-            return -EOPNOTSUPP;
-        }
         snprintf(name, sizeof(name), "disk.%u", i);
         r = save_disk(set, name, d->path, vm->disk[i], (c->snapshot || d->snapshot) && !d->readonly, err);
     }

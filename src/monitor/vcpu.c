@@ -1,6 +1,7 @@
-/* vcpu.c - a vCPU's thread: run, sleep while halted, report how it ended. */
+/* vcpu.c - a vCPU's thread: run, wait or sleep while halted, report how it ended. */
 #include "monitor/vm_inner.h"
 #include "base/sandbox.h"
+#include "machine/clock.h"
 #include "machine/machine.h"
 #include "monitor/gdbstub.h"
 #include "paravirt/paravirt.h"
@@ -8,6 +9,52 @@
 #include <signal.h>
 #include <string.h>
 #include <time.h>
+
+static u64 now_ns(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (u64)t.tv_sec * 1000000000 + (u64)t.tv_nsec;
+}
+
+/*
+ * To sleep and be woken takes the host tens of microseconds. So a thread looks for an event for a while before it sleeps, if
+ * that would have been enough lately: for longer after a short sleep, and no more after a long one. (The same idea
+ * as KVM's halt polling, Linux Documentation/virt/kvm/halt-polling.rst.)
+ */
+#define POLL_FIRST_NS 10000u
+#define POLL_MAX_NS 200000u
+#define POLL_PAUSES 20 /* between two looks at the time */
+
+static bool has_event(struct vm_vcpu *cpu)
+{
+    return vitro_vcpu_event_pending(cpu->vcpu) || vm_has_ended(cpu->vm);
+}
+
+/* True: there is an event. */
+static bool vcpu_poll(struct vm_vcpu *cpu, u64 since)
+{
+    struct vm_clock *clock = machine_clock(cpu->vm->machine);
+
+    if (!cpu->poll_ns || !paravirt_may_poll(cpu->vm->pv, cpu->index) || vitro_vcpu_shares_cpu(cpu->vcpu))
+        return has_event(cpu);
+    while (!has_event(cpu)) {
+        if (now_ns() - since >= cpu->poll_ns)
+            return false;
+        clock_poll(clock); /* it would take the I/O thread as long to wake */
+        for (unsigned i = 0; i < POLL_PAUSES && !vitro_vcpu_event_pending(cpu->vcpu); i++)
+            __builtin_ia32_pause();
+    }
+    return true;
+}
+
+static void vcpu_learn(struct vm_vcpu *cpu, u64 slept_ns)
+{
+    if (slept_ns > POLL_MAX_NS)
+        cpu->poll_ns = 0;
+    else if (slept_ns > cpu->poll_ns)
+        cpu->poll_ns = MIN(MAX(cpu->poll_ns * 2, POLL_FIRST_NS), POLL_MAX_NS);
+}
 
 static void vcpu_sleep(struct vm_vcpu *cpu)
 {
@@ -21,15 +68,25 @@ static void vcpu_sleep(struct vm_vcpu *cpu)
     paravirt_vcpu_wake(cpu->vm->pv, cpu->index);
 }
 
+static void vcpu_halt(struct vm_vcpu *cpu)
+{
+    u64 since = now_ns();
+
+    paravirt_vcpu_halt(cpu->vm->pv, cpu->index);
+    if (!vcpu_poll(cpu, since))
+        vcpu_sleep(cpu);
+    vcpu_learn(cpu, now_ns() - since);
+}
+
 void vm_vcpu_kick(struct vm_vcpu *cpu, unsigned why)
 {
     vitro_vcpu_kick(cpu->vcpu, why);
     atomic_thread_fence(memory_order_seq_cst);
     if (!atomic_load(&cpu->asleep))
         return;
-    pthread_mutex_lock(&cpu->lock);
-    pthread_cond_signal(&cpu->wake);
+    pthread_mutex_lock(&cpu->lock); /* it has looked, and waits; or it will look */
     pthread_mutex_unlock(&cpu->lock);
+    pthread_cond_signal(&cpu->wake); /* with the lock held it would wake only to wait for that */
 }
 
 /* Around what changes the vCPU: gdb may be looking at it. */
@@ -178,7 +235,7 @@ static void *vcpu_thread(void *arg)
         leave(cpu);
         switch (why) {
         case VITRO_EXIT_HLT:
-            vcpu_sleep(cpu);
+            vcpu_halt(cpu);
             break;
         case VITRO_EXIT_INTR:
             if (!take_signals(cpu) && vm->gdb && gdbstub_wants_stop(vm->gdb))

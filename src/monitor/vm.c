@@ -72,6 +72,7 @@ static void on_kick(void *opaque, unsigned vcpu)
     vm_vcpu_kick(&vm->vcpu[vcpu],
                  pending & ~MACHINE_INTR ? VITRO_KICK_INTR | VITRO_KICK_STOP
                                          : VITRO_KICK_INTR);
+    paravirt_vcpu_interrupted(vm->pv, vcpu);
 }
 
 static void on_wake(void *opaque, unsigned vcpu)
@@ -115,8 +116,10 @@ static void on_output(void *opaque, const u8 *bytes, size_t len)
     struct guest *vm = opaque;
 
     control_console(vm->control, bytes, len);
-    if (!vm->config->screen)
-        console_write(&vm->console, bytes, len);
+    if (vm->config->screen == SCREEN_ON)
+        return;
+    screen_make_way(&vm->screen);
+    console_write(&vm->console, bytes, len);
 }
 
 static void on_a20(void *opaque, bool on)
@@ -131,7 +134,7 @@ static bool on_listening(void *opaque)
 {
     struct guest *vm = opaque;
 
-    return vm->config->screen || machine_console_listening(vm->machine) || paravirt_console_room(vm->pv) >= 0;
+    return vm->screen_first || machine_console_listening(vm->machine) || paravirt_console_room(vm->pv) >= 0;
 }
 
 /* A guest of our own ABI may take its input from a ring. */
@@ -210,7 +213,7 @@ static int open_drives(struct guest *vm)
     for (unsigned i = 0; i < vm->config->nr_drives; i++) {
         const struct drive *d = &vm->config->drive[i];
         const struct disk_options options = {
-            .format = d->format[0] ? d->format : NULL, .readonly = d->readonly,
+            .format = d->format[0] ? d->format : d->bus == DRIVE_PMEM ? "raw" : NULL, .readonly = d->readonly,
             .snapshot = (d->snapshot || vm->config->snapshot) && !d->readonly,
         };
         int r = disk_open(d->path, &options, &vm->disk[i], err);
@@ -421,6 +424,7 @@ static int make_engine(struct guest *vm)
     const struct vitro_config vc = {
         .cpu_model = model,
         .nr_cpus = c->cpus,
+        .cache_bytes = c->code_cache,
         .debug = c->debug | (c->trace & ~TRACE_GUEST),
         .trace_file = vm->trace,
         .pv = paravirt_ops(vm->pv),
@@ -561,15 +565,18 @@ static int start_vnc(struct guest *vm, struct vnc **vnc)
 
 static int start(struct guest *vm)
 {
+    const struct config *c = vm->config;
     const struct console_ops ops = { .opaque = vm,
                                      .listening = on_listening,
                                      .leave = on_leave,
                                      .broken = on_broken };
     int r = console_start(&vm->console, &ops, vm->config->detach);
 
-    if (!r)
-        r = vm->config->screen ? screen_start(&vm->screen, vm->machine, &vm->console)
-                               : machine_console_attach(vm->machine, vm->console.guest_fd);
+    /* A guest that was saved while it used the serial line goes on there. */
+    if (!r && vm->screen_first && !(c->screen == SCREEN_AUTO && c->restore && machine_console_listening(vm->machine)))
+        r = screen_start(&vm->screen, vm->machine, &vm->console, c->screen == SCREEN_AUTO);
+    else if (!r)
+        r = machine_console_attach(vm->machine, vm->console.guest_fd);
     clock_gettime(CLOCK_MONOTONIC, &vm->started);
     for (unsigned i = 0; i < vm->nr_vcpus && !r; i++)
         r = vm_vcpu_start(&vm->vcpu[i]);
@@ -622,12 +629,14 @@ static void destroy(struct guest *vm)
     if (vm->gdb)
         gdbstub_destroy(vm->gdb, vm->status);
     devices_destroy(&vm->devices);
-    /* The board's I/O thread may kick vCPUs until it is gone. */
+    /* The board's I/O thread calls what has timers and descriptors there; the threads of disks and cards that are reached by
+     * hypercalls ask the board's clock. All of them may kick vCPUs and use the console. */
+    if (vm->machine)
+        machine_still(vm->machine);
+    paravirt_destroy(vm->pv);
     if (vm->machine)
         machine_destroy(vm->machine);
-    console_fini(&vm->console); /* and use the console */
-    /* And so may the threads of disks that are reached by hypercalls. */
-    paravirt_destroy(vm->pv);
+    console_fini(&vm->console);
     for (unsigned i = 0; i < vm->nr_nets; i++)
         vm->net[i]->ops->free(vm->net[i]);
     for (unsigned i = 0; i < vm->config->cpus; i++)
@@ -638,6 +647,7 @@ static void destroy(struct guest *vm)
         disk_close(vm->disk[i]);
     counters_destroy(vm);
     ram_fini(&vm->view);
+    pmem_unmap(vm);
     backing_fini(&vm->ram);
     symbols_free(&vm->symbols);
     if (vm->trace && vm->trace != stderr)
@@ -669,8 +679,10 @@ enum vm_outcome vm_run(const struct config *c, struct control *ctl, struct vnc *
     vm_pause_init(vm);
     ram_init(&vm->view);
     vm->outcome = VM_RUNNING;
+    vm->screen_first = c->screen == SCREEN_ON || (c->screen == SCREEN_AUTO && c->firmware && !c->detach &&
+                                                  isatty(STDIN_FILENO) && isatty(STDOUT_FILENO));
 
-    if (open_trace(vm) || open_drives(vm) || make_ram(vm) ||
+    if (open_trace(vm) || open_drives(vm) || make_ram(vm) || pmem_map(vm) ||
         (c->firmware && (firmware_load(vm) || nvram_load(vm))) || make_machine(vm) ||
         make_paravirt(vm) || make_engine(vm) || (xen_wanted(c) ? xen_devices(vm) : devices_create(vm)) ||
         (c->counters && counters_create(vm)) || (c->firmware && firmware_files(vm)) ||

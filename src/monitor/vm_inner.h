@@ -37,6 +37,7 @@ struct vm_vcpu {
      * sees the other. Wakers of a vCPU that runs touch no lock.
      */
     atomic_bool asleep;
+    u64 poll_ns; /* how long it looks for an event before it sleeps */
     pthread_mutex_t lock;
     pthread_cond_t wake;
     /* An application processor that waits to be started; how a hypercall starts it (under lock). */
@@ -55,6 +56,13 @@ struct vm_pause {
     pthread_cond_t changed;
 };
 
+/* A file as memory. */
+struct vm_pmem {
+    u8 *host; /* NULL: none */
+    gpa_t gpa;
+    u64 size;
+};
+
 struct guest {
     const struct config *config;
     struct backing ram;
@@ -66,6 +74,7 @@ struct guest {
     struct disk *nvram_disk; /* NULL: not kept */
     FILE *firmware_log;
     struct disk *disk[DRIVES_MAX]; /* as config->drive; NULL: not opened */
+    struct vm_pmem pmem[DRIVES_MAX]; /* the same, of those with if=pmem */
     struct machine *machine;
     struct devices devices;
     struct paravirt *pv;
@@ -78,7 +87,8 @@ struct guest {
     unsigned nr_vcpus;
     struct console console;
     struct vnc *vnc;
-    struct screen screen; /* with config->screen */
+    bool screen_first;    /* the terminal shows the screen, at least at first */
+    struct screen screen; /* with screen_first */
     struct symbols symbols;
     FILE *trace;
     struct gdbstub *gdb;
@@ -112,8 +122,14 @@ int xen_devices(struct guest *vm);
 /* xen_attach_device - a disk or a network card, as --disk or --net have it, while the guest runs; what it is called. 0, or -errno and
  * a sentence in err (DISK_ERR_LEN). */
 int xen_attach_device(struct guest *vm, const char *disk, const char *net, char name[16], char *err);
-/* xen_power_button - ask the guest to power off; NULL, or a sentence. */
-const char *xen_power_button(struct guest *vm);
+/* xen_ask - ask the guest to "poweroff" or "suspend"; NULL, or a sentence. */
+const char *xen_ask(struct guest *vm, const char *what);
+
+/* -- pmem.c ----------------------------------------------------------------------------------- */
+/* pmem_map - disks with if=pmem: into vm->view, behind the RAM. 0, or -errno with the reason said. */
+int pmem_map(struct guest *vm);
+/* pmem_unmap - nobody uses guest memory any more. */
+void pmem_unmap(struct guest *vm);
 
 /* -- pause.c --------------------------------------------------------------------------------- */
 void vm_pause_init(struct guest *vm);

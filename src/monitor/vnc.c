@@ -90,7 +90,7 @@ struct vnc {
     char path[108];   /* of the socket, or "" */
     int stop_fd;
     pthread_t thread;
-    unsigned clients;
+    unsigned clients, fresh; /* fresh: of these have not asked for a picture yet */
     u8 *shown;        /* what clients were told last, 3 bytes a pixel */
     unsigned width, height;
     pthread_mutex_t lock;
@@ -113,7 +113,20 @@ static struct nvnc_fb *make_fb(const u8 *rgb, unsigned width, unsigned height)
     return fb;
 }
 
-/* Tell clients what has changed. */
+/* The upper left part of a picture, black where it has none, as a picture of another size. NULL: no memory. */
+static u8 *fitted(const u8 *rgb, unsigned width, unsigned height, unsigned to_width, unsigned to_height)
+{
+    u8 *to = calloc((size_t)to_width * to_height, 3);
+
+    for (unsigned y = 0; to && y < MIN(height, to_height); y++)
+        memcpy(to + (size_t)y * to_width * 3, rgb + (size_t)y * width * 3, (size_t)MIN(width, to_width) * 3);
+    return to;
+}
+
+/*
+ * Tell clients what has changed. The library (0.5.4) follows a null pointer for a client that is told another size than at the
+ * beginning before it has asked for its first picture: until it has, all are shown the new picture in the old size.
+ */
 static void draw(struct vnc *v)
 {
     struct pixman_region16 damage;
@@ -125,6 +138,15 @@ static void draw(struct vnc *v)
     pthread_mutex_unlock(&v->lock);
     if (none)
         return;
+    if (v->fresh && (width != v->width || height != v->height)) {
+        u8 *part = fitted(rgb, width, height, v->width, v->height);
+        free(rgb);
+        if (!part)
+            return;
+        rgb = part;
+        width = v->width;
+        height = v->height;
+    }
     bool all = !v->shown || width != v->width || height != v->height;
     pixman_region_init(&damage);
     for (unsigned y = 0; y < height; y += BAND) {
@@ -207,6 +229,7 @@ static void on_gone(struct nvnc_client *client)
     struct vnc *v = nvnc_get_userdata(nvnc_client_get_server(client));
 
     v->clients--;
+    v->fresh -= !nvnc_get_userdata(client);
     v->x = -1;
     pthread_mutex_lock(&v->lock);
     if (!v->held)
@@ -219,7 +242,19 @@ static void on_client(struct nvnc_client *client)
     struct vnc *v = nvnc_get_userdata(nvnc_client_get_server(client));
 
     v->clients++;
+    v->fresh++;
     nvnc_set_client_cleanup_fn(client, on_gone);
+}
+
+static void on_request(struct nvnc_client *client, bool incremental, uint16_t x, uint16_t y, uint16_t width, uint16_t height)
+{
+    struct vnc *v = nvnc_get_userdata(nvnc_client_get_server(client));
+
+    (void)x, (void)y, (void)width, (void)height;
+    if (incremental || nvnc_get_userdata(client))
+        return;
+    v->fresh--;
+    nvnc_set_userdata(client, v, NULL); /* it is fresh no more */
 }
 
 /* -- Life ---------------------------------------------------------------------------------------------- */
@@ -333,6 +368,7 @@ int vnc_start(const char *where, struct machine *machine, struct vnc **out)
         nvnc_set_key_fn(v->server, on_key);
         nvnc_set_pointer_fn(v->server, on_pointer);
         nvnc_set_new_client_fn(v->server, on_client);
+        nvnc_set_fb_req_fn(v->server, on_request);
         nvnc_add_display(v->server, v->display);
         r = vnc_attach(v, machine);
     }

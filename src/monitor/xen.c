@@ -174,9 +174,9 @@ int xen_attach_device(struct guest *vm, const char *disk, const char *net, char 
     return r;
 }
 
-const char *xen_power_button(struct guest *vm)
+const char *xen_ask(struct guest *vm, const char *what)
 {
-    int r = xen_ask_shutdown(paravirt_xen(vm->pv), "poweroff");
+    int r = xen_ask_shutdown(paravirt_xen(vm->pv), what);
 
     return !r || r == -EBUSY /* it has been asked */ ? NULL :
            r == -ENOTCONN ? "the guest does not listen yet, or never will: it has no watch on control/shutdown" : strerror(-r);
@@ -194,7 +194,7 @@ const char *xen_refuses(const struct config *c)
             return refuses_nic(&c->nic[i]);
     if (c->rng || c->balloon || c->hvc || c->vsock || c->nr_shares)
         return "--pv xen: a Xen PV guest has no PCI: leave --rng, --balloon, --hvc, --vsock and --share out";
-    if (c->firmware || c->screen || c->vnc || c->nr_modules)
+    if (c->firmware || c->screen == SCREEN_ON || c->vnc || c->nr_modules)
         return "--pv xen: a Xen PV guest has no firmware, screen or modules; it boots with --kernel and --initrd";
     return NULL;
 }

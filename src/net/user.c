@@ -2,8 +2,9 @@
  * user.c - user networking: libslirp is the guest's router, its connections are sockets of this process.
  *
  * Threads: one of its own waits in poll(2); send() comes on vCPU threads and runs the stack there, so that a request is
- * on its way without waking anyone. u->lock guards the stack (libslirp knows no threads) and the queue of frames for
- * which the guest had no room. Lock order: the card's transmit lock, u->lock, the card's receive lock.
+ * on its way without waking anyone; the thread is woken only if there is now something else to wait for. u->lock guards the
+ * stack (libslirp knows no threads), what is waited for, and the queue of frames for which the guest had no room. Lock order:
+ * the card's transmit lock, u->lock, the card's receive lock.
  */
 #include "net/net.h"
 #include "base/sandbox.h"
@@ -26,7 +27,7 @@ int net_user_create(const struct net_user_options *options, struct net_backend *
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
+#include <sys/timerfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -46,8 +47,10 @@ struct timer {
     s64 due_ms; /* -1: not set */
 };
 
-#define FLOWS 64u
-#define FLOW_SECONDS 5
+struct polls { /* what the stack waits for */
+    struct pollfd fd[1 + POLL_MAX];
+    unsigned nr;
+};
 
 struct user {
     struct net_backend be;
@@ -59,25 +62,19 @@ struct user {
     size_t waiting_bytes;
     u8 out[NET_FRAME_MAX];   /* the frame being sent, in one piece */
     pthread_t thread;
-    bool running, restricted;
-    atomic_bool stop, polling;
-    atomic_bool changed;       /* sockets to wait for, since the thread was last woken */
-    struct flow { u8 bytes[12]; s64 seconds; } flow[FLOWS]; /* datagrams that were sent lately */
-    int wake_fd;
-    struct pollfd poll[1 + POLL_MAX];
-    unsigned nr_poll;
+    bool running;
+    atomic_bool stop;
+    int alarm_fd;            /* wakes the thread; the first that it waits for */
+    s64 alarm_ms;            /* when */
+    struct polls wanted;     /* as the stack said last */
+    struct polls waited;     /* what the thread waits for, or waited for last */
+    bool asleep;             /* in poll(2) with `waited` */
+    bool closed;             /* a socket, whose number may come back, since the thread began to wait */
 };
 
 static struct user *user_of(struct net_backend *be)
 {
     return (struct user *)be;
-}
-
-static void wake(struct user *u)
-{
-    u64 one = 1;
-    if (atomic_load(&u->polling))
-        (void)!write(u->wake_fd, &one, sizeof(one));
 }
 
 /* -- Towards the guest; with u->lock held ------------------------------------------------------- */
@@ -158,21 +155,27 @@ static void on_timer_mod(void *timer, s64 due_ms, void *opaque)
     ((struct timer *)timer)->due_ms = due_ms;
 }
 
-static void on_poll_fd(int fd, void *opaque)
+static void on_open(int fd, void *opaque)
 {
     (void)fd;
     (void)opaque;
 }
 
+static void on_close(int fd, void *opaque)
+{
+    (void)fd;
+    ((struct user *)opaque)->closed = true;
+}
+
 static void on_notify(void *opaque)
 {
-    wake(opaque);
+    (void)opaque; /* of another wish, while the stack runs: whoever runs it looks at its wishes afterwards */
 }
 
 static const SlirpCb callbacks = {
     .send_packet = on_packet, .guest_error = on_guest_error, .clock_get_ns = on_clock, .timer_new = on_timer_new,
-    .timer_free = on_timer_free, .timer_mod = on_timer_mod, .register_poll_fd = on_poll_fd,
-    .unregister_poll_fd = on_poll_fd, .notify = on_notify,
+    .timer_free = on_timer_free, .timer_mod = on_timer_mod, .register_poll_fd = on_open,
+    .unregister_poll_fd = on_close, .notify = on_notify,
 };
 
 /* -- The thread --------------------------------------------------------------------------------- */
@@ -184,38 +187,87 @@ static const struct { int slirp; short poll; } event_bits[] = {
 
 static int on_add_poll(int fd, int events, void *opaque)
 {
-    struct user *u = opaque;
+    struct polls *p = opaque;
     short wanted = 0;
-    if (u->nr_poll == 1 + POLL_MAX)
+    if (p->nr == ARRAY_SIZE(p->fd))
         return -1;
     for (unsigned i = 0; i < ARRAY_SIZE(event_bits); i++)
         if (events & event_bits[i].slirp)
             wanted |= event_bits[i].poll;
-    u->poll[u->nr_poll] = (struct pollfd){ .fd = fd, .events = wanted };
-    return (int)u->nr_poll++;
+    p->fd[p->nr] = (struct pollfd){ .fd = fd, .events = wanted };
+    return (int)p->nr++;
 }
 
+/* What happened to the stack's idx-th wish. It may have said others while the thread waited: then what is new has to wait. */
 static int on_revents(int idx, void *opaque)
 {
-    struct user *u = opaque;
+    const struct user *u = opaque;
+    unsigned at = (unsigned)idx;
     int events = 0;
-    for (unsigned i = 0; idx > 0 && i < ARRAY_SIZE(event_bits); i++)
-        if (u->poll[idx].revents & event_bits[i].poll)
+
+    if (idx <= 0 || at >= u->wanted.nr)
+        return 0;
+    const struct pollfd *want = &u->wanted.fd[at];
+    if (at >= u->waited.nr || u->waited.fd[at].fd != want->fd)
+        for (at = 1; at < u->waited.nr && u->waited.fd[at].fd != want->fd;)
+            at++;
+    if (at == u->waited.nr)
+        return 0;
+    short got = u->waited.fd[at].revents & (want->events | POLLERR | POLLHUP);
+    for (unsigned i = 0; i < ARRAY_SIZE(event_bits); i++)
+        if (got & event_bits[i].poll)
             events |= event_bits[i].slirp;
     return events;
 }
 
-static void run_timers(struct user *u, u32 *timeout_ms)
+static s64 now_ms(void)
 {
-    s64 now = on_clock(NULL) / 1000000;
+    return on_clock(NULL) / 1000000;
+}
+
+static void run_timers(struct user *u)
+{
     for (struct timer *t = u->timers; t; t = t->next) {
-        if (t->due_ms >= 0 && t->due_ms <= now) {
+        if (t->due_ms >= 0 && t->due_ms <= now_ms()) {
             t->due_ms = -1;
             t->fn(t->opaque);
         }
-        if (t->due_ms >= 0)
-            *timeout_ms = MIN(*timeout_ms, (u32)(t->due_ms - now));
     }
+}
+
+/* Have the thread woken no later than that. It costs less than waking it to have it wait for less long. With u->lock held. */
+static void set_alarm(struct user *u, s64 at_ms)
+{
+    if (at_ms >= u->alarm_ms)
+        return;
+    const struct itimerspec at = { .it_value = { at_ms / 1000, at_ms % 1000 * 1000000 + 1 /* 0 would disarm it */ } };
+    u->alarm_ms = at_ms;
+    timerfd_settime(u->alarm_fd, TFD_TIMER_ABSTIME, &at, NULL);
+}
+
+/* Ask the stack what to wait for, and until when. With u->lock held. */
+static void ask(struct user *u)
+{
+    u32 timeout_ms = 60000;
+
+    u->wanted.fd[0] = (struct pollfd){ .fd = u->alarm_fd, .events = POLLIN };
+    u->wanted.nr = 1;
+    slirp_pollfds_fill(u->slirp, &timeout_ms, on_add_poll, &u->wanted);
+    set_alarm(u, now_ms() + timeout_ms);
+    for (struct timer *t = u->timers; t; t = t->next)
+        if (t->due_ms >= 0)
+            set_alarm(u, t->due_ms);
+}
+
+/* Does the thread wait for all that is wanted? */
+static bool waits_for_all(const struct user *u)
+{
+    if (u->closed || u->wanted.nr != u->waited.nr)
+        return false;
+    for (unsigned i = 0; i < u->wanted.nr; i++)
+        if (u->wanted.fd[i].fd != u->waited.fd[i].fd || (u->wanted.fd[i].events & ~u->waited.fd[i].events))
+            return false;
+    return true;
 }
 
 static void *user_main(void *arg)
@@ -225,22 +277,21 @@ static void *user_main(void *arg)
 
     sandbox_enter(SANDBOX_USERNET);
     while (!atomic_load(&u->stop)) {
-        u32 timeout_ms = 60000;
         pthread_mutex_lock(&u->lock);
-        u->poll[0] = (struct pollfd){ .fd = u->wake_fd, .events = POLLIN };
-        u->nr_poll = 1;
-        atomic_store(&u->polling, true); /* from here on a change in the stack wakes us */
-        slirp_pollfds_fill(u->slirp, &timeout_ms, on_add_poll, u);
-        run_timers(u, &timeout_ms);
-        unsigned nr = u->nr_poll;
+        run_timers(u);
+        ask(u);
+        u->waited.nr = u->wanted.nr;
+        memcpy(u->waited.fd, u->wanted.fd, u->wanted.nr * sizeof(u->wanted.fd[0]));
+        u->closed = false;
+        u->asleep = true; /* from here on a change in the stack wakes us */
         pthread_mutex_unlock(&u->lock);
 
-        int n = poll(u->poll, nr, (int)timeout_ms);
-        atomic_store(&u->polling, false);
-        if (u->poll[0].revents)
-            (void)!read(u->wake_fd, &count, sizeof(count));
+        int n = poll(u->waited.fd, u->waited.nr, -1);
 
         pthread_mutex_lock(&u->lock);
+        u->asleep = false;
+        if (u->waited.fd[0].revents && read(u->alarm_fd, &count, sizeof(count)) == sizeof(count))
+            u->alarm_ms = INT64_MAX;
         flush_waiting(u);
         slirp_pollfds_poll(u->slirp, n < 0, on_revents, u);
         pthread_mutex_unlock(&u->lock);
@@ -271,41 +322,17 @@ static int user_start(struct net_backend *be, const struct net_port *port)
 static void user_stop(struct net_backend *be)
 {
     struct user *u = user_of(be);
-    u64 one = 1;
     if (!u->running)
         return;
     atomic_store(&u->stop, true);
-    (void)!write(u->wake_fd, &one, sizeof(one));
+    pthread_mutex_lock(&u->lock);
+    set_alarm(u, 0);
+    pthread_mutex_unlock(&u->lock);
     pthread_join(u->thread, NULL);
     u->running = false;
     pthread_mutex_lock(&u->lock);
     u->port.receive = NULL;
     pthread_mutex_unlock(&u->lock);
-}
-
-/*
- * May the thread have something else to wait for after this frame? A connection's next wish may be another with each
- * segment, a datagram may be the first of a new socket. One that goes where others went lately (the stack keeps such a
- * socket for minutes) changes nothing: no wake-up, which would cost more than the frame.
- */
-static bool changes_polls(struct user *u, const u8 *f, size_t len)
-{
-    bool ipv4 = len >= 38 && f[12] == 8 && !f[13] && (f[14] & 15) == 5;
-    if (len >= 14 && f[12] == 8 && f[13] == 6) /* ARP */
-        return false;
-    if (ipv4 && u->restricted) /* only connections that came from outside have sockets */
-        return f[23] == 6;
-    if (!ipv4 || f[23] != 17)
-        return true;
-    struct flow key = { .seconds = on_clock(NULL) / 1000000000 };
-    memcpy(key.bytes, f + 26, sizeof(key.bytes)); /* addresses and ports */
-    u32 h = 0;
-    for (unsigned i = 0; i < sizeof(key.bytes); i++)
-        h = (h ^ key.bytes[i]) * 0x01000193u;
-    struct flow *seen = &u->flow[(h ^ h >> 16) % FLOWS];
-    bool same = !memcmp(seen->bytes, key.bytes, sizeof(key.bytes)) && key.seconds - seen->seconds < FLOW_SECONDS;
-    *seen = key;
-    return !same;
 }
 
 static void user_send(struct net_backend *be, const struct net_hdr *hdr, const struct iovec *iov, unsigned nr)
@@ -316,19 +343,25 @@ static void user_send(struct net_backend *be, const struct net_hdr *hdr, const s
     pthread_mutex_lock(&u->lock);
     for (unsigned i = 0; i < nr && len + iov[i].iov_len <= sizeof(u->out); len += iov[i++].iov_len)
         memcpy(u->out + len, iov[i].iov_base, iov[i].iov_len);
-    if (net_finish(hdr, u->out, len)) {
-        if (changes_polls(u, u->out, len))
-            atomic_store(&u->changed, true);
+    if (net_finish(hdr, u->out, len))
         slirp_input(u->slirp, u->out, (int)len);
-    }
     pthread_mutex_unlock(&u->lock);
 }
 
+/* Mostly the thread need not know: waking it would cost more than the frames. */
 static void user_sent(struct net_backend *be)
 {
     struct user *u = user_of(be);
-    if (atomic_load(&u->changed) && atomic_exchange(&u->changed, false))
-        wake(u); /* there may be sockets to wait for */
+
+    pthread_mutex_lock(&u->lock);
+    if (u->asleep) {
+        ask(u);
+        if (!waits_for_all(u)) {
+            u->asleep = false; /* it will ask for itself: once is enough */
+            set_alarm(u, 0);
+        }
+    }
+    pthread_mutex_unlock(&u->lock);
 }
 
 static void user_room(struct net_backend *be)
@@ -352,7 +385,7 @@ static void user_free(struct net_backend *be)
         next = f->next;
         free(f);
     }
-    close(u->wake_fd);
+    close(u->alarm_fd);
     pthread_mutex_destroy(&u->lock);
     free(u);
 }
@@ -382,8 +415,8 @@ int net_user_create(const struct net_user_options *o, struct net_backend **out, 
         goto fail;
     pthread_mutex_init(&u->lock, NULL);
     u->waiting_tail = &u->waiting;
-    u->restricted = o->restricted;
-    u->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    u->alarm_ms = INT64_MAX;
+    u->alarm_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     u->be = (struct net_backend){ .ops = &user_ops, .takes = NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO4, .mtu = o->mtu };
     const SlirpConfig config = {
         .version = 4, .restricted = o->restricted, .in_enabled = true,
@@ -391,7 +424,7 @@ int net_user_create(const struct net_user_options *o, struct net_backend **out, 
         .vdhcp_start.s_addr = htonl(0x0a00020f), .vnameserver.s_addr = htonl(0x0a000203), .if_mtu = o->mtu,
         .if_mru = o->mtu,
     };
-    u->slirp = u->wake_fd < 0 ? NULL : slirp_new(&config, &callbacks, u);
+    u->slirp = u->alarm_fd < 0 ? NULL : slirp_new(&config, &callbacks, u);
     if (!u->slirp) {
         user_free(&u->be);
         goto fail;

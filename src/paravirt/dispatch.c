@@ -128,12 +128,6 @@ static int msr_write(void *opaque, unsigned vcpu, u32 msr, u64 value)
     return kvm_msr_write(pv, vcpu, msr, value);
 }
 
-static int intr_ack(void *opaque, unsigned vcpu)
-{
-    struct paravirt *pv = opaque;
-    return pv->native ? native_upcall(pv->native, vcpu) : -1;
-}
-
 static void tsc_moved(void *opaque, unsigned vcpu)
 {
     struct paravirt *pv = opaque;
@@ -146,6 +140,16 @@ static void tick(void *opaque, unsigned vcpu)
     struct paravirt *pv = opaque;
     if (vcpu < pv->nr_cpus)
         kvm_tick(pv, vcpu);
+}
+
+static void yield_begin(void *opaque, unsigned vcpu)
+{
+    kvm_away(opaque, vcpu, true);
+}
+
+static bool yield_end(void *opaque, unsigned vcpu)
+{
+    return kvm_back(opaque, vcpu);
 }
 
 void paravirt_vcpu_reset(struct paravirt *pv, unsigned cpu)
@@ -219,7 +223,7 @@ int paravirt_create(const struct paravirt_config *config, struct paravirt **out)
         }
         native_leaves(pv, base);
     }
-    pv->ops.intr_ack = intr_ack;
+    pv->ops.intr_ack = pv_intr_ack;
     pv->ops.opaque = pv;
     pv->ops.leaves = pv->leaf;
     pv->ops.hypercall_fast = pv_hypercall_fast;
@@ -228,6 +232,10 @@ int paravirt_create(const struct paravirt_config *config, struct paravirt **out)
     pv->ops.msr_write = msr_write;
     pv->ops.tsc_moved = tsc_moved;
     pv->ops.tick = tick;
+    if (pv_has(pv, PV_STEAL)) {
+        pv->ops.yield_begin = yield_begin;
+        pv->ops.yield_end = yield_end;
+    }
     *out = pv;
     return 0;
 }

@@ -20,10 +20,13 @@ struct kvm_vcpu {
     struct kvm_steal_time *steal; /* in guest memory; NULL: off, or not RAM */
     u64 run_delay, steal_due;     /* ns as last read; host TSC from when it may be read again */
     int schedstat_fd;             /* -1: none */
+    u32 lock;                     /* of `steal`, where another thread writes there; held for some instructions only */
+    bool yields;                  /* under it: "preempted" because the guest waits in a loop */
 };
 
 struct pv_vcpu {
     struct vitro_vcpu *vcpu;
+    bool asleep; /* its thread is, or is about to be: a kick has to wake it */
     struct kvm_vcpu kvm;
 };
 
@@ -86,6 +89,9 @@ void kvm_tsc_moved(struct paravirt *pv, unsigned cpu);
 /* kvm_steal.c */
 int kvm_steal_write(struct paravirt *pv, unsigned cpu, u64 value);
 void kvm_tick(struct paravirt *pv, unsigned cpu);
+/* kvm_away, kvm_back - around the times at which the vCPU does not run and we know it. The latter: is its TLB to be flushed? */
+void kvm_away(struct paravirt *pv, unsigned cpu, bool yields);
+bool kvm_back(struct paravirt *pv, unsigned cpu);
 /* kvm_calls.c */
 enum vitro_hc kvm_hypercall(struct paravirt *pv, const struct vitro_hypercall *call);
 
@@ -104,3 +110,4 @@ int native_msr_write(struct paravirt *pv, unsigned cpu, u32 msr, u64 value);
 
 /* -- dispatch_fast.c ------------------------------------------------------------------------------------- */
 enum vitro_hc pv_hypercall_fast(void *opaque, const struct vitro_hypercall *call);
+int pv_intr_ack(void *opaque, unsigned vcpu);

@@ -103,6 +103,7 @@ static int migration_write(struct paravirt *pv, unsigned cpu, u64 value)
 void kvm_reset(struct paravirt *pv, unsigned cpu)
 {
     struct kvm_vcpu *k = &pv->cpu[cpu].kvm;
+    kvm_steal_write(pv, cpu, 0); /* another thread may be about to write there */
     *k = (struct kvm_vcpu){ .poll_control = 1, .migration = 1, .schedstat_fd = k->schedstat_fd };
 }
 

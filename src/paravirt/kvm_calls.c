@@ -4,7 +4,6 @@
  */
 #include "machine/machine.h"
 #include "paravirt/inner.h"
-#include <sched.h>
 #include <time.h>
 
 enum { KVM_EPERM = 1, KVM_EFAULT = 14, KVM_EINVAL = 22, KVM_EOPNOTSUPP = 95, KVM_ENOSYS = 1000 };
@@ -26,7 +25,7 @@ static s64 kick_cpu(struct paravirt *pv, const struct call *c)
 static s64 sched_yield_to(struct paravirt *pv, const struct call *c)
 {
     if (c->arg[0] < pv->nr_cpus && c->arg[0] != c->hc->vcpu)
-        sched_yield();
+        vitro_vcpu_yield(pv->cpu[c->hc->vcpu].vcpu);
     return 0;
 }
 

@@ -33,15 +33,6 @@ void native_event(struct native *n, unsigned port)
     upcall(n, page, __atomic_load_n(&n->bind[port], __ATOMIC_RELAXED));
 }
 
-int native_upcall(struct native *n, unsigned vcpu)
-{
-    if (vcpu >= n->c.nr_cpus || !__atomic_load_n(&n->cpu[vcpu].upcall, __ATOMIC_SEQ_CST))
-        return -1;
-    __atomic_store_n(&n->cpu[vcpu].upcall, false, __ATOMIC_SEQ_CST);
-    unsigned vector = __atomic_load_n(&n->cpu[vcpu].vector, __ATOMIC_SEQ_CST);
-    return vector ? (int)vector : -1;
-}
-
 s64 native_EVENT_PAGE(struct native *n, unsigned vcpu, const u64 *a)
 {
     struct vt_events *page = NULL;
@@ -182,7 +173,7 @@ static bool look(struct native *n, struct native_timer *t, struct vt_timers *pag
     return false;
 }
 
-/* On the clock's thread, no lock held; the timer may have been set anew meanwhile (clock.h). */
+/* Any thread, no lock held; the timer may have been set anew meanwhile (clock.h). */
 static void on_timer(void *opaque)
 {
     struct native_timer *t = opaque;
@@ -223,7 +214,7 @@ s64 native_TIMER_SET(struct native *n, unsigned vcpu, const u64 *a)
     if (!t->ready && timer_init(n->c.clock, &t->timer, on_timer, t))
         r = -VT_ENOMEM;
     if (!r) {
-        t->ready = true;
+        t->ready = t->timer.anywhere = true;
         native_timer_arm(n, t, a[1], a[2], a[3], tsc);
     }
     pthread_mutex_unlock(&n->lock);

@@ -132,6 +132,44 @@ static bool set_timer(struct native *n, struct vitro_vcpu *vcpu, const u64 *gpr)
     return ok;
 }
 
+/* -- Events --------------------------------------------------------------------------------------------------------- */
+
+/*
+ * EVENT_SEND to a vCPU whose thread is awake: as native_event.c has it. A thread that falls asleep meanwhile says so, then looks for
+ * what we set; we look for that last. Then it is to be woken, which is done the long way: as an upcall that was not yet.
+ */
+static bool send_event(struct paravirt *pv, u64 port)
+{
+    struct native *n = pv->native;
+    struct vt_events *page = __atomic_load_n(&n->events, __ATOMIC_ACQUIRE);
+    if (port >= VT_PORTS || !page)
+        return false;
+    unsigned to = __atomic_load_n(&n->bind[port], __ATOMIC_RELAXED);
+    struct pv_vcpu *cpu = &pv->cpu[to];
+    u64 bit = BITULL(port & 63);
+    if (!cpu->vcpu || __atomic_load_n(&cpu->asleep, __ATOMIC_RELAXED))
+        return false;
+    __atomic_fetch_or(&page->pending[port >> 6], bit, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&page->mask[port >> 6], __ATOMIC_SEQ_CST) & bit || !__atomic_load_n(&n->cpu[to].vector, __ATOMIC_SEQ_CST) ||
+        __atomic_exchange_n(&page->vcpu[to].upcall, 1, __ATOMIC_SEQ_CST) == 1)
+        return true;
+    __atomic_store_n(&n->cpu[to].upcall, true, __ATOMIC_SEQ_CST);
+    vitro_vcpu_kick(cpu->vcpu, VITRO_KICK_INTR);
+    if (likely(!__atomic_load_n(&cpu->asleep, __ATOMIC_SEQ_CST)))
+        return true;
+    __atomic_store_n(&page->vcpu[to].upcall, 0, __ATOMIC_SEQ_CST);
+    return false;
+}
+
+int native_upcall(struct native *n, unsigned vcpu)
+{
+    if (vcpu >= n->c.nr_cpus || !__atomic_load_n(&n->cpu[vcpu].upcall, __ATOMIC_RELAXED) ||
+        !__atomic_exchange_n(&n->cpu[vcpu].upcall, false, __ATOMIC_SEQ_CST))
+        return -1;
+    unsigned vector = __atomic_load_n(&n->cpu[vcpu].vector, __ATOMIC_SEQ_CST);
+    return vector ? (int)vector : -1;
+}
+
 enum vitro_hc native_hypercall_fast(struct paravirt *pv, const struct vitro_hypercall *call, u32 nr)
 {
     struct native *n = pv->native;
@@ -163,6 +201,11 @@ enum vitro_hc native_hypercall_fast(struct paravirt *pv, const struct vitro_hype
     }
     case VT_TIMER_SET:
         if (!set_timer(n, pv->cpu[call->vcpu].vcpu, call->gpr))
+            return VITRO_HC_SLOW;
+        call->gpr[0] = 0;
+        return VITRO_HC_DONE;
+    case VT_EVENT_SEND:
+        if (!send_event(pv, call->gpr[7]))
             return VITRO_HC_SLOW;
         call->gpr[0] = 0;
         return VITRO_HC_DONE;

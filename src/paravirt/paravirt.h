@@ -93,13 +93,16 @@ struct xen *paravirt_xen(struct paravirt *pv);
 /* paravirt_clock_skip - so many ticks of the host's TSC did not count: the guest stood still. While no vCPU runs. */
 void paravirt_clock_skip(struct paravirt *pv, u64 ticks);
 
-/* A vCPU's thread says: it begins and ends; it is about to sleep in the guest's HLT, and woke; it was reset or took
- * INIT, which switches off what the guest had switched on for this vCPU. */
+/* A vCPU's thread says: it begins and ends; the guest halted; it is about to sleep until that is over, and woke; it was reset or
+ * took INIT, which switches off what the guest had switched on for this vCPU. */
 void paravirt_vcpu_start(struct paravirt *pv, unsigned cpu);
 void paravirt_vcpu_stop(struct paravirt *pv, unsigned cpu);
+void paravirt_vcpu_halt(struct paravirt *pv, unsigned cpu);
 void paravirt_vcpu_sleep(struct paravirt *pv, unsigned cpu);
 void paravirt_vcpu_wake(struct paravirt *pv, unsigned cpu);
 void paravirt_vcpu_reset(struct paravirt *pv, unsigned cpu);
+/* paravirt_vcpu_interrupted - the vCPU was sent an interrupt. Any thread. */
+void paravirt_vcpu_interrupted(struct paravirt *pv, unsigned cpu);
 /* paravirt_console_room, _feed - input for the guest's console ring: how much fits (-1: it has none); takes it. Any thread. */
 long paravirt_console_room(struct paravirt *pv);
 void paravirt_console_feed(struct paravirt *pv, const u8 *bytes, size_t len);

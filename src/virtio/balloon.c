@@ -15,6 +15,7 @@
 
 #define QUEUE_SIZE 128
 #define PFNS 256u
+#define INFLATE_MAX (1u << 18) /* bytes of page numbers taken from a request, 256 MiB of pages: it must end some time */
 enum { Q_INFLATE, Q_DEFLATE, Q_STATS, Q_HINT, Q_REPORT, NR_QUEUES };
 
 struct virtio_balloon {
@@ -41,7 +42,7 @@ static void give_back(struct ram *ram, gpa_t gpa, u64 len)
 static void inflate(struct virtio_balloon *b, const struct vq_chain *c)
 {
     u32 pfn[PFNS];
-    for (u64 at = 0; at < c->out_len; at += sizeof(pfn)) {
+    for (u64 at = 0; at < MIN(c->out_len, (u64)INFLATE_MAX); at += sizeof(pfn)) {
         u64 n = vq_copy_out(c, at, pfn, sizeof(pfn)) / 4;
         for (u64 i = 0; i < n;) { /* runs of neighbours in one go */
             u64 run = 1;

@@ -1,7 +1,8 @@
 /*
  * console.c - virtio console, /dev/hvc0 in Linux. Source: virtio 1.2 §5.3; not offered: several ports, emergency writes.
- * Threads: one of its own for the socket; transmit writes to the socket on the vCPU's thread and leaves what does not fit
- * to it. Lock order: a queue's lock, then con->lock.
+ * Threads: one of its own for the socket. What the guest writes is put into a backlog on the vCPU's thread, and sent by that
+ * thread GATHER_MS after the first byte: a system call, and the client's waking, for what came meanwhile, not for each line.
+ * Lock order: a queue's lock, then con->lock.
  */
 #include "virtio/console.h"
 #include "base/park.h"
@@ -18,6 +19,8 @@
 
 #define QUEUE_SIZE 64
 #define BACKLOG (64u << 10) /* bytes of output kept for a slow client */
+#define GATHER_MS 1
+#define GATHER_BYTES (BACKLOG / 4) /* so much is not gathered any longer */
 enum { Q_RX, Q_TX, NR_QUEUES };
 
 struct virtio_console {
@@ -32,6 +35,7 @@ struct virtio_console {
     struct park park;
     pthread_mutex_t lock;             /* what follows */
     int client;                       /* -1: none */
+    bool told;                        /* the thread knows that there is a backlog, or will find it */
     u8 backlog[BACKLOG];
     u32 len;
 };
@@ -52,6 +56,7 @@ static void flush_backlog(struct virtio_console *con)
 {
     if (con->client < 0) {
         con->len = 0;
+        con->told = false;
         return;
     }
     ssize_t n = con->len ? send(con->client, con->backlog, con->len, MSG_NOSIGNAL | MSG_DONTWAIT) : 0;
@@ -59,32 +64,46 @@ static void flush_backlog(struct virtio_console *con)
         memmove(con->backlog, con->backlog + n, con->len - (size_t)n);
         con->len -= (u32)n;
     }
+    if (!con->len)
+        con->told = false;
+}
+
+static void flush(struct virtio_console *con)
+{
+    pthread_mutex_lock(&con->lock);
+    flush_backlog(con);
+    pthread_mutex_unlock(&con->lock);
 }
 
 /* Take output as long as there is room for it. */
-static void transmit(struct virtio_console *con)
+static void transmit(struct virtio_console *con, bool send_now)
 {
     struct virtio_queue *q = &con->dev.queue[Q_TX];
     struct vq_chain *c = &con->chain[Q_TX];
 
     pthread_mutex_lock(&q->lock);
     pthread_mutex_lock(&con->lock);
-    flush_backlog(con);
+    if (send_now || con->client < 0)
+        flush_backlog(con);
     while (virtio_pop(q, c) || (!virtio_idle(q) && virtio_pop(q, c))) {
+        if (c->out_len > BACKLOG - con->len)
+            flush_backlog(con);
         u64 room = BACKLOG - con->len;
         if (c->out_len > room && con->len) {
             vq_unpop(&q->vq, c->nr_desc); /* later, when the client has read */
             break;
         }
         con->len += (u32)vq_copy_out(c, 0, con->backlog + con->len, room); /* more at once than anybody sends is cut */
-        flush_backlog(con);
+        if (send_now || con->client < 0 || con->len >= GATHER_BYTES)
+            flush_backlog(con);
         vq_push(&q->vq, c->id, c->nr_desc, 0);
     }
-    bool slow = con->len;
+    bool tell = con->len && !con->told;
+    con->told = con->len;
     pthread_mutex_unlock(&con->lock);
     virtio_interrupt(q);
     pthread_mutex_unlock(&q->lock);
-    if (slow)
+    if (tell)
         wake(con);
 }
 
@@ -123,6 +142,7 @@ static void set_client(struct virtio_console *con, int fd)
         close(con->client);
     con->client = fd;
     con->len = 0;
+    con->told = false;
     pthread_mutex_unlock(&con->lock);
 }
 
@@ -130,24 +150,29 @@ static void *console_main(void *arg)
 {
     struct virtio_console *con = arg;
     bool room = true; /* the guest may have a buffer */
+    bool due = false; /* what was gathered is to go out as soon as the client takes it */
     u64 count;
 
     sandbox_enter(SANDBOX_UNIX);
     while (!atomic_load(&con->quit)) {
+        if (park_wanted(&con->park))
+            flush(con);
         if (park_point(&con->park) && atomic_load(&con->dev.running)) {
             room = true;
-            transmit(con); /* out of a snapshot: what waits there would wait for a client that is not there any more */
+            transmit(con, true); /* out of a snapshot: what waits there would wait for a client that is not there any more */
         }
         pthread_mutex_lock(&con->lock);
         int client = con->client;
-        bool slow = con->len;
+        bool backlog = con->len;
         pthread_mutex_unlock(&con->lock);
+        due = due && backlog;
         struct pollfd pfd[3] = {
             { .fd = con->wake_fd, .events = POLLIN },
             { .fd = client < 0 ? unixsock_fd(con->listener) : -1, .events = POLLIN },
-            { .fd = client, .events = (short)((room ? POLLIN : 0) | (slow ? POLLOUT : 0)) },
+            { .fd = client, .events = (short)((room ? POLLIN : 0) | (due ? POLLOUT : 0)) },
         };
-        poll(pfd, 3, -1);
+        poll(pfd, 3, backlog && !due ? GATHER_MS : -1);
+        due |= backlog;
         if (pfd[0].revents) {
             (void)!read(con->wake_fd, &count, sizeof(count));
             room = true;
@@ -160,19 +185,20 @@ static void *console_main(void *arg)
         }
         bool gone = pfd[2].revents & (POLLERR | POLLNVAL);
         if (pfd[2].revents & POLLOUT)
-            transmit(con);
+            transmit(con, true);
         if (pfd[2].revents & (POLLIN | POLLHUP))
             room = receive(con, client, &gone);
         if (gone || (!room && (pfd[2].revents & POLLHUP)))
             set_client(con, -1);
     }
+    flush(con);
     return NULL;
 }
 
 static void console_notify(struct virtio_queue *q)
 {
     if (q->index == Q_TX)
-        transmit(console_of(q->dev));
+        transmit(console_of(q->dev), false);
     else
         wake(console_of(q->dev));
 }

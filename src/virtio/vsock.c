@@ -335,8 +335,8 @@ static void greet(struct virtio_vsock *v, struct conn *c)
             close_conn(c);
             return;
         }
-        if (sscanf(c->line, "CONNECT %u%c", &c->guest_port, &end) != 1) {
-            close_conn(c);
+        if (sscanf(c->line, "CONNECT %u%c", &c->guest_port, &end) != 1 || !atomic_load(&v->dev.running)) {
+            close_conn(c); /* nonsense; or there is no driver to ask */
             return;
         }
         c->host_port = FIRST_HOST_PORT + v->next_port++ % 0x3fffffff;
@@ -374,10 +374,12 @@ static void *vsock_main(void *arg)
         bool room = vq_has_more(&v->dev.queue[Q_RX].vq); /* if not, the guest wakes us when it makes room */
         pthread_mutex_unlock(&v->dev.queue[Q_RX].lock);
         pfd[0] = (struct pollfd){ .fd = v->wake_fd, .events = POLLIN };
-        pfd[1] = (struct pollfd){ .fd = unixsock_fd(v->listener), .events = POLLIN };
+        bool accepts = v->nr_replies < REPLIES_MAX / 2; /* else the guest takes none */
+        pfd[1] = (struct pollfd){ .fd = accepts ? unixsock_fd(v->listener) : -1, .events = POLLIN };
         for (unsigned i = 0; i < CONNS_MAX; i++) {
-            short events = v->conn[i].state == FREE ? 0 : wanted(&v->conn[i], room);
-            pfd[2 + i] = (struct pollfd){ .fd = events ? v->conn[i].fd : -1, .events = events };
+            const struct conn *c = &v->conn[i];
+            short events = c->state == FREE ? 0 : wanted(c, room);
+            pfd[2 + i] = (struct pollfd){ .fd = events || c->state == CONNECTING ? c->fd : -1, .events = events };
         }
         poll(pfd, ARRAY_SIZE(pfd), -1);
         if (pfd[0].revents)
@@ -389,18 +391,22 @@ static void *vsock_main(void *arg)
             continue;
         }
         send_reset(v);
-        if (pfd[1].revents && v->nr_replies < REPLIES_MAX / 2)
+        if (pfd[1].revents)
             accept_client(v);
         for (unsigned i = 0; i < CONNS_MAX; i++) {
             struct conn *c = &v->conn[i];
             if (!pfd[2 + i].revents || c->state == FREE)
                 continue;
-            if (c->state == GREETING)
+            if (c->state == GREETING) {
                 greet(v, c);
-            else if (pfd[2 + i].revents & POLLOUT)
+            } else if (c->state == CONNECTING) { /* it has not waited for the guest's answer */
+                reply(v, c, OP_RST);
+                close_conn(c);
+            } else if (pfd[2 + i].revents & POLLOUT) {
                 pump_out(v, c);
-            else
+            } else {
                 pump_in(v, c);
+            }
         }
         transmit(v);
         send_replies(v);

@@ -26,6 +26,10 @@ GUEST = os.path.join("build", "guest")
 BOOT_LIMIT_S = float(os.environ.get("BOOT_LIMIT", "90"))
 # Stretches every time limit: for builds that are meant to be slow (BUILD=build-torture TIME_SCALE=30).
 TIME_SCALE = float(os.environ.get("TIME_SCALE", "1"))
+# More arguments for each `vitro run`.
+RUN_ARGS = os.environ.get("RUN_ARGS", "").split()
+# Words for the kernel that make its watchdogs as patient as the tests are.
+PATIENT = "watchdog_thresh=60 rcupdate.rcu_cpu_stall_timeout=300" if TIME_SCALE > 1 else ""
 # What the guest's init prints; the prompt follows.
 BANNER = rb"vitro: Linux \S+ is up"
 
@@ -72,7 +76,7 @@ class Vitro:
         self.at = 0          # what expect() has consumed
         self.tty = tty
         self.errors = b""
-        command = [VITRO, *args]
+        command = [VITRO, *args, *(RUN_ARGS if args[:1] == ("run",) else ())]
         env = dict(os.environ, **env) if env else None
         if tty:
             self.master, self.slave = pty.openpty()
@@ -181,6 +185,13 @@ class Vitro:
 
     def terminal_restored(self):
         return termios.tcgetattr(self.slave) == self.before
+
+
+def cpu_s(pid):
+    """What a process has had of the host's processors, seconds (proc(5), stat: utime and stime)."""
+    with open(f"/proc/{pid}/stat") as f:
+        fields = f.read().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def script(text):

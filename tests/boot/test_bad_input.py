@@ -101,6 +101,7 @@ def test_options():
         (["--mem", "12Q"], "12Q"),
         (["--mem", "-5"], "-5"),
         (["--mem", "0"], "range"),
+        (["--code-cache", "2G"], "1M to 1G"),
         (["--mem", "99999999999999999999G"], "range"),
         (["--cpus", "0"], "range"),
         (["--cpus", "two"], "two"),

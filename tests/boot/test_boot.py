@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from harness import BANNER, BUILD, GUEST, Failure, Skip, Vitro, check, error_line, main, script
+from harness import BANNER, BUILD, GUEST, Failure, Skip, Vitro, check, cpu_s, error_line, main, script
 
 
 def boots_to_shell(*args):
@@ -110,19 +110,13 @@ def test_no_reboot():
         check(v.wait() == 0, v.tail())
 
 
-def cpu_seconds(pid):
-    with open(f"/proc/{pid}/stat") as f:
-        fields = f.read().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 def test_idle_costs_nothing():
     with Vitro("run", "--append", "quiet") as v:
         v.to_shell()
         time.sleep(3)  # let late initialisation finish
-        used, seconds = cpu_seconds(v.process.pid), 5
+        used, seconds = cpu_s(v.process.pid), 5
         time.sleep(seconds)
-        share = (cpu_seconds(v.process.pid) - used) / seconds
+        share = (cpu_s(v.process.pid) - used) / seconds
         check(share < 0.02, f"{share:.1%} of a core while idle")
 
 

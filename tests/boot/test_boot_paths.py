@@ -95,6 +95,19 @@ def test_debian_by_its_16_bit_entry():
         check(v.wait(60) == 0, v.tail())
 
 
+def test_debian_by_uefi():
+    """OVMF starts the kernel as an EFI program; the tables are ours, so there are both processors and a power switch."""
+    with Vitro("run", "--firmware", "ovmf", "--kernel", f"{GUEST}/vmlinuz", "--initrd", f"{GUEST}/initrd.img",
+               "--append", "quiet told=this", "--cpus", "2") as v:
+        v.expect(BANNER, 240)
+        v.expect(rb"# ")
+        v.command("grep -c told=this /proc/cmdline; ls -d /sys/firmware/efi/runtime", rb"\n1\r?\n/sys/firmware/efi/runtime\r?\n")
+        v.command("ls /sys/firmware/acpi/tables | tr '\\n' ' '", rb"APIC .*DSDT .*FACP .*HPET .*MCFG")
+        v.command("nproc", rb"\n2\r?\n")
+        v.send("poweroff\n")
+        check(v.wait(60) == 0, v.tail())
+
+
 def psmouse():
     with open(f"{GUEST}/version-generic") as f:
         path = f"{GUEST}/modules/{f.read().strip()}/psmouse.ko"

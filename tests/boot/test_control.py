@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import tempfile
 import time
 
-from harness import BUILD, VITRO, Vitro, check, error_line, main, script
+from harness import BUILD, Skip, VITRO, Vitro, check, error_line, main, script
 
 # Sockets have short addresses: not below the build directory.
 RUN = tempfile.TemporaryDirectory(prefix="vitro-run-")
@@ -114,6 +115,26 @@ def test_framing():
         check("package" in q.answer()["return"], "second of two")
         names = [c["name"] for c in q.do("query-commands")["return"]]
         check({"stop", "cont", "quit", "system_powerdown", "system_reset"} <= set(names), names)
+
+
+def test_a_client_made_for_qemu():
+    """digitalocean's go-qemu, as Debian has it."""
+    packages = "/usr/share/gocode"
+    if not shutil.which("go") or not os.path.isdir(f"{packages}/src/github.com/digitalocean/go-qemu/qmp"):
+        raise Skip("needs golang-go and golang-github-digitalocean-go-qemu-dev")
+    with Running("foreign"), tempfile.TemporaryDirectory() as cache:
+        env = dict(os.environ, GO111MODULE="off", GOPATH=packages, GOCACHE=cache)
+        p = subprocess.run(["go", "run", "tests/boot/programs/qmpclient.go", os.path.join(FOLDER, "foreign.qmp")], env=env,
+                           capture_output=True, text=True, timeout=300)
+        check(p.returncode == 0, p.stdout + p.stderr)
+        lines = [line.split(" ", 1) for line in p.stdout.splitlines()]
+        check([name for name, _ in lines] == ["query-status", "query-name", "query-version", "stop", "query-status", "cont",
+                                              "mistake", "events"], p.stdout)
+        said = [text for _, text in lines]
+        check(json.loads(said[1]) == {"return": {"name": "foreign"}} and json.loads(said[3]) == {"return": {}}, p.stdout)
+        check(json.loads(said[0])["return"]["status"] == "running", p.stdout)
+        check(json.loads(said[4])["return"]["status"] == "paused", p.stdout)
+        check("no-such-command" in said[6] and said[7] == "STOP RESUME", p.stdout)
 
 
 def test_bad_messages():

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import random
+import re
+import select
 import signal
 import subprocess
 import sys
@@ -38,9 +40,9 @@ class Image:
             return hashlib.md5(f.read(length)).hexdigest()
 
 
-def run_script(text, *args, seconds=120):
+def run_script(text, *args, seconds=120, append=""):
     """The output of a script in the guest that must succeed."""
-    with Vitro("run", "--append", "quiet " + script(text), *args, stdin=None) as v:
+    with Vitro("run", "--append", f"quiet {append} {script(text)}", *args, stdin=None) as v:
         v.expect(rb"vitro.test: status 0", seconds)
         check(v.wait() == 0, v.tail())
         return v.seen.decode(errors="replace").replace("\r", "")
@@ -91,14 +93,17 @@ def test_mmio():
         check("5-fasteoi   virtio" in out, "not on the line it should be on")
 
 
+# Linux names disks in the order it finds them, which is not always the ports': told apart by their sizes in sectors.
+TWO_DISKS = """set -e; for i in $(seq 100); do [ -e /dev/sda ] && [ -e /dev/sdb ] && break; sleep 0.1; done
+disk() { basename $(dirname $(grep -lx $1 /sys/block/sd*/size)); }
+"""
+
+
 def test_ahci():
     """Two SATA disks; the generic kernel has a driver."""
     with tempfile.TemporaryDirectory() as work, Image(48, fill=True) as a, Image(32) as b:
         guest = generic_kernel(work)
-        # Linux names disks in the order it finds them, which is not always the ports': told apart by size.
-        out = run_script("set -e; for i in $(seq 100); do [ -e /dev/sda ] && [ -e /dev/sdb ] && break; sleep 0.1; done\n"
-                         "disk() { basename $(dirname $(grep -lx $1 /sys/block/sd*/size)); }\n"
-                         "a=$(disk 98304) b=$(disk 65536); md5sum /dev/$a\n"
+        out = run_script(TWO_DISKS + "a=$(disk 98304) b=$(disk 65536); md5sum /dev/$a\n"
                          "dd if=/dev/$a of=/dev/$b bs=1M count=30 conv=fsync 2>/dev/null; md5sum /dev/$a\n"
                          "cat /sys/block/$a/device/model /sys/block/$a/device/queue_depth; grep ahci /proc/interrupts\n"
                          "blkdiscard -o 4M -l 8M /dev/$b; dmesg | grep -c 'exception\\|failed command' || true",
@@ -111,6 +116,23 @@ def test_ahci():
             check(g.read(4 * MIB) == want[:4 * MIB], "the copy is wrong")
             check(g.read(8 * MIB) == bytes(8 * MIB), "what was discarded is not zero")
             check(g.read(18 * MIB) == want[12 * MIB:], "the copy is wrong behind")
+
+
+def test_ide():
+    """Linux's driver for the PIIX, by bus-master DMA and, told so, by programmed I/O only."""
+    with tempfile.TemporaryDirectory() as work, Image(12, fill=True) as a, Image(8) as b:
+        guest = generic_kernel(work)
+        for append, mode in (("", "XFER_(?:UDMA|MW_DMA)_\d"), ("libata.dma=0", "XFER_PIO_4")):
+            out = run_script(TWO_DISKS + f"a=$(disk {24 << 10}) b=$(disk {16 << 10})\n"
+                             "md5sum /dev/$a; dd if=/dev/$a of=/dev/$b bs=64k count=100 conv=fsync 2>/dev/null; md5sum /dev/$a\n"
+                             "cat /sys/class/ata_device/*/xfer_mode; dmesg | grep -c 'exception\\|failed command' || true",
+                             "--disk", a.path + ",if=ide", "--disk", b.path + ",if=ide", *guest, append=append)
+            check(out.count(a.md5()) == 2, f"the guest read something else than {a.md5()}: {out}")
+            check(len(re.findall(mode, out)) == 2, out[-600:])
+            check(re.search(r"^0\n", out, re.M), "the driver saw errors: " + out[-600:])
+            check(b.md5(0, 100 << 16) == a.md5(0, 100 << 16), "the copy is wrong")
+            with open(b.path, "r+b") as f:
+                f.write(bytes(8 * MIB))
 
 
 def test_read_only():
@@ -304,6 +326,43 @@ def test_flushed_writes_survive_kill():
             for i in range(1, last + 1):
                 f.seek(i * 512)
                 check(f.read(8) == b"%08d" % i, f"write {i} of {last} is lost")
+
+
+def test_slow_disk_does_not_hold_up_the_cpu():
+    """The host's disk takes as long as we like for a flush: the guest's only CPU goes on meanwhile."""
+    with tempfile.TemporaryDirectory() as work:
+        subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", f"{work}/slow.so", "tests/boot/programs/slowdisk.c"], check=True)
+        for name in ("began", "go"):
+            os.mkfifo(f"{work}/disk.{name}")
+        began, go = (os.open(f"{work}/disk.{name}", os.O_RDWR) for name in ("began", "go"))
+        try:
+            for bus, disk in (("virtio", "vda"), ("virtio,aio=threads", "vda"), ("ahci", "sda"), ("ide", "sda")):
+                guest = generic_kernel(work) if disk == "sda" else []
+                text = (f"for i in $(seq 300); do [ -e /dev/{disk} ] && break; sleep 0.1; done\n"
+                        f"(dd if=/dev/urandom of=/dev/{disk} bs=4k count=1 conv=fsync; echo written) 2>/dev/null &\n"
+                        "while :; do echo tick; sleep 0.1; done")
+                with Image(8) as image, Vitro("run", *guest, "--append", "quiet " + script(text), "--disk",
+                                              f"{image.path},if={bus}", stdin=None,
+                                              env={"LD_PRELOAD": f"{work}/slow.so", "SLOWDISK": f"{work}/disk"}) as v:
+                    v.expect("tick\r")
+                    while not select.select([began], [], [], 0)[0]:
+                        v.pump(0.2)
+                        check(v.process.poll() is None and len(v.seen) < 1 << 16, f"{bus}: no flush; {v.tail()}")
+                    os.read(began, 1)
+                    while v.pump(0):
+                        pass
+                    v.at = len(v.seen)
+                    v.expect(r"tick\r\ntick\r\ntick\r")
+                    check(b"written" not in v.seen, f"{bus}: the flush was answered before it was done")
+                    os.write(go, b"g" * 100)  # this one, and what follows
+                    v.expect("written\r")
+                while select.select([began], [], [], 0)[0]:
+                    os.read(began, 100)
+                while select.select([go], [], [], 0)[0]:
+                    os.read(go, 100)
+        finally:
+            os.close(began)
+            os.close(go)
 
 
 def test_bad_options():

@@ -21,6 +21,8 @@ DISK = os.path.join(DATA, "vitro", "box", "disk.img")
 CONF = os.path.join(DATA, "vitro", "box", "vm.conf")
 KEY = os.path.join(DATA, "key")
 LOGIN_S = 120
+# Nothing waits for it, so it may come after the login.
+ADDRESS = "for i in $(seq 100); do ip -br -4 addr show eth0 | grep 10.0 && break; sleep 0.3; done"
 
 
 def vitro(*args, seconds=300):
@@ -80,15 +82,52 @@ def login(v):
 def test_boots_to_a_healthy_login():
     image()
     with Vitro("run", "box", "--snapshot") as v:
-        v.expect(rb"GRUB", 60)
         login(v)
+        check(b"GRUB" in v.seen and b"(rescue)" not in v.seen, "not by GRUB, or it showed its menu")
         v.command("systemctl is-system-running --wait", rb"[\r\n]running\r?\n", 60)
         v.command("systemctl --failed --no-legend | wc -l", rb"[\r\n]0\r?\n")
         v.command("findmnt -no SOURCE,FSTYPE /", rb"[\r\n]/dev/vda1 +ext4")
+        v.command(ADDRESS, rb"10\.0\.2\.15/24")
+        # What is installed in it later may start its services.
+        v.command("ls /usr/sbin/policy-rc.d /sbin/start-stop-daemon.REAL 2>/dev/null | wc -l", rb"[\r\n]0\r?\n")
         v.command(". /etc/os-release; echo $VERSION_CODENAME", rb"[\r\n]bookworm")
         v.send("poweroff\n")
         v.expect(rb"Power down", 60)
         check(v.wait() == 0, "status")
+
+
+def test_esc_brings_the_menu():
+    """Pressed as soon as it starts; without it nothing is shown and nothing waits (the test before)."""
+    image()
+    with Vitro("run", "box", "--snapshot") as v:
+        v.send(b"\x1b")
+        v.expect(rb"Debian GNU/Linux \(rescue\)", 60)
+        v.send(b"\x1b[B\r")  # the second
+        v.expect(rb"rescue mode|Press Enter for maintenance", LOGIN_S)
+
+
+def test_pmem_without_a_page_cache():
+    """ext4 with DAX on a file as memory: a program runs from the file's own pages, and all is there afterwards."""
+    image()
+    with tempfile.TemporaryDirectory() as folder:
+        pmem = os.path.join(folder, "pmem.img")
+        with open(pmem, "wb") as f:
+            f.truncate(64 << 20)
+        args = ["--disk", DISK + ",if=virtio,snapshot=on", "--disk", pmem + ",if=pmem", "--mem", "1G"]
+        with Vitro("run", *args) as v:
+            login(v)
+            v.command("mkfs.ext4 -q -b 4096 /dev/pmem0; mount -o dax /dev/pmem0 /mnt; grep ' /mnt ' /proc/mounts",
+                      rb"[\r\n]/dev/pmem0 /mnt ext4 [^\r\n]*\bdax\b")
+            v.command("cp /usr/bin/md5sum /mnt/prog; dd if=/dev/urandom of=/mnt/data bs=1M count=4 conv=fsync 2>/dev/null; "
+                      "cmp /usr/bin/md5sum /mnt/prog; echo same $?", rb"[\r\n]same 0\r?\n")
+            data = v.command("/mnt/prog /mnt/data", rb"([0-9a-f]{32})  /mnt/data").group(1).decode()
+            v.command("umount /mnt; echo unmounted-$((1+1))", rb"unmounted-2")
+            v.send("poweroff\n")
+            check(v.wait() == 0, v.tail())
+        check(subprocess.run(["e2fsck", "-fn", pmem], capture_output=True).returncode == 0, "the file system is damaged")
+        subprocess.run(["debugfs", "-R", f"dump /data {folder}/data", pmem], check=True, capture_output=True)
+        got = subprocess.run(["md5sum", f"{folder}/data"], capture_output=True, text=True, check=True).stdout
+        check(got.startswith(data), "not what the guest wrote")
 
 
 def test_ssh_and_stop():
@@ -144,33 +183,56 @@ def test_snapshot_of_a_debian():
             vitro("stop", "saved", "--force")
 
 
-def test_as_a_xen_pv_guest():
-    """Its own kernel, root on xvda1, network by DHCP; `vitro stop` shuts it down in an orderly way."""
+def kernel_and_initrd(folder):
+    """Of the image, out of its /boot."""
+    part = os.path.join(folder, "part.img")  # debugfs cannot open a file system inside a file
+    subprocess.run(["dd", f"if={DISK}", f"of={part}", "bs=1M", "skip=1", "conv=sparse", "status=none"], check=True)
+
+    def debugfs(request):
+        return subprocess.run(["debugfs", "-R", request, part], capture_output=True, text=True, check=True).stdout
+
+    version = re.search(r"vmlinuz-([^/]+)", debugfs("ls -p /boot")).group(1)
+    kernel, initrd = os.path.join(folder, "vmlinuz"), os.path.join(folder, "initrd")
+    debugfs(f"dump /boot/vmlinuz-{version} {kernel}")
+    debugfs(f"dump /boot/initrd.img-{version} {initrd}")
+    os.unlink(part)
+    return kernel, initrd
+
+
+def as_a_xen_pv_guest(mem, cpus, least_mib):
+    """Its own kernel, root on xvda1, network by DHCP; memory that is written and read; `vitro stop` shuts it down in an orderly way."""
     image()
     with tempfile.TemporaryDirectory() as folder:
-        part = os.path.join(folder, "part.img")  # debugfs cannot open a file system inside a file
-        subprocess.run(["dd", f"if={DISK}", f"of={part}", "bs=1M", "skip=1", "conv=sparse", "status=none"], check=True)
-
-        def debugfs(request):
-            return subprocess.run(["debugfs", "-R", request, part], capture_output=True, text=True, check=True).stdout
-
-        version = re.search(r"vmlinuz-([^/]+)", debugfs("ls -p /boot")).group(1)
-        kernel, initrd = os.path.join(folder, "vmlinuz"), os.path.join(folder, "initrd")
-        debugfs(f"dump /boot/vmlinuz-{version} {kernel}")
-        debugfs(f"dump /boot/initrd.img-{version} {initrd}")
-        os.unlink(part)
-        with Vitro("run", "box", "--snapshot", "--pv", "xen", "--kernel", kernel, "--initrd", initrd, "--append",
-                   "root=/dev/xvda1 ro net.ifnames=0 quiet") as v:
+        kernel, initrd = kernel_and_initrd(folder)
+        with Vitro("run", "box", "--snapshot", "--pv", "xen", "--mem", mem, "--cpus", str(cpus), "--kernel", kernel, "--initrd", initrd,
+                   "--append", "root=/dev/xvda1 ro net.ifnames=0 quiet") as v:
             login(v)
             v.command("systemctl is-system-running --wait", rb"[\r\n]running\r?\n", 120)
             v.command("systemctl --failed --no-legend | wc -l", rb"[\r\n]0\r?\n")
             v.command("findmnt -no SOURCE,FSTYPE /", rb"[\r\n](\x1b\S*)?/dev/xvda1 +ext4")
-            v.command("ip -br addr show eth0", rb"10\.0\.2\.15/24")
+            v.command(ADDRESS, rb"10\.0\.2\.15/24")
             v.command("systemd-detect-virt", rb"[\r\n]xen\r?\n")
+            v.command("nproc", rb"[\r\n]%d\r?\n" % cpus)
+            seen = v.command("grep MemTotal: /proc/meminfo", rb"MemTotal: +(\d+) kB")
+            check(int(seen.group(1)) >> 10 >= least_mib, f"--mem {mem}: {seen.group(0)}")
+            v.command("for i in 1 2 3 4; do (head -c 8M /dev/zero | sha1sum > /run/$i) & done; wait; sort -u /run/[1-4] | wc -l", rb"[\r\n]1\r?\n", 60)
+            v.command("dmesg | grep -c -e Oops -e BUG: -e 'Call Trace' -e 'op failed'", rb"[\r\n]0\r?\n")
             stopped = vitro("stop", "box")
             check(stopped.returncode == 0, stopped.stderr)
             check(v.wait() == 0, v.tail())
             check(b"Power down" in v.seen or b"System halted" in v.seen, v.tail())
+
+
+def test_as_a_xen_pv_guest():
+    as_a_xen_pv_guest("512M", 1, 450)
+
+
+def test_as_a_xen_pv_guest_small():
+    as_a_xen_pv_guest("160M", 4, 100)  # with less this initrd has no room, in an unaware guest neither
+
+
+def test_as_a_xen_pv_guest_large():
+    as_a_xen_pv_guest("8G", 4, 7500)
 
 
 def test_killed_while_it_writes():

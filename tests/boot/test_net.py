@@ -12,8 +12,8 @@ import tempfile
 import threading
 import time
 
-from harness import GUEST, Skip, Vitro, check, error_line, main, script
-from userland import generic_kernel
+from harness import Skip, Vitro, check, error_line, main, script
+from userland import generic_kernel, kernel, program
 
 MIB = 1 << 20
 UP = "ip link set lo up; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2\n"
@@ -98,6 +98,55 @@ def test_upload():
         check(sink.md5 is not None and sink.md5 in out, f"{options}: {sink.md5} {out[-300:]}")
 
 
+def test_card_cuts_segments():
+    """16 MiB in frames of up to 64 KiB, which is what offloading is for; of the link's size it would be 11500."""
+    port = free_port()
+    text = UP + ("mkdir /www; head -c 16777216 /dev/zero > /www/f; httpd -h /www -p 80; echo ready\n"
+                 "cd /sys/class/net/eth0/statistics; while [ $(cat tx_bytes) -lt 16777216 ]; do sleep 0.1; done\n"
+                 "sleep 1; echo frames=$(cat tx_packets).; sleep 3600")
+    with Vitro("run", "--append", "quiet " + script(text), "--net",
+               f"user,mtu=1500,hostfwd=tcp:127.0.0.1:{port}-:80", stdin=None) as v:
+        v.expect("ready\r")
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as s:
+            s.sendall(b"GET /f HTTP/1.0\r\n\r\n")
+            got = 0
+            while data := s.recv(1 << 20):
+                got += len(data)
+        check(got > 16 * MIB, f"{got} bytes came")
+        frames = int(v.expect(rb"frames=(\d+)\.").group(1))
+        check(frames < 6000, f"{frames} frames")
+
+
+def echo_tcp(listener):
+    while True:
+        connection, _ = listener.accept()
+        try:
+            while data := connection.recv(4096):
+                connection.sendall(data)
+        except OSError:
+            pass  # reset
+        connection.close()
+
+
+def echo_udp(s):
+    while True:
+        data, peer = s.recvfrom(4096)
+        s.sendto(data, peer)
+
+
+def test_short_lived_sockets():
+    """Sockets come and go, and their numbers with them: nobody waits for an answer that has come."""
+    with tempfile.TemporaryDirectory() as work:
+        tcp = socket.create_server(("127.0.0.1", 0))
+        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        udp.bind(("127.0.0.1", 0))
+        threading.Thread(target=echo_tcp, args=(tcp,), daemon=True).start()
+        threading.Thread(target=echo_udp, args=(udp,), daemon=True).start()
+        out = run_script(UP + f"sockets 10.0.2.2 {tcp.getsockname()[1]} {udp.getsockname()[1]} 300", "--net", "user",
+                         *kernel(work, add=[program(work, "sockets")]))
+        check("echoed 300" in out, out[-300:])
+
+
 def test_dhcp_and_dns_address():
     out = run_script("ip link set eth0 up; udhcpc -i eth0 -q -n -s /bin/true 2>&1", "--net", "user")
     check("lease of 10.0.2.15 obtained from 10.0.2.2" in out, out[-300:])
@@ -116,6 +165,28 @@ def test_forward():
             while data := s.recv(4096):
                 answer += data
         check(b"from the guest" in answer, answer)
+
+
+def test_forward_of_datagrams():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with tempfile.TemporaryDirectory() as work, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s, \
+            Vitro("run", *kernel(work, add=[program(work, "sockets")]), "--append", "quiet " + script(UP + "sockets 7 1000"),
+                  "--net", f"user,hostfwd=udp:127.0.0.1:{port}-:7", stdin=None) as v:
+        v.expect("serving\r")
+        s.settimeout(2)
+        s.connect(("127.0.0.1", port))
+        for i in range(30):
+            for attempt in range(15):  # a datagram may be lost, as long as the next comes through
+                s.send(b"datagram %d" % i)
+                try:
+                    if s.recv(2048) == b"datagram %d" % i:
+                        break
+                except TimeoutError:
+                    continue
+            else:
+                check(False, f"datagram {i} did not come back")
 
 
 def test_restricted():

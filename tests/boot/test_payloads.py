@@ -36,14 +36,13 @@ def grub_disk(folder, config, *files):
 
 
 def slow():
-    """What takes minutes in the TORTURE build is left out of its fast tests; docs/firmware.md has the command for all."""
+    """What takes a minute or more in the TORTURE build is left out of its fast tests; docs/firmware.md has the command for all."""
     if os.environ.get("TESTS_FAST") == "1":
         raise Skip("slow")
 
 
 def test_grub_starts_debian():
     """The firmware's own disk driver, GRUB's menu by keyboard on the serial line, the kernel's 32-bit entry."""
-    slow()
     with tempfile.TemporaryDirectory() as d:
         image = grub_disk(d, MENU % 30 + DEBIAN, f"{GUEST}/vmlinuz", f"{GUEST}/initrd.img")
         with Vitro("run", "--disk", image) as v:
@@ -61,7 +60,6 @@ def test_grub_starts_debian():
 
 def test_grub_on_a_cd():
     """El Torito: SeaBIOS reads the CD, GRUB's image on it goes on by the BIOS's driver, and starts Debian from the CD."""
-    slow()
     with tempfile.TemporaryDirectory() as d:
         tree, iso = os.path.join(d, "tree"), os.path.join(d, "cd.iso")
         os.makedirs(os.path.join(tree, "boot", "grub"))
@@ -98,28 +96,50 @@ def test_ipxe():
     ipxe(1)
 
 
+def grub_floppy(folder):
+    """GRUB on a floppy disk's image, and a mark in its last sector."""
+    grub = "/usr/lib/grub/i386-pc"
+    core, image = os.path.join(folder, "core.img"), os.path.join(folder, "fd.img")
+    subprocess.run(["grub-mkimage", "-O", "i386-pc", "-d", grub, "-p", "(fd0)/grub", "-o", core, "biosdisk",
+                    "fat", "normal", "echo", "ls", "cat", "hexdump", "halt"], check=True)
+    data = bytearray(1440 * 1024)
+    data[:512] = open(f"{grub}/boot.img", "rb").read()[:512]
+    body = open(core, "rb").read()
+    data[512:512 + len(body)] = body
+    data[-512:-496] = b"the last sector!"
+    with open(image, "wb") as f:
+        f.write(data)
+    return image
+
+
+def read_floppy(v):
+    v.send(b"hexdump ")
+    v.expect_screen(r"hexdump", 10)  # the BIOS keeps 15 keys
+    v.send(b"(fd0)2879+1\r")
+    v.expect_screen(r"the last sector!", 20)
+    v.send(b"halt\r")
+    check(v.wait(30) == 0, v.tail())
+
+
 def test_floppy():
     """GRUB on a floppy disk, loaded by the 82077AA and ISA DMA; both sides and the last cylinder are read."""
-    grub = "/usr/lib/grub/i386-pc"
     with tempfile.TemporaryDirectory() as d:
-        core, image = os.path.join(d, "core.img"), os.path.join(d, "fd.img")
-        subprocess.run(["grub-mkimage", "-O", "i386-pc", "-d", grub, "-p", "(fd0)/grub", "-o", core, "biosdisk",
-                        "fat", "normal", "echo", "ls", "cat", "hexdump", "halt"], check=True)
-        data = bytearray(1440 * 1024)
-        data[:512] = open(f"{grub}/boot.img", "rb").read()[:512]
-        body = open(core, "rb").read()
-        data[512:512 + len(body)] = body
-        data[-512:-496] = b"the last sector!"
-        with open(image, "wb") as f:
-            f.write(data)
-        with Vitro("run", "--floppy", image, "--boot", "order=a") as v:
+        with Vitro("run", "--floppy", grub_floppy(d), "--boot", "order=a") as v:
             v.expect_screen(r"grub>", 60)
-            v.send(b"hexdump ")
-            v.expect_screen(r"hexdump", 10)  # the BIOS keeps 15 keys
-            v.send(b"(fd0)2879+1\r")
-            v.expect_screen(r"the last sector!", 20)
-            v.send(b"halt\r")
-            check(v.wait(30) == 0, v.tail())
+            read_floppy(v)
+
+
+def test_snapshot_with_a_floppy():
+    """Saved at GRUB's prompt and gone on with: the drive is there, and where it was."""
+    with tempfile.TemporaryDirectory() as d:
+        os.environ["XDG_RUNTIME_DIR"] = d
+        saved = os.path.join(d, "saved")
+        with Vitro("run", "--name", "floppy", "--floppy", grub_floppy(d), "--boot", "order=a") as v:
+            v.expect_screen(r"grub>", 60)
+            subprocess.run([VITRO, "snapshot", "--quit", "floppy", saved], check=True)
+            v.wait(30)
+        with Vitro("run", "--restore", saved) as v:
+            read_floppy(v)
 
 
 def png_colors(path):
@@ -164,6 +184,35 @@ def test_vga_and_keyboard():
             check(v.wait(30) == 0, v.tail())
         size, colors = png_colors(shot)
         check(size == (720, 400) and colors > 2, f"{size} {colors}")
+
+
+def test_screen_until_serial():
+    """In a terminal the screen is shown, and typed at, until something comes on the serial line; --screen=off: never."""
+    with tempfile.TemporaryDirectory() as d:
+        image = grub_disk(d, "set timeout=-1\n" + DEBIAN, f"{GUEST}/vmlinuz", f"{GUEST}/initrd.img")
+        with Vitro("run", "--disk", image, tty=True) as v:
+            v.expect_screen(r"GNU GRUB +version(?s:.*)\*Debian", 60)
+            check(b"\x1b[0m\x1b[2J\x1b[H" in v.seen, v.tail())
+            v.send(b"c")
+            v.expect_screen(r"grub>", 20)
+            v.send(b"\x1b")
+            v.expect_screen(r"\*Debian(?s:.*)The highlighted entry|\*Debian(?s:.*)Use the", 20)
+            v.send(b"\r")
+            v.expect(BANNER, 90)
+            v.expect(rb"# ")
+            end = v.seen.rindex(b"\x1b[?25h\x1b[25;1H\r\n")  # of the screen; the shell asks its terminal where the cursor is
+            check(not re.search(rb"\x1b\[\d+;\d+H", v.seen[end + 13:]), v.tail())
+            v.command("echo s''erial", rb"serial")
+            v.send("poweroff\r")
+            check(v.wait(30) == 0, v.tail())
+            check(v.terminal_restored(), "the terminal is not as it was")
+        with Vitro("run", "--disk", image, "--screen=off", tty=True) as v:
+            v.expect(rb"SeaBIOS \(version", 20)
+            v.expect(rb"\*Debian", 20)
+            v.send(b"\x01x")
+            check(v.wait(30) == 0, v.tail())
+        with Vitro("run", "--disk", image, "--screen=perhaps", stdin=None) as v:
+            check(v.wait(20) == 2 and b"perhaps" in v.errors, v.tail())
 
 
 def test_screen_commands():
@@ -244,14 +293,17 @@ def test_input_from_outside():
             check(b"Select boot device:" in v.seen, v.tail())
 
 
-def test_uefi():
-    """Debian's OVMF to its shell, and off again."""
-    slow()
-    with Vitro("run", "--firmware", "/usr/share/ovmf/OVMF.fd") as v:
+def uefi_shell(cpus):
+    with Vitro("run", "--firmware", "/usr/share/ovmf/OVMF.fd", "--cpus", str(cpus)) as v:
         v.expect(rb"UEFI v2", 90)
         v.expect(rb"Shell> ", 60)
         v.send(b"reset -s\r")
         check(v.wait(60) == 0, v.tail())
+
+
+def test_uefi():
+    """Debian's OVMF to its shell, and off again."""
+    uefi_shell(1)
 
 
 SETVAR = b"setvar Kept -guid 12345678-9abc-def0-1234-56789abcdef0"
@@ -285,6 +337,7 @@ def test_uefi_variables():
 
 def test_snapshot_with_nvram():
     """Saved at the UEFI shell and gone on with: the variables' chip is there, in the same file, which may not have changed."""
+    slow()
     with tempfile.TemporaryDirectory() as d:
         os.environ["XDG_RUNTIME_DIR"] = d
         nvram, saved = os.path.join(d, "vars.fd"), os.path.join(d, "saved")
@@ -330,7 +383,6 @@ def test_bad_nvram():
 
 def test_snapshot_in_grub():
     """Saved in GRUB's menu and gone on with elsewhere: shadow RAM and its services (int 13h, int 10h) are there again."""
-    slow()
     with tempfile.TemporaryDirectory() as d:
         os.environ["XDG_RUNTIME_DIR"] = d
         saved = os.path.join(d, "saved")
@@ -375,11 +427,11 @@ MEMTEST = """menuentry "memtest86+" {
 """
 
 
-def memtest(cpus, keys, seconds):
-    """A clean pass over 64 MiB, with these keys typed when it has begun and what each shows."""
+def memtest(cpus, keys, seconds, mem="64M"):
+    """A clean pass over 64 MiB, or less, with these keys typed when it has begun and what each shows."""
     with tempfile.TemporaryDirectory() as d:
         image = grub_disk(d, MENU % 0 + MEMTEST, "/boot/memtest86+x64.bin=memtest86")
-        with Vitro("run", "--mem", "64M", "--disk", image, "--cpus", str(cpus)) as v:
+        with Vitro("run", "--mem", mem, "--disk", image, "--cpus", str(cpus)) as v:
             v.expect(rb"Memtest86\+", 30)
             v.expect(rb"Pass: +0 +Errors: 0", 30)
             for key, shows in keys:
@@ -392,7 +444,6 @@ def memtest(cpus, keys, seconds):
 
 def test_memtest():
     """Without BOOT_SLOW=1 its last test, which waits for 160 s, is deselected."""
-    slow()
     if os.environ.get("BOOT_SLOW") == "1":
         memtest(1, (), 600)
     else:
@@ -402,7 +453,6 @@ def test_memtest():
 
 def test_several_processors():
     """The firmware counts them, and Debian starts them."""
-    slow()
     for cpus in (2, 4):
         with tempfile.TemporaryDirectory() as d:
             image = grub_disk(d, MENU % 0 + DEBIAN, f"{GUEST}/vmlinuz", f"{GUEST}/initrd.img")
@@ -420,15 +470,22 @@ def test_menus_on_several_processors():
         boot_menu(cpus)
 
 
+def test_uefi_on_several_processors():
+    """OVMF starts each of them to count it."""
+    for cpus in (2, 4):
+        uefi_shell(cpus)
+
+
 def test_memtest_on_several_processors():
-    """All of them side by side; unless BOOT_SLOW=1 only two tests: own address, and moving inversions."""
-    slow()
+    """All of them side by side; unless BOOT_SLOW=1 only two tests, own address and moving inversions: in the TORTURE build's
+    fast tests the first, by two processors over less memory."""
+    fast = os.environ.get("TESTS_FAST") == "1"
     few = [(b"1", rb"Test selection"), (b"1", rb"Clear selection"), (b"1", rb"\.{11}")]
-    for number, shows in ((b"1", rb"\.\*\.{9}"), (b"3", rb"\.\*\.\*\.{7}")):
+    for number, shows in ((b"1", rb"\.\*\.{9}"), (b"3", rb"\.\*\.\*\.{7}"))[:1 if fast else 2]:
         few += (b"3", rb"Enter test"), (number + b"\r", shows)
     few += (b"0", rb"Exit menu"), (b"0", rb"Testing")
-    for cpus in (2, 4):
-        memtest(cpus, () if os.environ.get("BOOT_SLOW") == "1" else few, 600)
+    for cpus in (2,) if fast else (2, 4):
+        memtest(cpus, () if os.environ.get("BOOT_SLOW") == "1" else few, 600, "32M" if fast else "64M")
 
 
 if __name__ == "__main__":

@@ -110,13 +110,17 @@ def test_same_results():
     check(seen["none"] == seen["kvm,vitro"], f"{seen}")
 
 
+def program(folder, name):
+    """The bytes of tests/boot/programs/NAME.c, compiled."""
+    exe = os.path.join(folder, name)
+    subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", exe, os.path.join(HERE, "programs", name + ".c")], check=True)
+    with open(exe, "rb") as f:
+        return f.read()
+
+
 def timewarp(*args, append="", pauses=0):
     with tempfile.TemporaryDirectory(prefix="vitro-test-") as d:
-        exe = os.path.join(d, "timewarp")
-        subprocess.run(["gcc", "-O2", "-static", "-pthread", "-o", exe, os.path.join(HERE, "programs", "timewarp.c")],
-                       check=True)
-        with open(exe, "rb") as f:
-            files = {"timewarp": f.read(), "test": f"cat {CLOCK}current_clocksource; /timewarp {3 + 2 * bool(pauses)}".encode()}
+        files = {"timewarp": program(d, "timewarp"), "test": f"cat {CLOCK}current_clocksource; /timewarp {3 + 2 * bool(pauses)}".encode()}
         with Vitro("run", *(("--name", "t" + d.rpartition("-")[2]) if pauses else ()), "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd", image_with(files, ("initrd.img",)),
                    "--append", f"quiet {append} vitro.script", *args, stdin=None) as v:
             v.expect(rb"(tsc|kvm-clock)\s", 120)
@@ -143,6 +147,51 @@ def test_time_across_pauses():
     for append in ("", "clocksource=kvm-clock"):
         seen = timewarp("--cpus", "2", append=append, pauses=3)
         check(" 2 cpus," in seen and ", 0 backwards," in seen, seen[-400:])
+
+
+def test_time_across_a_snapshot():
+    """Written to a file in the middle, and read back some seconds later: no CPU's clock goes backwards, and what passed meanwhile did not."""
+    for append in ("", "clocksource=kvm-clock"):
+        with tempfile.TemporaryDirectory(prefix="vitro-test-") as d:
+            name, file = "t" + d.rpartition("-")[2], os.path.join(d, "snapshot")
+            files = {"timewarp": program(d, "timewarp"), "test": b"cut -d. -f1 /proc/uptime; echo begun; /timewarp 4; cut -d. -f1 /proc/uptime"}
+            with Vitro("run", "--name", name, "--cpus", "2", "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd",
+                       image_with(files, ("initrd.img",)), "--append", f"quiet {append} vitro.script", stdin=None) as v:
+                v.expect(rb"begun", 120)
+                time.sleep(1)
+                subprocess.run([VITRO, "snapshot", name, file, "--quit"], check=True, stdout=subprocess.DEVNULL)
+                v.wait()
+                before = v.seen
+            time.sleep(6)
+            with Vitro("run", "--restore", file, stdin=None) as v:
+                v.expect(rb"timewarp: .*\n\d+\r?\n", 120)
+                seen = (before + v.seen).decode(errors="replace").replace("\r\n", "\n")
+            check(" 2 cpus," in seen and ", 0 backwards," in seen, seen[-400:])
+            first, last = re.search(r"^(\d+)\nbegun\n", seen, re.M), re.search(r"timewarp: .*\n(\d+)\n", seen)
+            check(int(last[1]) - int(first[1]) < 10, f"{append}: uptime {first[1]}, then {last[1]}")
+
+
+def test_clock_pairing():
+    """The host's clock by Linux's own driver for it (ptp_kvm)."""
+    with open(os.path.join(GUEST, "version")) as f:
+        module = os.path.join(GUEST, "modules", f.read().strip(), "ptp_kvm.ko")
+    with tempfile.TemporaryDirectory(prefix="vitro-test-") as d, open(module, "rb") as f:
+        files = {"ptp": program(d, "ptp"), "ptp_kvm.ko": f.read(), "test": b"insmod /ptp_kvm.ko; cat /sys/class/ptp/ptp0/clock_name; /ptp"}
+        initrd = image_with(files, ("initrd.img",))
+        for pv in ("kvm", "kvm,-clock"):
+            with Vitro("run", "--cpus", "2", "--pv", pv, "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd", initrd,
+                       "--append", "quiet clocksource=kvm-clock vitro.script", stdin=None) as v:
+                v.expect(rb"vitro.test: status", 120)
+                now, seen = time.time_ns(), v.seen.decode(errors="replace")
+                v.wait()
+            found = re.search(r"ptp: device (\d+) precise (\d+) system (\d+)", seen)
+            if pv != "kvm":
+                check(not found, f"{pv}: there is one all the same: {seen!r}")
+                continue
+            check("KVM virtual PTP" in seen and found, seen)
+            device, precise, system = (int(n) for n in found.groups())
+            check(0 < now - device < 60e9 and 0 <= precise - device < 60e9, f"it is {now}: {found[0]}")
+            check(abs(system - precise) < 1e9, f"the guest's clock is another: {found[0]}")
 
 
 if __name__ == "__main__":

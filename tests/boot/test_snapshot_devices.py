@@ -10,7 +10,8 @@ import time
 
 from harness import Vitro, check, main
 from test_snapshot import Running, path, vitro
-from test_virtio import connect, initrd, program, read_until
+from test_virtio import connect, read_until
+from userland import generic_kernel, kernel, program
 
 MIB = 1 << 20
 
@@ -42,12 +43,12 @@ def test_disk_by_mmio():
 
 def test_ahci():
     with tempfile.TemporaryDirectory() as work:
-        disk_goes_on("ahci", ",if=ahci", "/dev/sda", initrd(work, "-generic"))
+        disk_goes_on("ahci", ",if=ahci", "/dev/sda", generic_kernel(work))
 
 
 def test_e1000():
     with tempfile.TemporaryDirectory() as work:
-        with Running("e1000", "--append", "quiet", "--net", "user,if=e1000", *initrd(work, "-generic")), \
+        with Running("e1000", "--append", "quiet", "--net", "user,if=e1000", *generic_kernel(work)), \
              Vitro("console", "e1000") as c:
             c.to_shell()
             c.send("modprobe e1000 2>/dev/null; ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; "
@@ -93,7 +94,7 @@ def test_vsock_says_that_connections_are_gone():
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(sock + "_700")
         listener.listen()
-        with Running("vsock", "--vsock", sock, *initrd(work, add=[program(work, "vsock")]), "--append", "quiet"), \
+        with Running("vsock", "--vsock", sock, *kernel(work, add=[program(work, "vsock")]), "--append", "quiet"), \
              Vitro("console", "vsock") as c:
             c.to_shell()
             c.send("modprobe vmw_vsock_virtio_transport 2>/dev/null; vsock echo 99 2 &\n")
@@ -119,6 +120,30 @@ def test_vsock_says_that_connections_are_gone():
             v.command("poweroff", rb"Power down", 60)
 
 
+def test_pmem():
+    """The file stays where it is, and what the guest had stored with it."""
+    file, saved = path("pmem"), path("pmem.snap")
+    data = random.Random(11).randbytes(16 * MIB)
+    with open(file, "wb") as f:
+        f.write(data)
+    line = rb"\n" + hashlib.md5(data).hexdigest().encode() + rb"  -\r?\n"
+    with tempfile.TemporaryDirectory() as work, \
+            Running("pmem", "--disk", file + ",if=pmem", *generic_kernel(work), "--append", "quiet"), \
+            Vitro("console", "pmem") as c:
+        c.to_shell()
+        c.command("modprobe nd_pmem; while ! [ -e /dev/pmem0 ]; do sleep 0.1; done; md5sum < /dev/pmem0", line, 60)
+        vitro("snapshot", "pmem", saved, "--quit")
+    with Vitro("run", "--restore", saved) as v:
+        v.send("echo 3 > /proc/sys/vm/drop_caches; md5sum < /dev/pmem0\n")
+        v.expect(line, 60)
+        v.command("echo stored | dd of=/dev/pmem0 bs=4k seek=7 conv=fsync 2>/dev/null; echo flushed.", rb"\nflushed\.", 60)
+        with open(file, "rb") as f:
+            f.seek(7 * 4096)
+            check(f.read(7) == b"stored\n", "not in the file")
+        v.command("poweroff", rb"Power down")
+        check(v.wait() == 0, "status")
+
+
 def test_share():
     """Files that the guest has open are open, at the same place; one that is gone is an error, and no other file."""
     with tempfile.TemporaryDirectory() as work:
@@ -127,7 +152,7 @@ def test_share():
         for name, text in (("read", "first\nsecond\nthird\n"), ("gone", "old\nold\n"), ("sub/add", "begun\n")):
             with open(f"{share}/{name}", "w") as f:
                 f.write(text)
-        with Running("share", "--share", f"{share},tag=stuff", *initrd(work, "-generic"), "--append", "quiet"), \
+        with Running("share", "--share", f"{share},tag=stuff", *generic_kernel(work), "--append", "quiet"), \
              Vitro("console", "share") as c:
             c.to_shell()
             c.send("mkdir /m; mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144 stuff /m && cd /m/sub && echo in $((1+1))\n")

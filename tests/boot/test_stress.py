@@ -115,7 +115,7 @@ INTEL = {"rdrand", "tsc", "x86syscall"}
 NOT_AS_ROOT = {"exec", "spawn"}
 
 
-def stress(stressors, seconds):
+def stress(stressors, seconds, *args):
     wanted = [s for s in stressors.splitlines() if s]
     runs = "\n".join(("run_as_nobody " if s.split()[0][2:] in NOT_AS_ROOT else "run ") + s for s in wanted)
     seen = in_guest(f"""
@@ -133,7 +133,7 @@ def stress(stressors, seconds):
         {runs}
         dmesg | grep -e BUG -e Oops -e 'Call Trace' -e 'general protection.*kernel' -e 'segfault at .*libc'
         true
-        """, seconds=seconds)
+        """, *args, seconds=seconds)
     if os.environ.get("VERBOSE"):
         print(seen)
     problems = []

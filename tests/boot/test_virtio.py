@@ -4,36 +4,15 @@ import hashlib
 import os
 import random
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 
-from harness import GUEST, Skip, Vitro, check, error_line, main, script
+from harness import Vitro, check, error_line, main, script
+from userland import generic_kernel, kernel, program
 
 MIB = 1 << 20
-
-
-def initrd(work, flavour="", add=()):
-    """A guest's kernel and an initramfs with its modules and more files."""
-    version = os.path.join(GUEST, "version" + flavour)
-    if not os.path.exists(version):
-        raise Skip(f"{version} is not there; `make guests` fetches it")
-    modules = os.path.join(GUEST, "modules", open(version).read().strip())
-    if not os.path.isdir(modules):
-        raise Skip(f"{modules} is not there; fetch the guest again: rm {GUEST}/vmlinuz{flavour}; make guests")
-    image = f"{work}/initrd.img"
-    command = ["tools/mk-initrd", image, "--modules", modules]
-    for pair in add:
-        command += ["--add", pair]
-    subprocess.run(command, check=True)
-    return ["--kernel", os.path.join(GUEST, "vmlinuz" + flavour), "--initrd", image]
-
-
-def program(work, name):
-    subprocess.run(["gcc", "-O2", "-static", "-o", f"{work}/{name}", f"tests/boot/programs/{name}.c"], check=True)
-    return f"{work}/{name}:/bin/{name}"
 
 
 def run_script(text, *args, seconds=120):
@@ -138,7 +117,7 @@ def test_vsock():
         threading.Thread(target=echo_upper, daemon=True).start()
         text = ("vsock echo 99 2 & sleep 0.5; head -c 2000000 /dev/urandom > /tmp/r; md5sum < /tmp/r\n"
                 "vsock pipe 700 < /tmp/r | md5sum; vsock pipe 701 < /dev/null || echo refused; wait")
-        with Vitro("run", "--vsock", path, *initrd(work, add=[program(work, "vsock")]), "--append",
+        with Vitro("run", "--vsock", path, *kernel(work, add=[program(work, "vsock")]), "--append",
                    "quiet " + script(text), stdin=None) as v:
             v.expect("listening")
             for _ in range(2):
@@ -160,6 +139,40 @@ def test_vsock():
             check("refused" in out, out[-300:])
         with connect_refused(path):
             pass
+
+
+def test_vsock_clients_that_do_not_wait():
+    """More than there is room for, of which each goes before it is answered: while the guest has no driver, and while it rests."""
+    with tempfile.TemporaryDirectory() as work:
+        path = f"{work}/v.sock"
+
+        def go_away(count):
+            for _ in range(count):
+                with connect(path) as s:
+                    s.sendall(b"CONNECT 99\n")
+        def served():  # once those that went are forgotten
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                with connect(path) as s:
+                    s.sendall(b"CONNECT 99\nhello")
+                    try:
+                        if (got := s.recv(4096)).startswith(b"OK "):
+                            return
+                    except ConnectionError:
+                        pass
+                time.sleep(0.2)
+            check(False, "no client is served any more")
+        text = ("echo up; read x; modprobe vmw_vsock_virtio_transport; (while :; do vsock echo 99 1; done) >/dev/null 2>&1 &\n"
+                "echo driver; read x")
+        with Vitro("run", "--vsock", path, *kernel(work, add=[program(work, "vsock")]), "--append",
+                   "quiet modprobe.blacklist=vmw_vsock_virtio_transport " + script(text)) as v:
+            v.expect("up\r")
+            go_away(300)
+            v.send("\n")
+            v.expect("driver\r")
+            served()
+            go_away(300)
+            served()
 
 
 class connect_refused:
@@ -195,7 +208,7 @@ cp /bin/busybox /m/sub/deep/bb; md5sum < /m/sub/deep/bb; mkdir /m/new; echo text
 mv /m/new/t /m/new/u; ln /m/new/u /m/new/hard; chmod 640 /m/new/u; truncate -s 3 /m/new/u; cat /m/new/hard; echo
 rm -r /m/sub/file0*; rmdir /m/new/nothing 2>/dev/null || echo no such; touch -d @1000000000 /m/big
 dd if=/m/big of=/m/copy bs=300k 2>/dev/null; df /m | tail -1; umount /m"""
-        out = run_script(text, "--share", f"{share},tag=stuff", *initrd(work, "-generic"))
+        out = run_script(text, "--share", f"{share},tag=stuff", *generic_kernel(work))
         check(hashlib.md5(data).hexdigest() in out, "the file reads differently")
         check("\n303\n" in out or "\n302\n" in out, f"entries: {out[:400]}")
         with open(f"{share}/copy", "rb") as f:
@@ -209,7 +222,7 @@ dd if=/m/big of=/m/copy bs=300k 2>/dev/null; df /m | tail -1; umount /m"""
             check(hashlib.md5(f.read()).hexdigest() not in out, "a symbolic link led out of the directory")
         out = run_script("mkdir /m; mount -t 9p -o trans=virtio,version=9p2000.L stuff /m; cat /m/new/u\n"
                          "touch /m/x 2>&1 && exit 1; rm /m/big 2>&1 && exit 1; echo kept",
-                         "--share", f"{share},tag=stuff,readonly=on", *initrd(work, "-generic"))
+                         "--share", f"{share},tag=stuff,readonly=on", *generic_kernel(work))
         check("kept" in out and os.path.exists(f"{share}/big"), out[-300:])
 
 

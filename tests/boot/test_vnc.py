@@ -210,12 +210,21 @@ def test_graphics():
             wait_for("drawn", "*Debian", d)
             c.type("c")
             wait_for("drawn", "grub>", d)
+            late = Rfb(("127.0.0.1", port))  # it asks for its first picture when the size is another one
+            was = late.width, late.height
             c.type("terminal_output gfxterm")
             c.key(RETURN)
             end = time.monotonic() + 60
-            while (c.width, c.height) != (1024, 768):
-                check(time.monotonic() < end, f"{c.width, c.height}")
-                c.update(1)
+            while png_rgb(screen("drawn", os.path.join(d, "s.png")))[:2] != (1024, 768):
+                check(time.monotonic() < end, "no graphics")
+            c.update(0)
+            check((c.width, c.height) == was, f"{c.width, c.height}")
+            late.update(0)
+            for client in c, late:
+                while (client.width, client.height) != (1024, 768):
+                    check(time.monotonic() < end, f"{client.width, client.height}")
+                    client.update(1)
+            late.sock.close()
             c.type("halt")
             c.key(RETURN)
             check(v.wait(60) == 0, v.tail())

@@ -97,9 +97,10 @@ def test_typing():
         v.command("echo $((6 * 7))x", rb"\r\n42x")
         v.command("for i in $(seq 200); do echo line$i; done | tail -1", rb"\r\nline200")
         v.command("wc -c < /dev/null; cat > /tmp/f", rb"\r\n0")
-        v.send("y" * 3000 + "\r")
+        v.send("".join(f"{i:05d}" for i in range(600)) + "\r")
         v.send("\x04")
-        v.command("wc -c < /tmp/f", rb"\r\n3001")
+        # What there is too much of would show: every 16 bytes, which is what the guest's driver takes at a time, are others.
+        v.command("od -An -c /tmp/f | tail -n 3; wc -c < /tmp/f", rb"\r\n3001")
         v.send("poweroff -f\r")
         check(v.wait() == 0, v.tail())
         check(v.terminal_restored(), "the terminal is not as it was")
@@ -142,4 +143,6 @@ def test_refusals():
 
 
 if __name__ == "__main__":
+    if os.environ.get("TESTS_FAST") == "1" and not sys.argv[1:]:
+        sys.argv[1:] = ["boots"]  # check-torture: a minute
     sys.exit(main(sys.modules[__name__], "boot/xen"))

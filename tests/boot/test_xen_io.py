@@ -16,7 +16,7 @@ from test_net import UP, Server, Sink
 KERNEL = os.path.join(GUEST, "vmlinuz")
 INITRD = os.path.join(GUEST, "initrd.img")
 XEN = ("run", "--pv", "xen", "--kernel", KERNEL)
-TROUBLE = ("Oops", "BUG:", "Call Trace", "disabled for further use", "WARNING:")
+TROUBLE = ("Oops", "op failed", "BUG:", "Call Trace", "disabled for further use", "WARNING:")
 
 
 def run_script(text, *args, seconds=120, initrd=INITRD, kernel=KERNEL):

@@ -79,11 +79,28 @@ def programs(*names):
     return {f"programs/{name}": source(name) for name in names}
 
 
-def generic_kernel(work):
-    """A kernel with drivers for more than virtio: options that boot it."""
-    version = os.path.join(GUEST, "version-generic")
+def kernel(work, flavour="", add=()):
+    """Options that boot a guest's kernel with its modules and more files (HOST_PATH:GUEST_PATH)."""
+    version = os.path.join(GUEST, "version" + flavour)
     if not os.path.exists(version):
         raise Skip(f"{version} is not there; `make guests` fetches it")
-    modules = os.path.join(GUEST, "modules", open(version).read().strip())
-    subprocess.run(["tools/mk-initrd", f"{work}/initrd.img", "--modules", modules], check=True)
-    return ["--kernel", os.path.join(GUEST, "vmlinuz-generic"), "--initrd", f"{work}/initrd.img"]
+    with open(version) as f:
+        modules = os.path.join(GUEST, "modules", f.read().strip())
+    if not os.path.isdir(modules):
+        raise Skip(f"{modules} is not there; fetch the guest again: rm {GUEST}/vmlinuz{flavour}; make guests")
+    command = ["tools/mk-initrd", f"{work}/initrd.img", "--modules", modules]
+    for pair in add:
+        command += ["--add", pair]
+    subprocess.run(command, check=True)
+    return ["--kernel", os.path.join(GUEST, "vmlinuz" + flavour), "--initrd", f"{work}/initrd.img"]
+
+
+def generic_kernel(work, add=()):
+    """A kernel with drivers for more than virtio."""
+    return kernel(work, "-generic", add)
+
+
+def program(work, name):
+    """For kernel(add=): a program of tests/boot/programs, in the guest's PATH."""
+    subprocess.run(["gcc", "-O2", "-static", "-o", f"{work}/{name}", os.path.join(HERE, "programs", name + ".c")], check=True)
+    return f"{work}/{name}:/bin/{name}"

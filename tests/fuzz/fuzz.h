@@ -1,13 +1,14 @@
 /*
  * fuzz.h - a harness is a file with LLVMFuzzerTestOneInput() and, at its end, FUZZ_MAIN(). `make fuzz` builds it with
- * clang's libFuzzer; an ordinary build gives it a main() that tries random inputs, the same ones each time, or the files it
- * is told:  test_fuzz_X [FILE]...   FUZZ_RUNS=N for more of them.
+ * clang's libFuzzer; an ordinary build gives it a main() that tries the corpus and random inputs, the same ones each time, or
+ * the files it is told:  test_fuzz_X [FILE]...   FUZZ_RUNS=N for more of them.
  */
 #pragma once
 #include "tests/lib/check.h"
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -31,6 +32,41 @@ static inline void fuzz_fill(uint64_t *state, uint8_t *to, size_t len)
     }
 }
 
+static inline int fuzz_file(const char *path)
+{
+    static uint8_t buf[1 << 16];
+    FILE *f = fopen(path, "rb");
+    if (!f) {
+        perror(path);
+        return 1;
+    }
+    size_t n = fread(buf, 1, sizeof(buf), f);
+    fclose(f);
+    LLVMFuzzerTestOneInput(buf, n);
+    return 0;
+}
+
+/* What libFuzzer found worth keeping: tests/fuzz/corpus/NAME, a line of hexadecimal digits an input. A harness may have none. */
+static inline void fuzz_corpus(const char *name)
+{
+    static uint8_t buf[1 << 16];
+    char path[128], *line = NULL;
+    size_t cap = 0;
+    ssize_t digits;
+
+    snprintf(path, sizeof(path), "tests/fuzz/corpus/%s", strchr(name, '/') + 1);
+    FILE *f = fopen(path, "r"); /* from the top of the repository, where tests run */
+    while (f && (digits = getline(&line, &cap, f)) >= 0) {
+        size_t n = 0;
+        while (n < sizeof(buf) && 2 * n + 1 < (size_t)digits && sscanf(line + 2 * n, "%2hhx", &buf[n]) == 1)
+            n++;
+        LLVMFuzzerTestOneInput(buf, n);
+    }
+    free(line);
+    if (f)
+        fclose(f);
+}
+
 static inline int fuzz_main(const char *name, unsigned runs, size_t max, int argc, char **argv)
 {
     static uint8_t buf[1 << 16];
@@ -38,16 +74,11 @@ static inline int fuzz_main(const char *name, unsigned runs, size_t max, int arg
     const char *more = getenv("FUZZ_RUNS");
     if (more)
         runs = (unsigned)atoi(more);
-    for (int i = 1; i < argc; i++) {
-        FILE *f = fopen(argv[i], "rb");
-        if (!f) {
-            perror(argv[i]);
+    for (int i = 1; i < argc; i++)
+        if (fuzz_file(argv[i]))
             return 1;
-        }
-        size_t n = fread(buf, 1, sizeof(buf), f);
-        fclose(f);
-        LLVMFuzzerTestOneInput(buf, n);
-    }
+    if (argc < 2)
+        fuzz_corpus(name);
     for (unsigned i = 0; argc < 2 && i < runs; i++) {
         size_t len = 1 + fuzz_random(&state) % max;
         fuzz_fill(&state, buf, len);

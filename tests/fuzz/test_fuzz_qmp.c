@@ -16,7 +16,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     char err[64];
     json_t *msg;
 
-    if (socketpair(AF_UNIX, SOCK_STREAM, 0, fd))
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, fd)) /* what is too much for the socket is lost */
         return 0;
     bug_on(qmp_open(&conn, fd[0]));
     for (size_t at = 0; at < size && conn.fd >= 0; at++) {

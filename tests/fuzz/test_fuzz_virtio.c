@@ -11,6 +11,7 @@
 #include "virtio/console.h"
 #include "virtio/net.h"
 #include "virtio/p9.h"
+#include "virtio/pmem.h"
 #include "virtio/rng.h"
 #include "virtio/transport_pci.h"
 #include "virtio/vsock.h"
@@ -80,7 +81,7 @@ static struct virtio_dev *make(struct ram *ram, unsigned kind, unsigned options,
         int fd = memfd_create("disk", MFD_CLOEXEC);
         bug_on(fd < 0 || ftruncate(fd, 1 << 20) || raw_disk_open(fd, options & 4, 1 << 20, disk));
         const struct blk_options o = { .queues = 2, .packed = options & 1, .threads = options & 2, .serial = "fuzz" };
-        r = virtio_blk_create(ram, *disk, &o, &dev);
+        r = options & 8 ? virtio_pmem_create(ram, *disk, 1ull << 32, 1 << 20, &dev) : virtio_blk_create(ram, *disk, &o, &dev);
         break;
     }
     case 1: {

@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #define DATA PV_AT(PV_DATA)
-#define FRAME(n) (0x800u + (n)) /* 0: the disk's ring; 1, 2: the card's; others hold data */
+#define FRAME(n) (0x800u + (n)) /* 0: the disk's ring; 1, 2, 3: the card's; others hold data */
 
 static struct pvguest g;
 
@@ -84,7 +84,7 @@ static u32 port(void)
     return ((const struct xen_evtchn_alloc_unbound *)pv_ptr(&g, DATA, false))->port;
 }
 
-static u32 bell[2];
+static u32 bell[3]; /* the disk, the card, its control ring */
 
 static void connect(void)
 {
@@ -92,7 +92,7 @@ static void connect(void)
 
     for (unsigned i = 0; i < 56; i++)
         grant(8 + i, 0, XEN_GTF_permit_access, FRAME(i));
-    for (unsigned i = 0; i < 3; i++)
+    for (unsigned i = 0; i < 4; i++)
         memset(page(FRAME(i)), 0, PAGE_SIZE);
     for (unsigned i = 0; i < 2; i++) {
         bell[i] = port();
@@ -108,6 +108,10 @@ static void connect(void)
     store("device/vif/0/feature-sg", "1");
     store("device/vif/0/feature-gso-tcpv4", "1");
     store("device/vif/0/feature-ipv6-csum-offload", "1");
+    bell[2] = port();
+    snprintf(text, sizeof(text), "%u", bell[2]);
+    store("device/vif/0/event-channel-ctrl", text);
+    store("device/vif/0/ctrl-ring-ref", "11");
     store("device/vif/0/state", "4");
 }
 
@@ -128,15 +132,15 @@ static void make(bool persistent)
     connect();
 }
 
-/* A request of one of the three rings, in place. */
+/* A request of one of the four rings, in place. */
 static void ask_ring(const u8 *r)
 {
-    struct xen_ring_header *h = (struct xen_ring_header *)page(FRAME(r[1] % 3));
-    const unsigned size[3] = { 112, 12, 8 }, slots[3] = { 32, 256, 256 };
-    u8 *at = (u8 *)(h + 1) + (h->req_prod % slots[r[1] % 3]) * size[r[1] % 3];
+    struct xen_ring_header *h = (struct xen_ring_header *)page(FRAME(r[1] % 4));
+    const unsigned size[4] = { 112, 12, 8, 16 }, slots[4] = { 32, 256, 256, 128 };
+    u8 *at = (u8 *)(h + 1) + (h->req_prod % slots[r[1] % 4]) * size[r[1] % 4];
     u32 ref = 8 + r[2] % 64;
 
-    switch (r[1] % 3) {
+    switch (r[1] % 4) {
     case 0: {
         struct xen_blkif_request q = { .operation = r[3] % 8, .nr_segments = r[4] % 14, .sector = r[5] * 16u, .id = r[6] };
         if (q.operation == XEN_BLKIF_INDIRECT) {
@@ -157,9 +161,14 @@ static void ask_ring(const u8 *r)
         const struct xen_netif_tx_request q = { ref, (u16)(r[3] * 16), r[4], r[5], (u16)(r[6] << (r[7] & 15)) };
         memcpy(at, &q, sizeof(q));
         if (r[4] & 32) {
-            const struct xen_netif_extra e = { r[5] & 3, r[6] & 1, r[7], r[6] & 3, 0, 0 };
+            const struct xen_netif_extra e = { .type = r[5] & 3, .flags = r[6] & 1, .size = r[7], .gso_type = r[6] & 3 };
             memcpy(at, &e, sizeof(e));
         }
+        break;
+    }
+    case 3: {
+        const struct xen_netif_ctrl_request q = { r[2], r[3] & 15, { r[4] & 8 ? ref : r[4] & 1u, r[5] & 127, r[6] & 15 } };
+        memcpy(at, &q, sizeof(q));
         break;
     }
     default:
@@ -189,7 +198,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             snprintf(text, sizeof(text), r[2] & 1 ? "%u" : "x%u", r[3]);
             store(node[r[1] % ARRAY_SIZE(node)], r[2] & 2 ? text + (r[2] & 1 ? 0 : 1) : text);
             break;
-        case 6: ((u32 *)page(FRAME(r[1] % 3)))[r[2] & 3] += r[3] & 7 ? r[4] & 7 : r[4] * 0x1000193u; break;
+        case 6: ((u32 *)page(FRAME(r[1] % 4)))[r[2] & 3] += r[3] & 7 ? r[4] & 7 : r[4] * 0x1000193u; break;
         case 7: memcpy(page(FRAME(r[1] % 64)) + r[2] * 8, r, 8); break;
         case 8: call(XEN_grant_table_op, r[1] % 12, data + at, MIN(size - at, 40u)); break;
         case 9: {
@@ -207,12 +216,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
             break;
         case 11:
             if (!(r[1] & 63)) /* seldom: it does not come back */
-                xen_detach(g.xen, r[2] & 1 ? "xvda" : "vif0");
+                xen_detach(g.xen, r[2] & 1 ? "xvda" : "vif0", r[2] & 2);
             else if (!(r[1] & 60))
                 connect();
             break;
-        case 12: call(XEN_event_channel_op, XEN_EVTCHNOP_close, &bell[r[1] & 1], 4); break;
-        default: call(XEN_event_channel_op, XEN_EVTCHNOP_send, &bell[r[0] & 1], 4);
+        case 12: call(XEN_event_channel_op, XEN_EVTCHNOP_close, &bell[r[1] % 3], 4); break;
+        default: call(XEN_event_channel_op, XEN_EVTCHNOP_send, &bell[r[0] % 3], 4);
         }
     }
     pvguest_free(&g);

@@ -326,6 +326,42 @@ static void in_strings(void)
 /* -- Timers
  * ---------------------------------------------------------------------------------------- */
 
+/* The speaker is behind channel 2 (82371AB §4.2.12): bit 0 of port 0x61 is its gate, bit 1 lets it sound, bit 5 is its output. */
+static void speaker(u64 ms)
+{
+    u8 rest = inb(0x61) & 0x0c;
+    outb(0x61, rest | 3);
+    report_eq("speaker: gate and data read back", inb(0x61) & 0x0f, rest | 3);
+    outb(0x43, 0xb6); /* a square wave */
+    outb(0x42, 1193 & 0xff);
+    outb(0x42, 1193 >> 8);
+    unsigned edges = 0, before = inb(0x61) & 0x20;
+    for (u64 end = rdtsc() + 1000 * ms; edges < 40 && rdtsc() < end;) {
+        unsigned now = inb(0x61) & 0x20;
+        edges += now != before;
+        before = now;
+    }
+    report_eq("speaker: a tone of 1 kHz goes up and down", edges, 40);
+    outb(0x61, rest | 2);
+    edges = 0;
+    before = inb(0x61) & 0x20;
+    for (u64 end = rdtsc() + 5 * ms; rdtsc() < end;)
+        edges += (inb(0x61) & 0x20) != before;
+    report("speaker: without the gate its output stays high", !edges && before);
+    outb(0x43, 0xb0); /* one shot of 2 ms */
+    outb(0x42, 2386 & 0xff);
+    outb(0x42, 2386 >> 8);
+    for (u64 end = rdtsc() + 5 * ms; rdtsc() < end;)
+        ;
+    bool waited = !(inb(0x61) & 0x20);
+    outb(0x61, rest | 1);
+    bool low = !(inb(0x61) & 0x20), high = false;
+    for (u64 end = rdtsc() + 1000 * ms; !high && rdtsc() < end;)
+        high = inb(0x61) & 0x20;
+    report("speaker: a count waits for the gate", waited && (low || high) && high);
+    outb(0x61, rest);
+}
+
 static void timers(void)
 {
     u64 ms = tsc_per_ms();
@@ -375,6 +411,7 @@ static void timers(void)
         ;
     cli();
     report_eq("PIT: masked in the PIC", hits[0x20], 0);
+    speaker(ms);
 
     /* LAPIC timer. Its frequency is not known: measure it. */
     lapic_write(LAPIC_TDCR, 0x3); /* by 16 */

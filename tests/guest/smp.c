@@ -207,6 +207,39 @@ static void test_split(void)
     report_eq("lock btc across a page", *(u64 *)(target + 3 * 4096), 0);
 }
 
+/* The test device's memory: bytes that are no RAM. Locked among each other; its lock is each access's alone. */
+#define DEVICE ((u8 *)0xff000000ull)
+enum { DEVICE_TIMES = 20000 };
+static void count_device(unsigned cpu)
+{
+    for (unsigned i = 0; i < DEVICE_TIMES; i++) {
+        asm volatile("lock incq %0" : "+m"(*(u64 *)DEVICE)::"memory", "cc");
+        asm volatile("lock addl $1, %0" : "+m"(*(u32 *)(DEVICE + 8))::"memory", "cc");
+        u64 one = 1;
+        asm volatile("lock xaddq %1, %0" : "+m"(*(u64 *)(DEVICE + 16)), "+r"(one)::"memory", "cc");
+        u64 bit = cpu * 7;
+        asm volatile("lock btcq %1, %0" : "+m"(*(u64 *)(DEVICE + 24)) : "r"(bit) : "memory", "cc");
+        u32 old = *(volatile u32 *)(DEVICE + 32);
+        asm volatile("1: lea 1(%%rax), %%edx; lock cmpxchgl %%edx, %0; jne 1b" : "+m"(*(u32 *)(DEVICE + 32)), "+a"(old)::"rdx", "memory", "cc");
+    }
+}
+static void test_device(void)
+{
+    *(volatile u64 *)DEVICE = 0x1122334455667788ull;
+    if (*(volatile u64 *)DEVICE != 0x1122334455667788ull) {
+        skip("locked operations on a device", "there is none");
+        return;
+    }
+    for (unsigned i = 0; i < 40; i += 8)
+        *(volatile u64 *)(DEVICE + i) = 0;
+    on_all(count_device);
+    report_eq("lock inc of a device", *(volatile u64 *)DEVICE, DEVICE_TIMES * nr_cpus);
+    report_eq("lock add of a device", *(volatile u32 *)(DEVICE + 8), DEVICE_TIMES * nr_cpus);
+    report_eq("lock xadd of a device", *(volatile u64 *)(DEVICE + 16), DEVICE_TIMES * nr_cpus);
+    report_eq("lock btc of a device", *(volatile u64 *)(DEVICE + 24), 0);
+    report_eq("lock cmpxchg of a device", *(volatile u32 *)(DEVICE + 32), DEVICE_TIMES * nr_cpus);
+}
+
 /* -- Code ------------------------------------------------------------------------------------------------------------------ */
 
 static void emit(u8 *at, u32 value) /* nop; nop; nop; mov eax, imm32 (aligned); ret */
@@ -655,6 +688,7 @@ int main(void)
     test_halt();
     test_pass();
     test_split();
+    test_device();
     test_patch();
     test_turns();
     test_stream();

@@ -158,6 +158,8 @@ static void in_compat_mode(void)
         user_regs(&r, user_sysenter, false);
         report("AMD: sysenter in 64-bit mode is #UD", user_run(&r) == UD);
         report("AMD: sysexit in 64-bit mode is #UD", TRY("sysexitl", ::) == UD);
+        user_call(user_sysexit, 0, 0, 0);
+        report("AMD: sysexit in ring 3 is #UD, too", trapped(UD, 0));
         return;
     }
     report_eq("sysenter from compatibility mode arrives", v, VEC_SYSCALL);

@@ -6,13 +6,14 @@
 #include "lib/guest.h"
 
 #define RW (PTE_P | PTE_W | PTE_U)
-#define CHUNK (1ull << 39)
+#define CHUNK (1ull << 40)
 #define VA(n) ((volatile u64 *)((u64)(n) * CHUNK + 7 * PAGE))
 
 /* rdi, rsi, rdx: arguments; each returns what it loaded */
 u64 win_load(volatile void *p, u64 index, u64 v), win_far(u64 index, u64 b, u64 c), win_sum(volatile void *p, u64 index, u64 c);
 u64 win_below(volatile void *p, u64 b, u64 c), win_store(volatile void *p, u64 v, u64 c), win_two(volatile void *p, volatile void *q, u64 v);
 u64 win_slots(volatile void *p, u64 b, u64 c), win_call(volatile void *p, u64 b, u64 c), win_moved(volatile void *p, u64 b, u64 c);
+u64 win_top(volatile void *p, u64 b, u64 c), win_round(volatile void *p, u64 b, u64 c);
 USER_ASM("win_load: mov (%rdi), %rax; ret\n"
          "win_far: mov 0x70000000(%rdi,%rsi,8), %rax; ret\n"
          "win_sum: mov (%rdi,%rsi,8), %rax; ret\n"
@@ -30,13 +31,31 @@ USER_ASM("win_load: mov (%rdi), %rax; ret\n"
          "2: mov $77, %eax; ret\n"
          /* a base that goes far away by small steps */
          "win_moved: mov (%rdi), %rax; add $4000, %rdi; add (%rdi), %rax; add $4000, %rdi; add (%rdi), %rax; sub $4000, %rdi\n"
-         "  sub $4000, %rdi; add (%rdi), %rax; ret\n");
+         "  sub $4000, %rdi; add (%rdi), %rax; ret\n"
+         /* displacements that lead back to user addresses from what is none */
+         "win_top: mov -8(%rdi), %rax; add -4096(%rdi), %rax; add $904, %rdi; add -5000(%rdi), %rax; mov %fs:0x40, %rcx; ret\n"
+         "win_round: mov 16(%rdi), %rax; add $8, %rdi; add 24(%rdi), %rax; ret\n");
+/* RSP in one chunk and then in another, by every way there is; each leaves on the stack it came with (rcx) */
+u64 win_sp_far(volatile void *p, u64 n, u64 v), win_sp_near(volatile void *p, u64 b, u64 v), win_sp_ways(volatile void *p, volatile void *q, u64 v);
+u64 win_sp_pop(volatile void *p, u64 b, u64 c), win_sp_lea(volatile void *p, u64 by, u64 v), win_sp_high(volatile void *p, u64 b, u64 v);
+USER_ASM("win_sp_far: mov %rsp, %rcx; mov %rdi, %rsp; 1: sub $0x70000000, %rsp; dec %rsi; jnz 1b; push %rdx; pop %rax; mov %rcx, %rsp; ret\n"
+         "win_sp_near: mov %rsp, %rcx; mov %rdi, %rsp; mov $100, %eax; 1: sub $1000, %rsp; jmp 2f; 2: dec %eax; jnz 1b; push %rdx\n"
+         "  mov $100, %eax; 1: add $1000, %rsp; dec %eax; jnz 1b; push %rdx; pop %rax; mov %rcx, %rsp; ret\n"
+         "win_sp_ways: mov %rsp, %rcx; mov %rdi, %rsp; push %rdx; xchg %rsi, %rsp; push %rdx; lea 8(%rsp), %rbp; xchg %rsi, %rsp; mov (%rsp), %rax; leave\n"
+         "  pop %r8; mov %rdi, %rsp; and $-64, %rsp; push %rbp; push %r8; mov -16(%rdi), %r9; add %rbp, %rax; lea (%rax,%r9), %rax; mov %rcx, %rsp; ret\n"
+         "win_sp_pop: mov %rsp, %rcx; mov %rdi, %rsp; pop %rsp; pop %rax; mov %rcx, %rsp; ret\n"
+         "win_sp_lea: mov %rsp, %rcx; mov %rdi, %rsp; lea (%rsp,%rsi), %rsp; push %rdx; pop %rax; sub %rsi, %rsp; push %rax; mov %rcx, %rsp; ret\n"
+         "win_sp_high: mov %rsp, %rcx; mov %rdi, %rsp; sub $1000, %rsp; push %rdx; pop %rax; mov %rcx, %rsp; ret\n");
 /* What faults: registers and flags must be what they were before the instruction that does. */
-extern char win_fault_load[], win_fault_push[], win_fault_call[], win_fault_rmw[], win_fault_leave[];
+extern char win_fault_load[], win_fault_push[], win_fault_call[], win_fault_rmw[], win_fault_leave[], win_row_push[], win_row_pop[], win_row_ret[];
 USER_ASM("win_fault_load: stc; mov (%rdi), %r10; mov $1, %eax; mov 4096(%rdi), %rax; adc $0, %ecx; int $0x81\n"
          "win_fault_push: stc; push %rax; adc $0, %ecx; int $0x81\n"
          "win_fault_call: stc; call *(%rdi); adc $0, %ecx; int $0x81\n"
          "win_fault_rmw: cmp %rax, %rax; stc; adc %ecx, 4096(%rdi); setz %al; int $0x81\n"
+         /* rows in which RSP's host register moves once; nobody wants the flags of SUB and ADD */
+         "win_row_push: push %rax; push %rcx; push %r8; sub $40, %rsp; push %rbp; push %r14; stc; adc $0, %ecx; int $0x81\n"
+         "win_row_pop: pop %rcx; pop %rbx; pop %r8; add $16, %rsp; pop %r15; pop %rdx; stc; adc $0, %ecx; int $0x81\n"
+         "win_row_ret: pop %rcx; pop %r9; ret\n"
          "win_fault_leave: stc; mov %rdi, %rbp; leave; adc $0, %ecx; int $0x81\n");
 
 static u64 call(const void *fn, const volatile void *a, u64 b, u64 c)
@@ -47,7 +66,7 @@ static u64 call(const void *fn, const volatile void *a, u64 b, u64 c)
 static void chunks(void)
 {
     /* More chunks than an address space has slots for. */
-    static const u16 at[] = { 1, 2, 3, 5, 20, 64, 100, 127, 128, 129, 170, 254, 255 };
+    static const u16 at[] = { 1, 2, 3, 5, 20, 40, 64, 80, 90, 100, 110, 126, 127 };
     bool ok = true;
     for (unsigned i = 0; i < sizeof(at) / sizeof(at[0]); i++) {
         u64 pa = page_alloc();
@@ -84,6 +103,20 @@ static void chunks(void)
     report_eq("an index from 0", call(win_far, (void *)0, 10, 0), 0xcafe);
     report_eq("an index from beyond", call(win_far, (void *)160, (u64)-10, 0), 0xcafe);
     report_eq("a negative register", call(win_far, (void *)-80, 20, 0), 0xcafe);
+
+    u64 top = page_alloc();
+    map((void *)((1ull << 47) - PAGE), top, RW);
+    *(volatile u64 *)top = 0x100;
+    *(volatile u64 *)(top + PAGE - 8) = 0x20;
+    wrmsr(MSR_FS_BASE, (1ull << 47) - PAGE);
+    report_eq("down from 2^47", call(win_top, (void *)(1ull << 47), 0, 0), 0x220);
+    wrmsr(MSR_FS_BASE, 0);
+    unmap((void *)((1ull << 47) - PAGE));
+    volatile u64 *low = (volatile u64 *)0; /* of the image, which user code reaches */
+    asm volatile("" : "+r"(low));
+    low[1] = 0x30;
+    low[3] = 0x4;
+    report_eq("up from the end of the address space to its start", call(win_round, (void *)-8, 0, 0), 0x34);
 }
 
 static void wild(void)
@@ -92,7 +125,8 @@ static void wild(void)
         { "just behind the low half", 1ull << 47, 13 }, { "the last byte of the low half", (1ull << 47) - 1, 13 },
         { "the middle of nowhere", 0x4000000000000000, 13 }, { "a bit too many", 0x0001000000007000, 13 },
         { "every high bit of a chunk", 0x7fff800000000000 + CHUNK, 13 }, { "below the high half", 0xffff7ffffffffff8, 13 },
-        { "the high half", 0xffff800000001000, 14 }, { "the last page", 0xfffffffffffff000, 14 },
+        { "the high half", 0xffff800000001000, 14 },
+        { "the vsyscall page", 0xffffffffff600000, 14 }, { "the last page", 0xfffffffffffff000, 14 },
         { "a chunk that nothing is in", 33 * CHUNK, 14 }, { "0", 0, 14 },
     };
     image_user(false);
@@ -166,6 +200,79 @@ static void state(void)
     report("leave: rbp is whole, and CF", trap.r.rbp == (u64)p + PAGE && (trap.r.rflags & FL_CF));
 }
 
+/* Each instruction of a row is the one whose access faults: it, and nothing behind it, has not happened. */
+static void rows(void)
+{
+    static const struct { u8 at, moved; } push[] = { { 0, 0 }, { 1, 8 }, { 2, 16 }, { 8, 64 }, { 9, 72 } },
+                                          pop[] = { { 0, 0 }, { 1, 8 }, { 2, 16 }, { 8, 40 }, { 10, 48 } };
+    volatile u8 *p = (volatile u8 *)VA(51);
+    volatile u64 *q = (volatile u64 *)p;
+    map(p, page_alloc(), RW);
+    unmap(p - PAGE);
+    unmap(p + PAGE);
+    for (unsigned i = 0; i < 5; i++) {
+        struct regs r = { .rax = 3, .rcx = 4, .rbp = 5, .rsp = (u64)p + push[i].moved };
+        u64 at = r.rsp;
+        reportf(run(win_row_push, &r) == 14 && trap.cr2 == (u64)p - 8 && trap.r.rip == (u64)win_row_push + push[i].at &&
+                trap.r.rsp == at - push[i].moved && trap.r.rcx == 4, "push %u of a row faults", i + 1);
+        for (unsigned k = 0; k < 512; k++)
+            q[k] = 100 + k;
+        r = (struct regs){ .rcx = 4, .rsp = (u64)p + PAGE - pop[i].moved };
+        at = r.rsp;
+        bool ok = run(win_row_pop, &r) == 14 && trap.cr2 == (u64)p + PAGE && trap.r.rip == (u64)win_row_pop + pop[i].at &&
+                  trap.r.rsp == at + pop[i].moved && trap.r.rcx == (i ? 100 + 512 - pop[i].moved / 8u : 4);
+        reportf(ok && (i < 2 || trap.r.rbx == 100 + 513 - pop[i].moved / 8u), "pop %u of a row faults", i + 1);
+    }
+    struct regs r = { .rcx = 4, .rsp = (u64)p + PAGE - 16 };
+    report("ret behind two pops faults", run(win_row_ret, &r) == 14 && trap.cr2 == (u64)p + PAGE && trap.r.rip == (u64)win_row_ret + 3 &&
+           trap.r.rsp == (u64)p + PAGE && trap.r.rcx == 610 && trap.r.r9 == 611);
+    r = (struct regs){ .rax = 3, .rcx = 4, .rbp = 5, .rsp = (u64)p + 200 };
+    report("a whole row of pushes", run(win_row_push, &r) == VEC_RETURN && trap.r.rsp == (u64)p + 120 && q[24] == 3 && q[23] == 4 && q[16] == 5 &&
+           q[20] == 120 && trap.r.rcx == 5);
+    r = (struct regs){ .rcx = 4, .rsp = (u64)p + 320 };
+    report("a whole row of pops", run(win_row_pop, &r) == VEC_RETURN && trap.r.rsp == (u64)p + 376 && trap.r.rcx == 141 && trap.r.rbx == 141 &&
+           trap.r.r8 == 142 && trap.r.r15 == 145 && trap.r.rdx == 146);
+}
+
+static void stacks(void)
+{
+    volatile u64 *p = VA(30), *q = VA(96);
+    u64 a = page_alloc(), b = page_alloc(), c = page_alloc();
+    volatile u64 *pa = (volatile u64 *)a, *pb = (volatile u64 *)b, *pc = (volatile u64 *)c;
+    map(p, a, RW);
+    map(q, b, RW);
+    report_eq("RSP comes two chunks down by large steps", call(win_sp_far, (u8 *)p + 0x800 + 1200 * 0x70000000ull, 1200, 0x111), 0x111);
+    report("what was pushed is there", pa[0x7f8 / 8] == 0x111);
+    u8 *edge = (u8 *)(31 * CHUNK);
+    map(edge - 25 * PAGE, c, RW);
+    map(edge, b, RW);
+    call(win_sp_near, edge - 24 * PAGE + 100000 - 8, 0, 0x222);
+    report("by small ones it crosses the border of a chunk downwards", pc[(PAGE - 16) / 8] == 0x222);
+    pb[(100000 - 24 * PAGE - 24) / 8] = 0;
+    call(win_sp_near, edge - 24 * PAGE + 100000 - 8, 0, 0x223);
+    report("and comes back", trap.vec == VEC_RETURN && pc[(PAGE - 16) / 8] == 0x223 && pb[(100000 - 24 * PAGE - 24) / 8] == 0x223);
+    for (unsigned i = 0; i < 64; i++)
+        pa[i] = 0x1000 + i, pb[i] = 0x2000 + i;
+    report_eq("XCHG, LEAVE and AND", call(win_sp_ways, p + 32, (u64)(q + 16), 5), 5 + 0x2010 + 0x2011);
+    report("what they left", pa[31] == 0x2010 && pa[30] == 0x2011 && pb[15] == 5);
+    pa[8] = (u64)(q + 20);
+    report_eq("POP RSP", call(win_sp_pop, p + 8, 0, 0), 0x2014);
+    report_eq("LEA by a register", call(win_sp_lea, p + 40, (u64)q - (u64)p, 0x333), 0x333);
+    report("on both stacks", pa[39] == 0x333 && pb[39] == 0x333);
+    call(win_sp_high, (void *)((1ull << 47) + 500), 0, 0x444);
+    report("from beyond the low half to its last page, where nothing is", trap.vec == 14 && trap.cr2 == (1ull << 47) - 508);
+    map((void *)((1ull << 47) - PAGE), a, RW);
+    report_eq("where something is", call(win_sp_high, (void *)((1ull << 47) + 500), 0, 0x444), 0x444);
+    report("it is there", pa[(PAGE - 508) / 8] == 0x444 || *(volatile u64 *)(a + PAGE - 508) == 0x444);
+    unmap((void *)((1ull << 47) - PAGE));
+    call(win_sp_high, (void *)((1ull << 47) + 5000), 0, 0x444);
+    report("beyond it: #SS", trap.vec == 12);
+    call(win_sp_high, (void *)0xffff800000001000, 0, 0x444);
+    report("the kernel's half", trap.vec == 14 || trap.vec == 12);
+    call(win_sp_high, (void *)900, 0, 0x444);
+    report("below 0", trap.vec == 14 && trap.cr2 == (u64)900 - 1008);
+}
+
 static void changes(void)
 {
     volatile u64 *p = VA(60);
@@ -237,6 +344,8 @@ int main(void)
     chunks();
     groups();
     state();
+    rows();
+    stacks();
     changes();
     switches();
     wild();

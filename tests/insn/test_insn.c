@@ -6,6 +6,7 @@
  *             [--mode 32|64] [--ac] [--strict] [--list] [--all] [--verbose]
  *   --ac: also with EFLAGS.AC set; --strict: flags the manuals leave undefined must match too
  */
+#include <cpuid.h>
 #include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,7 +16,7 @@
 #include "x86/x86.h"
 
 static struct bare_case tc;
-static unsigned long long passed, failed, flaky;
+static unsigned long long passed, failed;
 static bool verbose, alignment_check, strict;
 
 /* Where a memory operand may lie. */
@@ -343,6 +344,8 @@ static bool lenient(const u8 *b)
         } else if (b[n] == 0xc4) {
             c[n + 1] |= (u8)((fix & 1) << 7);
             c[n + 2] |= (u8)((fix >> 2 & 1) << 6);
+            if ((b[n + 1] & 0x1f) == 3 && b[n + 3] <= 1) /* VPERMQ, VPERMPD: some CPUs do not look at W */
+                c[n + 2] |= (u8)((fix >> 3 & 1) << 7);
         } else if (b[n] == 0xc5) {
             c[n + 1] |= (u8)((fix & 1) << 7 | (fix >> 2 & 1) << 6);
         } else {
@@ -352,6 +355,14 @@ static bool lenient(const u8 *b)
             return true;
     }
     return false;
+}
+
+/* A hypervisor may have taken it from CPUID. */
+static bool host_has_rdseed(void)
+{
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    __get_cpuid_count(7, 0, &a, &b, &c, &d);
+    return b >> 18 & 1;
 }
 
 static bool make_invalid(u64 seed)
@@ -382,6 +393,8 @@ static bool make_invalid(u64 seed)
     if (st != DECODE_UD && st != DECODE_LONG)
         return false;
     if (in.map == MAP_0F && in.opcode == 0x01) /* a hypervisor's */
+        return false;
+    if (in.map == MAP_0F && in.opcode == 0xc7 && in.modrm >= 0xf8 && !host_has_rdseed()) /* in CPUID, that is: the CPU may have it */
         return false;
     if (st == DECODE_UD && lenient(b))
         return false;
@@ -422,12 +435,12 @@ static void invalid(u64 seed, unsigned long long count, unsigned max_shown)
     failed += bad;
 }
 
-static void report(const struct gen_row *row, unsigned nr, unsigned long long variant, bool again)
+static void report(const struct gen_row *row, unsigned nr, unsigned long long variant)
 {
     char text[200], name[100];
     gen_disasm(tc.code, tc.len, tc.in.rip, text, sizeof(text));
-    printf("FAIL %srow %u case %llu: %s%s\n  %s\n", bare_m32 ? "--mode 32 " : "", nr, variant,
-           gen_row_name(row, name, sizeof(name)), again ? "" : " (not repeated)", text);
+    printf("FAIL %srow %u case %llu: %s\n  %s\n", bare_m32 ? "--mode 32 " : "", nr, variant,
+           gen_row_name(row, name, sizeof(name)), text);
     bare_print_input(&tc, "    ");
     bare_print_diff(&tc, "    ");
 }
@@ -438,6 +451,15 @@ static struct {
     const char *id;
     bool list;
 } opt = { .count = 150, .seed = 1, .one_case = ~0ull, .one_row = ~0u, .max_shown = 30 };
+
+/*
+ * What the CPU holds to be in use may change between its run and ours, where the host has switched to another thread and back (SDM
+ * vol. 1 §13.6: how XINUSE is tracked is the CPU's own affair). So these are asked again.
+ */
+static bool asked_again(const struct gen_row *row)
+{
+    return (row->id == I_XSAVE || row->id == I_XSAVEOPT || row->id == I_XSAVEC) && bare_again(&tc);
+}
 
 static void all_rows(void)
 {
@@ -480,7 +502,7 @@ static void all_rows(void)
                 gen_disasm(tc.code, tc.len, tc.in.rip, text, sizeof(text));
                 printf("row %u case %llu: %s\n", i, v, text);
             }
-            if (bare_run(&tc)) {
+            if (bare_run(&tc) || asked_again(row)) {
                 good++;
                 faults += tc.host.vector != 3;
                 continue;
@@ -488,11 +510,9 @@ static void all_rows(void)
             bad++;
             if (bad == 1 && opt.shown < opt.max_shown) {
                 opt.shown++;
-                bool again = !bare_again(&tc);
-                flaky += !again;
-                if (!again)
-                    bare_again(&tc);
-                report(row, i, v, again);
+                report(row, i, v);
+                if (bare_again(&tc))
+                    printf("    ... but not when repeated\n");
             }
         }
         passed += good;
@@ -564,6 +584,8 @@ int main(int argc, char **argv)
         bare_m32 = true;
         all_rows();
     }
+    if (bare_wavered)
+        printf("the host gave another result when asked again: %u cases\n", bare_wavered);
     printf("insn: %llu passed, %llu failed\n", passed, failed);
     bare_fini();
     return failed != 0 || passed == 0;

@@ -49,6 +49,7 @@ extern u64 bare_xmask;          /* XCR0 bits in use: x87 .. AVX-512      */
 extern unsigned bare_xsize;     /* bytes of the XSAVE area               */
 extern unsigned bare_xoff[8];   /* offset of each component, 0 if absent */
 extern bool bare_fsgs;          /* wrfsbase works here                   */
+extern bool bare_linux_gdt;     /* its GDT has an ordinary Linux's segments */
 extern u32 bare_mxcsr_mask;
 
 /* bare_init - map everything and make the guest; @debug: VITRO_DEBUG_*. Exits on failure. */
@@ -98,6 +99,7 @@ struct bare_case {
 };
 /* bare_run - memory as it stands, both machines; true if they agree. The memory of both is the host's afterwards. */
 bool bare_run(struct bare_case *c);
+extern unsigned bare_wavered; /* cases in which the host's registers were others when asked again */
 /* bare_again - from the saved memory. */
 bool bare_again(struct bare_case *c);
 /* bare_print_diff - what differs after bare_run said false. */

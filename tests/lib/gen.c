@@ -79,6 +79,14 @@ const char *gen_excluded(const struct gen_row *r)
         return "emulated by the host's kernel";
     case I_IRET: case I_RET_FAR: case I_CALL_FAR: case I_JMP_FAR: case I_MOV_SEG: case I_POP_SEG: case I_LFP:
         return "segment loads: tests/guest";
+    case I_LAR: case I_LSL: case I_VERR: case I_VERW:
+        if (!bare_linux_gdt)
+            return "the host's GDT is not Linux's: tests/guest";
+        break;
+    case I_RDFSBASE: case I_RDGSBASE: case I_WRFSBASE: case I_WRGSBASE:
+        if (!bare_fsgs)
+            return "the host's kernel keeps FS and GS for itself: tests/guest";
+        break;
     case I_MONITOR: case I_MWAIT:
         return "not for user mode";
     default:

@@ -34,8 +34,11 @@ struct pvguest {
     struct vitro_frame frame;   /* as the last call left it */
     enum vitro_crossing crossing;
     u64 cr3, now_ns;
-    unsigned kicks, flushes, kernel_flushes;
-    bool differs;
+    unsigned kicks, flushes, kernel_flushes, refused, again;
+    const u64 *before;          /* what a store into a page table replaces, if its instruction looked */
+    bool differs, kept;         /* kept: the last flush or switch found that what user code knew is still true */
+    unsigned descriptors;       /* how often they changed */
+    unsigned space;             /* the number of user code's space */
     unsigned caller;            /* which vCPU calls */
     u64 flushed, unwritten;     /* other vCPUs; the last page that became a table */
     u64 msr_gs_base;            /* KERNEL_GS_BASE */
@@ -137,14 +140,27 @@ int vitro_vcpu_write_cr(struct vitro_vcpu *v, unsigned cr, uint64_t value) { (vo
 int vitro_vcpu_write_dr(struct vitro_vcpu *v, unsigned dr, uint64_t value) { (void)v, (void)dr, (void)value; return 0; }
 uint64_t vitro_vcpu_read_dr(struct vitro_vcpu *v, unsigned dr) { (void)v; return dr; }
 int vitro_vcpu_load_gs(struct vitro_vcpu *v, uint16_t sel) { (void)v; return sel == XEN_FLAT_DS ? 0 : -EINVAL; }
+void vitro_vcpu_descriptors_changed(struct vitro_vcpu *v) { (void)v; guest->descriptors++; }
 void vitro_vcpu_set_ldt(struct vitro_vcpu *v, uint64_t base, uint32_t bytes) { (void)v, (void)base, (void)bytes; }
-void vitro_vcpu_switch_space(struct vitro_vcpu *v, uint64_t cr3) { (void)v; guest->cr3 = cr3; }
+void vitro_vcpu_kernel_space(struct vitro_vcpu *v, uint64_t cr3) { (void)v; guest->cr3 = cr3; }
+void vitro_vcpu_user_space(struct vitro_vcpu *v, uint16_t number, bool keep)
+{
+    (void)v;
+    guest->space = number;
+    guest->kept = keep;
+}
 void vitro_vcpu_use_cr3(struct vitro_vcpu *v, uint64_t cr3) { (void)v; guest->cr3 = cr3; }
-void vitro_vcpu_flush_all(struct vitro_vcpu *v, bool kernel_half)
+void vitro_vcpu_flush_all(struct vitro_vcpu *v)
 {
     (void)v;
     guest->flushes++;
-    guest->kernel_flushes += kernel_half;
+    guest->kernel_flushes++;
+}
+void vitro_vcpu_flush_user(struct vitro_vcpu *v, bool keep)
+{
+    (void)v;
+    guest->flushes++;
+    guest->kept = keep;
 }
 void vitro_vcpu_kernel_differs(struct vitro_vcpu *v) { (void)v; guest->differs = true; }
 void vitro_vcpu_vectors_away(struct vitro_vcpu *v) { (void)v; }
@@ -175,6 +191,9 @@ void vitro_vcpu_unwrite_page(struct vitro_vcpu *v, uint64_t gpa)
     must_not_hold(guest);
     guest->unwritten = gpa;
 }
+void vitro_vcpu_refuse_store(struct vitro_vcpu *v) { (void)v; guest->refused++; }
+void vitro_vcpu_store_again(struct vitro_vcpu *v) { (void)v; guest->again++; }
+const void *vitro_vcpu_store_before(const struct vitro_vcpu *v) { (void)v; return guest->before; }
 uint64_t vitro_vcpu_tsc_offset(const struct vitro_vcpu *v) { (void)v; return 0; }
 void vitro_vcpu_get_sregs(struct vitro_vcpu *v, struct vitro_sregs *s) { (void)v; memset(s, 0, sizeof(*s)); }
 void vitro_vcpu_set_sregs(struct vitro_vcpu *v, const struct vitro_sregs *s) { (void)v; guest->sregs = *s; }
@@ -292,8 +311,8 @@ static inline void pvguest_make(struct pvguest *g, const char *cmdline)
 
 static inline void pvguest_free(struct pvguest *g)
 {
+    xen_destroy(g->xen); /* its threads ask the board's clock */
     machine_destroy(g->machine);
-    xen_destroy(g->xen);
     ram_fini(&g->view);
     backing_fini(&g->ram);
 }

@@ -13,6 +13,7 @@
 #include <Zydis/Zydis.h>
 #include <elf.h>
 #include <fcntl.h>
+#include <cpuid.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -232,6 +233,16 @@ static bool accepted_missing(void)
     const char *s = ZydisISASetGetString(zi.meta.isa_set),
                *e = ZydisISAExtGetString(zi.meta.isa_ext);
 
+    /* What a hypervisor may have taken from this one's CPUID. */
+    static const struct { u32 leaf, sub; unsigned reg, bit; const char *set; } hidden[] = {
+        { 7, 0, 1, 18, "RDSEED" }, { 13, 1, 0, 3, "XSAVES" }, { 13, 1, 0, 1, "XSAVEC" }, { 13, 1, 0, 0, "XSAVEOPT" },
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(hidden); i++) {
+        unsigned r[4] = { 0 };
+        __get_cpuid_count(hidden[i].leaf, hidden[i].sub, &r[0], &r[1], &r[2], &r[3]);
+        if (!(r[hidden[i].reg] >> hidden[i].bit & 1) && strcmp(s, hidden[i].set) == 0)
+            return true;
+    }
     for (unsigned i = 0; i < ARRAY_SIZE(set); i++)
         if (!strncmp(s, set[i], strlen(set[i])) ||
             !strncmp(e, set[i], strlen(set[i])))

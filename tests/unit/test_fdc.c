@@ -2,8 +2,10 @@
 #include "machine/board.h"
 #include "machine/layout.h"
 #include "mem/ram.h"
+#include "machine/state.h"
 #include "storage/disk.h"
 #include "tests/lib/check.h"
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -143,6 +145,71 @@ static void test_transfers(struct machine *m, struct mem_disk *d, u8 *mem)
     CHECK(r[0] == 0x80);
 }
 
+static struct state_set saved(struct machine *m)
+{
+    struct state_set set = { 0 };
+    char err[200];
+
+    CHECK(!machine_stop(m) && !machine_save(m, &set, err, sizeof(err)) && !set.failed);
+    machine_start(m);
+    return set;
+}
+
+/* Saved between the bytes of a command and between those of its result; another machine goes on with the rest. */
+static void test_state(struct ram *ram, struct machine *m, struct mem_disk *d, u8 *mem)
+{
+    const u8 read[9] = { 0xe6, 0, 5, 0, 2, 2, 18, 0x1b, 0xff };
+    u8 r[7];
+    char err[200];
+
+    seek(m, 5);
+    dma(m, 0x30000, 512, true);
+    send(m, read, 4);
+    struct state_set set = saved(m);
+    struct machine *two = machine_of(ram, &d->disk);
+    CHECK(!machine_stop(two));
+    CHECK_MSG(!machine_load(two, &set, err, sizeof(err)), "%s", err);
+    machine_start(two);
+    state_set_free(&set);
+    memset(mem + 0x30000, 0, 512);
+    send(two, read + 4, 5);
+    CHECK(two->fdc.irq_level && !memcmp(mem + 0x30000, d->bytes + ((5 * 2) * 18 + 1) * 512, 512));
+    CHECK(in(two, 0x3f5) == 0 && !two->fdc.irq_level);
+
+    set = saved(two);
+    struct machine *three = machine_of(ram, &d->disk);
+    CHECK(!machine_stop(three) && !machine_load(three, &set, err, sizeof(err)));
+    machine_start(three);
+    result(three, r, 6);
+    CHECK(r[0] == 0 && r[2] == 5 && r[5] == 2);
+    machine_destroy(three);
+
+    /* Numbers that would be bounds of its arrays. */
+    static const struct { const char *field; u8 value; } wrong[] = {
+        { "nr_result", 17 }, { "at_result", 8 }, { "nr_command", 9 }, { "pending", 5 },
+    };
+    for (unsigned i = 0; i < ARRAY_SIZE(wrong); i++) {
+        struct state_set bad = { 0 };
+        for (unsigned k = 0; k < set.nr; k++) {
+            state_set_add(&bad, set.section[k].name, set.section[k].data, set.section[k].len);
+            struct state_section *s = &bad.section[k];
+            u8 *at = strcmp(s->name, "fdc") ? NULL : memmem(s->data, s->len, wrong[i].field, strlen(wrong[i].field));
+            if (at)
+                at[strlen(wrong[i].field) + 4] = wrong[i].value;
+        }
+        struct machine *other = machine_of(ram, &d->disk);
+        CHECK(!machine_stop(other));
+        CHECK_MSG(machine_load(other, &bad, err, sizeof(err)) == -EINVAL && strstr(err, "fdc"), "%s: %s", wrong[i].field, err);
+        machine_destroy(other);
+        state_set_free(&bad);
+    }
+    state_set_free(&set);
+    machine_destroy(two);
+    for (unsigned i = 4; i < 9; i++) /* the first one's own */
+        out(m, 0x3f5, read[i]);
+    result(m, r, 7);
+}
+
 static void test_hostile(struct machine *m)
 {
     u64 x = 88172645463325252ull;
@@ -176,6 +243,7 @@ int main(void)
     CHECK(!ram_add_slot(&ram, 0, RAM_SIZE, mem, false));
     struct machine *m = machine_of(&ram, &d->disk);
     test_transfers(m, d, mem);
+    test_state(&ram, m, d, mem);
     test_hostile(m);
     machine_destroy(m);
     ram_fini(&ram);

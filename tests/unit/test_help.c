@@ -81,6 +81,8 @@ enum xret mem_locked(struct vcpu *c, gla_t la, unsigned len, unsigned acc, void 
 {
     return mem_host(c, la, len, acc | ACC_R | ACC_W, host);
 }
+bool smp_bus_lock(struct vcpu *c) { (void)c; return true; }
+void smp_bus_unlock(struct vcpu *c) { (void)c; }
 /* Flat segments, but FS has a base and SS a limit. */
 enum xret seg_linear(struct vcpu *c, unsigned seg, gva_t off, unsigned size, unsigned acc, gla_t *la)
 {

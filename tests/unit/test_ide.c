@@ -1,12 +1,14 @@
 /*
  * IDE disks and CD drives through their ports: identification, PIO and DMA in every direction, errors,
- * packets, and registers written at random by a guest that means harm.
+ * packets, and registers written at random by a guest that means harm. What takes long holds up nobody.
  */
 #include "machine/board.h"
 #include "machine/layout.h"
 #include "mem/ram.h"
 #include "tests/lib/check.h"
 #include <errno.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -21,7 +23,14 @@ struct mem_disk {
     u8 *bytes;
     u64 bad; /* a sector that cannot be read or written; ~0: none */
     unsigned flushes;
+    pthread_mutex_t gate; /* who has it holds up all requests */
 };
+
+static void pass(struct mem_disk *m)
+{
+    pthread_mutex_lock(&m->gate);
+    pthread_mutex_unlock(&m->gate);
+}
 
 static int mem_rw(struct mem_disk *m, u64 sector, u32 count)
 {
@@ -30,12 +39,14 @@ static int mem_rw(struct mem_disk *m, u64 sector, u32 count)
 static int mem_read(struct disk *d, u64 sector, void *buf, u32 count)
 {
     struct mem_disk *m = (struct mem_disk *)d;
+    pass(m);
     memcpy(buf, m->bytes + sector * DISK_SECTOR, (size_t)count * DISK_SECTOR);
     return mem_rw(m, sector, count);
 }
 static int mem_write(struct disk *d, u64 sector, const void *buf, u32 count)
 {
     struct mem_disk *m = (struct mem_disk *)d;
+    pass(m);
     int r = mem_rw(m, sector, count);
     if (!r)
         memcpy(m->bytes + sector * DISK_SECTOR, buf, (size_t)count * DISK_SECTOR);
@@ -43,6 +54,7 @@ static int mem_write(struct disk *d, u64 sector, const void *buf, u32 count)
 }
 static int mem_flush(struct disk *d)
 {
+    pass((struct mem_disk *)d);
     ((struct mem_disk *)d)->flushes++;
     return 0;
 }
@@ -54,14 +66,38 @@ struct fixture {
     u8 *mem;
     struct mem_disk hd, cd;
     u16 bm; /* bus master ports of the primary channel */
+    bool at_once; /* do not wait for the disk after each access */
 };
 
 static u64 no_time(void *opaque) { (void)opaque; return 0; }
 static u64 no_tsc(void *opaque, unsigned vcpu) { (void)opaque, (void)vcpu; return 0; }
 static void no_kick(void *opaque, unsigned vcpu) { (void)opaque, (void)vcpu; }
 
-static void out(struct fixture *f, u16 port, unsigned size, u32 v) { machine_port_out(f->m, port, size, v); }
-static u32 in(struct fixture *f, u16 port, unsigned size) { return machine_port_in(f->m, port, size); }
+static bool busy(struct fixture *f)
+{
+    return (machine_port_in(f->m, PORT_IDE1_CONTROL, 1) | machine_port_in(f->m, PORT_IDE2_CONTROL, 1)) & 0x80;
+}
+
+/* A driver's patience: what it has begun has ended. */
+static void settle(struct fixture *f)
+{
+    while (!f->at_once && busy(f))
+        sched_yield();
+}
+
+static void out(struct fixture *f, u16 port, unsigned size, u32 v)
+{
+    machine_port_out(f->m, port, size, v);
+    settle(f);
+}
+
+static u32 in(struct fixture *f, u16 port, unsigned size)
+{
+    u32 v = machine_port_in(f->m, port, size);
+    settle(f);
+    return v;
+}
+
 static void out8(struct fixture *f, u16 port, u32 v) { out(f, port, 1, v & 0xff); }
 static u8 in8(struct fixture *f, u16 port) { return (u8)in(f, port, 1); }
 
@@ -69,6 +105,7 @@ static void make_disk(struct mem_disk *d, u64 sectors)
 {
     *d = (struct mem_disk){ .disk = { .ops = &mem_ops, .sectors = sectors }, .bad = ~0ull };
     d->bytes = malloc(sectors * DISK_SECTOR);
+    pthread_mutex_init(&d->gate, NULL);
     for (u64 i = 0; i < sectors * DISK_SECTOR; i++)
         d->bytes[i] = (u8)(i / DISK_SECTOR * 7 + i);
 }
@@ -150,9 +187,11 @@ static void test_identify(struct fixture *f)
     CHECK((in8(f, PORT_IDE2 + 7) & 1) && in8(f, PORT_IDE2 + 1) == 4);
     CHECK(in8(f, PORT_IDE2 + 4) == 0x14 && in8(f, PORT_IDE2 + 5) == 0xeb);
     out8(f, PORT_IDE1 + 6, 0xa0);
+    f->at_once = true;
     out8(f, PORT_IDE1_CONTROL, 4); /* soft reset */
     CHECK(in8(f, PORT_IDE1_CONTROL) == 0x80);
     out8(f, PORT_IDE1_CONTROL, 0);
+    f->at_once = false;
     CHECK(in8(f, PORT_IDE1 + 7) == 0x50 && in8(f, PORT_IDE1 + 1) == 1 && in8(f, PORT_IDE1 + 4) == 0);
 }
 
@@ -351,10 +390,85 @@ static void test_cd(struct fixture *f)
     out8(f, f->bm + 8, 0);
 }
 
+/* The disk takes its time: the drive says that it is busy, and hears nothing but a reset. */
+static void test_slow(struct fixture *f)
+{
+    u8 buf[512], before[512];
+
+    f->at_once = true;
+    pthread_mutex_lock(&f->hd.gate);
+    command(f, 0x20, 9, 2); /* READ SECTORS */
+    CHECK(in8(f, PORT_IDE1 + 7) == 0x80 && !irq(f, 14) && in(f, PORT_IDE1, 2) == 0xffff);
+    out8(f, PORT_IDE1 + 7, 0xec); /* not heard */
+    CHECK(in8(f, PORT_IDE1 + 7) == 0x80);
+    pthread_mutex_unlock(&f->hd.gate);
+    while (busy(f))
+        sched_yield();
+    CHECK(irq(f, 14) && in8(f, PORT_IDE1 + 7) == 0x58);
+    f->at_once = false;
+    read_pio(f, buf, 512, 2);
+    CHECK(!memcmp(buf, f->hd.bytes + 9 * 512, 512));
+    CHECK(irq(f, 14) && in8(f, PORT_IDE1 + 7) == 0x58);
+    read_pio(f, buf, 512, 2);
+    CHECK(!memcmp(buf, f->hd.bytes + 10 * 512, 512));
+
+    memcpy(before, f->mem + 0x20000, 512); /* a DMA command, and its flush that another waits for */
+    prd(f, 0, 0x20000, 512, true);
+    out8(f, f->bm, 0);
+    out8(f, f->bm + 2, 6);
+    out(f, f->bm + 4, 4, 0x1000);
+    f->at_once = true;
+    pthread_mutex_lock(&f->hd.gate);
+    command(f, 0xc8, 77, 1);
+    out8(f, f->bm, 9);
+    CHECK(in8(f, PORT_IDE1 + 7) == 0x80 && (in8(f, f->bm + 2) & 7) == 1 && !memcmp(f->mem + 0x20000, before, 512));
+    pthread_mutex_unlock(&f->hd.gate);
+    while (busy(f))
+        sched_yield();
+    CHECK(irq(f, 14) && (in8(f, f->bm + 2) & 7) == 4 && !memcmp(f->mem + 0x20000, f->hd.bytes + 77 * 512, 512));
+    out8(f, f->bm, 0);
+    in8(f, PORT_IDE1 + 7);
+
+    unsigned flushes = f->hd.flushes;
+    pthread_mutex_lock(&f->hd.gate);
+    out8(f, PORT_IDE1 + 7, 0xe7);
+    CHECK(in8(f, PORT_IDE1 + 7) == 0x80 && !irq(f, 14));
+    pthread_mutex_unlock(&f->hd.gate);
+    while (busy(f))
+        sched_yield();
+    CHECK(irq(f, 14) && in8(f, PORT_IDE1 + 7) == 0x50 && f->hd.flushes == flushes + 1);
+
+    /* A reset meanwhile: busy until the disk has let go of the buffer, then as after any reset; the command is forgotten. */
+    for (unsigned stop = 0; stop < 2; stop++) {
+        memset(f->mem + 0x20000, 0x5a, 512);
+        out8(f, f->bm, 0);
+        out8(f, f->bm + 2, 6);
+        pthread_mutex_lock(&f->hd.gate);
+        command(f, 0xc8, 77, 1);
+        out8(f, f->bm, 9);
+        if (stop) { /* the bus master stops instead: nothing more is written to memory */
+            out8(f, f->bm, 0);
+        } else {
+            out8(f, PORT_IDE1_CONTROL, 4);
+            out8(f, PORT_IDE1_CONTROL, 0);
+        }
+        CHECK(in8(f, PORT_IDE1 + 7) == 0x80);
+        pthread_mutex_unlock(&f->hd.gate);
+        while (busy(f))
+            sched_yield();
+        CHECK(irq(f, 14) == (stop == 1) && in8(f, PORT_IDE1 + 7) == (stop ? 0x51 : 0x50) && in8(f, PORT_IDE1 + 1) == (stop ? 4 : 1));
+        CHECK(f->mem[0x20000] == 0x5a && f->mem[0x201ff] == 0x5a);
+    }
+    f->at_once = false;
+    out8(f, f->bm, 0);
+}
+
 /* Anything written anywhere: nothing may crash, and the disk outside never grows. */
 static void test_hostile(struct fixture *f)
 {
     u64 x = 88172645463325252ull;
+
+    f->at_once = true;
 
     for (unsigned i = 0; i < 300000; i++) {
         x ^= x << 13, x ^= x >> 7, x ^= x << 17;
@@ -375,6 +489,8 @@ static void test_hostile(struct fixture *f)
     }
     out8(f, PORT_IDE1_CONTROL, 4);
     out8(f, PORT_IDE1_CONTROL, 0);
+    f->at_once = false;
+    out8(f, PORT_IDE1 + 6, 0xa0);
     CHECK(in8(f, PORT_IDE1 + 7) == 0x50);
 }
 
@@ -387,6 +503,7 @@ int main(void)
     test_pio(&f);
     test_dma(&f);
     test_cd(&f);
+    test_slow(&f);
     test_hostile(&f);
     teardown(&f);
     return check_done("test_ide");

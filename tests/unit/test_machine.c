@@ -583,6 +583,28 @@ static void test_lapic_timer(void)
     CHECK(!machine_intr_pending(f.m, 0));
     machine_msr_write(f.m, 0, MSR_TSC_DEADLINE, 0);
     EQUAL(clock_next(&f.m->clock), CLOCK_NEVER);
+    /* A vCPU that waits awake looks itself: not early, once, and it leaves other chips' timers to their thread. */
+    machine_msr_write(f.m, 0, MSR_TSC_DEADLINE, f.now * 2 + 2000);
+    f.now += 999;
+    clock_poll(&f.m->clock);
+    CHECK(!machine_intr_pending(f.m, 0));
+    f.now += 1;
+    clock_poll(&f.m->clock);
+    EQUAL(machine_intr_ack(f.m, 0), 0xec);
+    apic_w(&f, 0, APIC_EOI, 0);
+    EQUAL(clock_next(&f.m->clock), CLOCK_NEVER);
+    pass(&f, 1000000);
+    CHECK(!machine_intr_pending(f.m, 0));
+    out8(&f, 0x43, 0x30); /* the PIT, in a millisecond or so */
+    out8(&f, 0x40, 0xa9);
+    out8(&f, 0x40, 4);
+    u64 pit = clock_next(&f.m->clock);
+    CHECK(pit != CLOCK_NEVER);
+    f.now = pit;
+    clock_poll(&f.m->clock);
+    EQUAL(clock_next(&f.m->clock), pit);
+    pass(&f, 0);
+    EQUAL(clock_next(&f.m->clock), CLOCK_NEVER);
     teardown(&f);
 }
 

@@ -1337,6 +1337,18 @@ static u64 fast_tsc(const struct vitro_vcpu *v)
 {
     return on_tsc((void *)v, 0);
 }
+/* Now and then the thread falls asleep just then: the long way has to wake it. */
+static u64 fast_kicks;
+static bool *fast_sleeper;
+static void fast_kick(struct vitro_vcpu *v, unsigned why)
+{
+    (void)v;
+    if (rnd() % 4)
+        fast_kicks += why == VITRO_KICK_INTR;
+    else
+        *fast_sleeper = true;
+}
+#define vitro_vcpu_kick fast_kick
 #define vitro_vcpu_tsc fast_tsc
 #define vitro_vcpu_get_paging fast_paging
 #define vitro_vcpu_load_cr3 fast_load
@@ -1347,19 +1359,40 @@ static u64 fast_tsc(const struct vitro_vcpu *v)
 static void fuzz_fast(u64 calls)
 {
     struct vm a, b;
-    struct paravirt *pv = calloc(1, sizeof(*pv) + sizeof(pv->cpu[0]));
-    u64 nr_fast = 0;
+    struct paravirt *pv = calloc(1, sizeof(*pv) + CPUS * sizeof(pv->cpu[0]));
+    u64 nr_fast = 0, nr_sent = 0;
 
     vm_make(&a, false);
     vm_make(&b, false);
     call(&a, VT_TABLES_GIVE, POOL, POOL_PAGES, 0, 0);
     call(&b, VT_TABLES_GIVE, POOL, POOL_PAGES, 0, 0);
     pv->native = a.n;
-    pv->cpu[0].vcpu = (struct vitro_vcpu *)&a;
+    for (unsigned i = 0; i < CPUS; i++) {
+        pv->cpu[i].vcpu = (struct vitro_vcpu *)&a;
+        for (struct vm *vm = &a; vm; vm = vm == &a ? &b : NULL) {
+            call(vm, VT_EVENT_PAGE, EVENTS, 0, 0, 0);
+            call(vm, VT_EVENT_BIND, 70 + i, i, 0, 0);
+            call(vm, VT_EVENT_VECTOR, i, i ? 64 : 0, 0, 0);
+        }
+    }
+    fast_kicks = 0;
+    memset(a.kicks, 0, sizeof(a.kicks));
+    memset(b.kicks, 0, sizeof(b.kicks));
     for (u64 i = 0; i < calls; i++) {
-        static const unsigned numbers[] = { VT_MAP, VT_MAP, VT_UNMAP, VT_PROTECT, VT_SPACE_SWITCH, VT_SPACE_ROOT, VT_SPACE_CREATE };
+        static const unsigned numbers[] = { VT_MAP, VT_MAP, VT_UNMAP, VT_PROTECT, VT_SPACE_SWITCH, VT_SPACE_ROOT, VT_SPACE_CREATE,
+                                            VT_EVENT_SEND };
         unsigned number = PICK(numbers);
         u64 arg[5] = { rnd() % 16 ? 0 : rnd() % 4, rnd() % 16 ? BUF : any_pa(), rnd() % 16 ? 1 : any_number(), 0 };
+        if (number == VT_EVENT_SEND) {
+            struct vt_events *ea = (struct vt_events *)(a.low + EVENTS), *eb = (struct vt_events *)(b.low + EVENTS);
+            arg[0] = rnd() % 16 ? 68 + rnd() % 6 : any_number();
+            u64 to = 70 <= arg[0] && arg[0] < 70 + CPUS ? arg[0] - 70 : 0;
+            fast_sleeper = &pv->cpu[to].asleep;
+            *fast_sleeper = !(rnd() % 4);
+            ea->vcpu[to].upcall = eb->vcpu[to].upcall = (u32)(rnd() % 3);
+            ea->mask[1] = eb->mask[1] = rnd() % 4 ? 0 : rnd();
+            ea->pending[1] = eb->pending[1] = rnd();
+        }
         struct vt_range r = { .va = rnd() % 4 ? 0x8000000000 + (rnd() % 64 << 12) : any_va(), .pa = any_pa(),
                               .pages = (u32)(rnd() % 20), .flags = (u32)rnd() & (rnd() % 4 ? 7 : 0xff), .result = 99 };
         memcpy(a.low + BUF, &r, sizeof(r));
@@ -1375,6 +1408,7 @@ static void fuzz_fast(u64 calls)
         const struct vitro_hypercall c = { .gpr = gpr, .vcpu = 0, .code64 = true };
         bool done = native_hypercall_fast(pv, &c, number) == VITRO_HC_DONE;
         nr_fast += done;
+        nr_sent += done && number == VT_EVENT_SEND;
         s64 ra = done ? (s64)gpr[0] : native_call(a.n, 0, number, arg), rb = native_call(b.n, 0, number, arg);
         if (ra != rb || a.cr3 != b.cr3 || memcmp(a.low, b.low, LOW)) {
             CHECK_MSG(0, "call %llu: %#x: the short way says %lld, the long one %lld", (unsigned long long)i, number,
@@ -1386,6 +1420,8 @@ static void fuzz_fast(u64 calls)
     }
     printf("fuzz: %llu calls both ways, %llu by the short one\n", (unsigned long long)calls, (unsigned long long)nr_fast);
     CHECK(calls < 5000 || nr_fast > 1000); /* in time the tables are beyond repair */
+    CHECK(calls < 5000 || nr_sent > 100);
+    CHECK(fast_kicks + a.kicks[0] + a.kicks[1] + a.kicks[2] == b.kicks[0] + b.kicks[1] + b.kicks[2] && (calls < 5000 || fast_kicks));
     CHECK(a.nr_others == b.nr_others && !memcmp(a.high, b.high, HIGH));
     vm_free(&a);
     vm_free(&b);

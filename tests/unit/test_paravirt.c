@@ -202,6 +202,42 @@ static void test_calls(void)
     unmake();
 }
 
+/* What each word of --pv stands for (Linux Documentation/virt/kvm/x86): with "kvm,-WORD" that is not there, and all the rest is. */
+static void test_each_off(void)
+{
+    static const struct { const char *word; u32 bits, msr[4]; unsigned call; } part[] = {
+        { "clock", BIT(0) | BIT(3) | BIT(24), { 0x11, 0x12, 0x4b564d00, 0x4b564d01 }, 9 },
+        { "io-delay", BIT(1), { 0 }, 0 },
+        { "steal", BIT(5), { 0x4b564d03 }, 0 },
+        { "eoi", BIT(6), { 0x4b564d04 }, 0 },
+        { "unhalt", BIT(7), { 0 }, 5 },
+        { "tlb", BIT(9), { 0 }, 0 },
+        { "ipi", BIT(11), { 0 }, 10 },
+        { "poll", BIT(12), { 0x4b564d05 }, 0 },
+        { "yield", BIT(13), { 0 }, 11 },
+        { "map-gpa", BIT(16) | BIT(17), { 0x4b564d08 }, 12 },
+    };
+    for (unsigned off = 0; off < ARRAY_SIZE(part); off++) {
+        char list[32];
+        u32 features, bits = 0;
+        unsigned len;
+        snprintf(list, sizeof(list), "kvm,-%s", part[off].word);
+        CHECK(paravirt_parse(list, &features, &len) < 0);
+        make(features);
+        for (unsigned i = 0; i < ARRAY_SIZE(part); i++) {
+            bits |= i == off ? 0 : part[i].bits;
+            for (unsigned k = 0; k < 4 && part[i].msr[k]; k++)
+                CHECK_MSG((wr(0, part[i].msr[k], 0) < 0) == (i == off), "%s: MSR %#x", list, part[i].msr[k]);
+            u64 r = 0;
+            if (part[i].call)
+                CHECK_MSG(call_at(0, true, part[i].call, 0, part[i].call == 12, 0, 0, &r) == VITRO_HC_DONE &&
+                          (i == off ? r == (u64)-1000 : !r), "%s: call %u: %lld", list, part[i].call, (long long)r);
+        }
+        CHECK_MSG(leaf(0x40000001)[0] == bits, "%s: features %#x, not %#x", list, leaf(0x40000001)[0], bits);
+        unmake();
+    }
+}
+
 /* -- Random arguments ------------------------------------------------------------------------------------ */
 
 static u64 seed = 88172645463325252ull;
@@ -294,6 +330,7 @@ int main(void)
     test_leaves();
     test_clock();
     test_calls();
+    test_each_off();
     test_fuzz();
     machine_destroy(board);
     ram_fini(&view);

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define LOW 0x0ull
 #define HIGH 0x100000000ull
@@ -88,6 +89,45 @@ static void test_copy(struct backing *b)
     ram_fini(&ram);
 }
 
+/* How many pages of it the host has given. */
+static unsigned nr_there(const u8 *host, unsigned nr)
+{
+    unsigned char there[64];
+    unsigned n = 0;
+
+    bug_on(nr > sizeof(there) || mincore((void *)host, nr * PAGE_SIZE, there));
+    for (unsigned i = 0; i < nr; i++)
+        n += there[i] & 1;
+    return n;
+}
+
+/* Memory asked for ahead comes by pieces, within its slot only; the rest as it is touched. */
+static void test_ahead(void)
+{
+    struct backing b;
+    struct ram ram;
+
+    CHECK(backing_init(&b, 3 * RAM_PIECE) == 0);
+    u8 *h = b.host;
+    ram_init(&ram);
+    CHECK(ram_add_slot(&ram, 0, RAM_PIECE + PAGE_SIZE, h, false) == 0);
+    CHECK(ram_add_slot(&ram, HIGH, RAM_PIECE, h + 2 * RAM_PIECE, false) == 0);
+    CHECK(ram_ask_ahead(&ram, 0) == 0);
+    CHECK(nr_there(h, 48) == 0);
+    ram_touch(ram_find(&ram, 0), RAM_PIECE - 1);
+    CHECK(nr_there(h, 16) == 16 && nr_there(h, 48) == 16);
+    ram_touch(ram_find(&ram, 0), RAM_PIECE);
+    CHECK(nr_there(h, 48) == 17);
+    ram_touch(ram_find(&ram, HIGH), 0);
+    CHECK(nr_there(h, 48) == 17);
+    /* What was given back and is used again is there as before, but by the page. */
+    CHECK(madvise(h, RAM_PIECE, MADV_REMOVE) == 0);
+    ram_touch(ram_find(&ram, 0), 0);
+    CHECK(nr_there(h, 16) == 0 && h[5] == 0 && nr_there(h, 16) == 1);
+    ram_fini(&ram);
+    backing_fini(&b);
+}
+
 static void test_backing(void)
 {
     struct backing b;
@@ -114,6 +154,7 @@ int main(void)
     test_add(&b);
     test_find(&b);
     test_copy(&b);
+    test_ahead();
     test_backing();
     backing_fini(&b);
     return check_done("unit/ram");

@@ -229,9 +229,12 @@ int main(void)
     return check_done("sandbox");
 #endif
     static const unsigned kinds[] = { PROC, VCPU, IO, CON, DISK, TAP, NET, GDB, UNIX, SHARE };
+    const bool has_int80 = outcome(false, VCPU, call_int80) == 0; /* not every host lets programs make them */
     for (unsigned i = 0; i < ARRAY_SIZE(calls); i++)
         for (unsigned k = 0; k < ARRAY_SIZE(kinds); k++) {
             int want = calls[i].ok & kinds[k] ? 0 : calls[i].otherwise;
+            if (calls[i].call == call_int80 && !has_int80)
+                continue;
             int got = outcome(true, kinds[k], calls[i].call);
             CHECK_MSG(got == want, "%s, kind %#x: %d, not %d", calls[i].name, kinds[k], got, want);
         }

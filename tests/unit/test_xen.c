@@ -2,6 +2,7 @@
  * Xen's PV interface (docs/xen.md) from a guest's side: what it finds when it starts, each hypercall, and each documented
  * error with nothing changed behind it.
  */
+#include "machine/bus.h"
 #include "tests/lib/check.h"
 #include "tests/lib/pvguest.h"
 #include <stdlib.h>
@@ -148,15 +149,37 @@ static void test_tables(void)
     CHECK(xen_outer(g.xen)->write_fault(g.xen, 0, FREE(0) << PAGE_SHIFT) && !xen_outer(g.xen)->write_fault(g.xen, 0, FREE(1) << PAGE_SHIFT));
     u64 e = 0;
     xen_mmio_write(g.xen, 0, FREE(0) << PAGE_SHIFT, &e, 8);
-    CHECK(!t[0][0] && g.xen->frame[FREE(5)].count == 2 && !g.failed[0]);
+    CHECK(!t[0][0] && g.xen->frame[FREE(5)].count == 2 && !g.refused);
     e = 1ull << 45 | PTE_P;
     xen_mmio_write(g.xen, 0, FREE(0) << PAGE_SHIFT, &e, 8);
-    CHECK(!t[0][0] && strstr(g.failed, "page-table entry"));
+    CHECK(!t[0][0] && g.refused == 1 && !g.failed[0]);
+    /* An instruction that read the entry first: only if it is still that. Dirty was set meanwhile: nothing is done, and it is run again. */
+    const u64 page = FREE(5) << PAGE_SHIFT | PTE_P | PTE_W;
+    u64 before = 0;
+    g.before = &before;
+    e = page;
+    xen_mmio_write(g.xen, 0, FREE(0) << PAGE_SHIFT, &e, 8);
+    CHECK(t[0][0] == page && g.xen->frame[FREE(5)].count == 3 && !g.again);
+    t[0][0] |= PTE_D;
+    before = page;
+    e = 0;
+    xen_mmio_write(g.xen, 0, FREE(0) << PAGE_SHIFT, &e, 8);
+    CHECK(t[0][0] == (page | PTE_D) && g.xen->frame[FREE(5)].count == 3 && g.again == 1 && g.refused == 1);
+    before |= PTE_D;
+    xen_mmio_write(g.xen, 0, FREE(0) << PAGE_SHIFT, &e, 8);
+    CHECK(!t[0][0] && g.xen->frame[FREE(5)].count == 2 && g.again == 1);
+    g.before = NULL;
+    /* Half an entry leaves the other half as it is. */
+    t[0][0] = 0x00000001ull << 32;
+    xen_mmio_write(g.xen, 0, FREE(0) << PAGE_SHIFT, &e, 4);
+    CHECK(t[0][0] == 0x00000001ull << 32 && g.refused == 1);
+    t[0][0] = 0;
     /* To it, and back. */
     CHECK(mmuext(XEN_MMUEXT_NEW_USER_BASEPTR, FREE(3), 0) == 0 && g.xen->cpu[0].user_cr3 == FREE(3) << PAGE_SHIFT);
     CHECK(mmuext(XEN_MMUEXT_NEW_USER_BASEPTR, FREE(0), 0) == -XEN_EINVAL);
     CHECK(mmuext(XEN_MMUEXT_NEW_USER_BASEPTR, 0, 0) == 0 && !g.xen->cpu[0].user_cr3);
-    CHECK(mmuext(XEN_MMUEXT_NEW_BASEPTR, 0, 0) == -XEN_EINVAL && mmuext(XEN_MMUEXT_NEW_BASEPTR, ~0ull, 0) == -XEN_EINVAL);
+    CHECK(!map(0, false)); /* all zeros: a table like any other, but its number is "none" */
+    CHECK(mmuext(XEN_MMUEXT_NEW_BASEPTR, 0, 0) == -XEN_EINVAL && !g.xen->frame[0].count && mmuext(XEN_MMUEXT_NEW_BASEPTR, ~0ull, 0) == -XEN_EINVAL);
     CHECK(!mmuext(XEN_MMUEXT_NEW_BASEPTR, l4, 0) && g.frame.cr3 == l4 << PAGE_SHIFT);
     CHECK(!mmuext(XEN_MMUEXT_UNPIN, FREE(3), 0) && mmuext(XEN_MMUEXT_UNPIN, FREE(3), 0) == -XEN_EINVAL);
     for (unsigned i = 0; i < 4; i++)
@@ -211,6 +234,95 @@ static void test_kernel_half(void)
     CHECK(!map(FREE(1), false) && !mmuext(XEN_MMUEXT_PIN_L4, FREE(1), 0));
     before = g.kernel_flushes;
     CHECK(!mmuext(XEN_MMUEXT_NEW_BASEPTR, FREE(1), 0) && g.kernel_flushes == before + 1 && !g.differs);
+    pvguest_free(&g);
+}
+
+/* -- What is kept of user code's translations ------------------------------------------------------------------------------ */
+
+/* Two processes of tables that are mapped nowhere: base tables of the kernel's and the user's, level 3, 2 and 1, a page. */
+enum { K, U, L3, L2, L1, DATA_PAGE, NR_TABLES };
+#define TABLE_OF(process, which) (3000 + (process) * NR_TABLES + (which))
+static u64 *table_of(u64 mfn) { return (u64 *)((u8 *)g.ram.host + (mfn << PAGE_SHIFT)); }
+static s64 entry(u64 mfn, unsigned i, u64 e) { return update((mfn << PAGE_SHIFT | i * 8) | XEN_MMU_NORMAL_PT_UPDATE, e); }
+
+static void process_make(unsigned p)
+{
+    const u64 flags = PTE_P | PTE_W | PTE_U | PTE_A;
+
+    memcpy(table_of(TABLE_OF(p, K)), table_of(g.sregs.cr3 >> PAGE_SHIFT), PAGE_SIZE);
+    memset(table_of(TABLE_OF(p, K)), 0, 256 * 8);
+    table_of(TABLE_OF(p, K))[0] = (u64)TABLE_OF(p, L3) << PAGE_SHIFT | flags;
+    table_of(TABLE_OF(p, U))[0] = (u64)TABLE_OF(p, L3) << PAGE_SHIFT | flags;
+    for (unsigned t = L3; t < DATA_PAGE; t++)
+        table_of(TABLE_OF(p, t))[0] = (u64)TABLE_OF(p, t + 1) << PAGE_SHIFT | flags;
+    CHECK(!mmuext(XEN_MMUEXT_PIN_L1, TABLE_OF(p, L1), 0)); /* as Linux does it */
+    CHECK(!mmuext(XEN_MMUEXT_PIN_L4, TABLE_OF(p, K), 0));
+    CHECK(!mmuext(XEN_MMUEXT_PIN_L4, TABLE_OF(p, U), 0));
+}
+
+/* Go to a process, as Linux does; is what it knew still true? */
+static bool kept(unsigned p)
+{
+    CHECK(!mmuext(XEN_MMUEXT_NEW_BASEPTR, TABLE_OF(p, K), 0) && !mmuext(XEN_MMUEXT_NEW_USER_BASEPTR, TABLE_OF(p, U), 0));
+    return g.kept;
+}
+
+static void test_spaces(void)
+{
+    const u64 flags = PTE_P | PTE_W | PTE_U | PTE_A, page = (u64)TABLE_OF(0, DATA_PAGE) << PAGE_SHIFT;
+
+    pvguest_make(&g, "");
+    process_make(0);
+    process_make(1);
+    CHECK(!kept(0) && !kept(1));
+    unsigned space = g.space;
+    CHECK(kept(0) && g.space != space && kept(1) && g.space == space);
+#define KEEPS(change, keeps) \
+    do { \
+        kept(1); \
+        CHECK(!(change)); \
+        CHECK_MSG(kept(1), #change ": the other process"); \
+        CHECK_MSG(kept(0) == (keeps), #change); \
+        CHECK_MSG(kept(1) && kept(0), #change ": again"); \
+    } while (0)
+    KEEPS(entry(TABLE_OF(0, L1), 1, page | PTE_P | PTE_U), true);             /* there was nothing */
+    KEEPS(entry(TABLE_OF(0, L1), 1, page | PTE_P | PTE_U | PTE_W), true);     /* more rights */
+    KEEPS(entry(TABLE_OF(0, L1), 1, page | PTE_P | PTE_U), false);
+    KEEPS(entry(TABLE_OF(0, L1), 1, page | PTE_P | PTE_U | PTE_A), true);
+    KEEPS(entry(TABLE_OF(0, L1), 1, page | PTE_P | PTE_U), false);
+    KEEPS(entry(TABLE_OF(0, L1), 1, page | PTE_P | PTE_U | PTE_NX), false);
+    KEEPS(entry(TABLE_OF(0, L1), 1, (page + PAGE_SIZE) | PTE_P | PTE_U | PTE_NX), false);
+    KEEPS(entry(TABLE_OF(0, L1), 1, 0), false);
+    KEEPS(entry(TABLE_OF(0, L1), 1, 0), true);
+    /* A store that was taken for an update. */
+    CHECK(!entry(TABLE_OF(0, L1), 1, page | flags) && kept(1));
+    u64 zero = 0;
+    xen_mmio_write(g.xen, 0, ((u64)TABLE_OF(0, L1) << PAGE_SHIFT) + 8, &zero, 8);
+    CHECK(!kept(0) && kept(1) && kept(0));
+    /* Tables taken away, changed while they are none, and put back. */
+    KEEPS(entry(TABLE_OF(0, L2), 0, 0), false);
+    KEEPS(mmuext(XEN_MMUEXT_UNPIN, TABLE_OF(0, L1), 0), true);
+    table_of(TABLE_OF(0, L1))[0] = 0;
+    KEEPS(entry(TABLE_OF(0, L2), 0, (u64)TABLE_OF(0, L1) << PAGE_SHIFT | flags), true);
+    KEEPS(entry(TABLE_OF(0, L1), 0, page | flags), true);
+    KEEPS(entry(TABLE_OF(0, L1), 0, 0), false);
+    KEEPS(entry(TABLE_OF(0, K), 0, 0), false);
+    KEEPS(entry(TABLE_OF(0, U), 0, 0), false);
+    KEEPS(entry(TABLE_OF(0, U), 0, (u64)TABLE_OF(0, L3) << PAGE_SHIFT | flags), true);
+    KEEPS(entry(TABLE_OF(0, L2), 0, 0), false);
+    /* A base table that is given up and used again. */
+    CHECK(!mmuext(XEN_MMUEXT_NEW_USER_BASEPTR, TABLE_OF(1, U), 0) && !mmuext(XEN_MMUEXT_UNPIN, TABLE_OF(0, U), 0));
+    CHECK(!mmuext(XEN_MMUEXT_PIN_L4, TABLE_OF(0, U), 0) && !kept(0) && kept(0));
+    /* Flushes: of the current one. */
+    CHECK(!mmuext(XEN_MMUEXT_TLB_FLUSH_LOCAL, 0, 0) && g.kept && !entry(TABLE_OF(0, L3), 0, 0));
+    CHECK(!mmuext(XEN_MMUEXT_TLB_FLUSH_LOCAL, 0, 0) && !g.kept && kept(0));
+    /* A page of the upper half that user code may use is in every process. */
+    const u64 va = PV_AT(FREE(0) << PAGE_SHIFT);
+    CHECK(!pv_call(&g, XEN_update_va_mapping, va, FREE(0) << PAGE_SHIFT | PTE_P | PTE_U, 0, 0) && kept(0) && kept(1));
+    CHECK(!pv_call(&g, XEN_update_va_mapping, va, 0, 0, 0) && !kept(0) && kept(1) && kept(0));
+    /* What two processes have in common is kept of neither. */
+    CHECK(!entry(TABLE_OF(0, U), 1, (u64)TABLE_OF(1, L3) << PAGE_SHIFT | flags));
+    CHECK(!kept(0) && !kept(1) && !kept(0) && !kept(1));
     pvguest_free(&g);
 }
 
@@ -443,7 +555,7 @@ static void test_time(void)
     put(DATA + 64, &port, 4);
     CHECK(!pv_call(&g, XEN_sched_op, XEN_SCHEDOP_poll, DATA, 0, 0) && g.crossing == VITRO_HALT);
     g.xen->shared->evtchn_pending[0] = 1ull << port;
-    CHECK(!pv_call(&g, XEN_sched_op, XEN_SCHEDOP_poll, DATA, 0, 0) && g.crossing == VITRO_GO);
+    CHECK(!pv_call(&g, XEN_sched_op, XEN_SCHEDOP_poll, DATA, 0, 0) && g.crossing == VITRO_STAY);
     p.nr_ports = 1000;
     put(DATA, &p, sizeof(p));
     CHECK(pv_call(&g, XEN_sched_op, XEN_SCHEDOP_poll, DATA, 0, 0) == -XEN_EINVAL);
@@ -478,10 +590,12 @@ static void test_descriptors(void)
     put(DATA, &mfn, 8);
     CHECK(pv_call(&g, XEN_set_gdt, DATA, 512, 0, 0) == -XEN_EINVAL); /* writable */
     CHECK(!map(mfn, false) && !pv_call(&g, XEN_set_gdt, DATA, 512, 0, 0));
+    CHECK(g.descriptors == 1); /* the engine is told: it remembers what it found */
     CHECK(d[1] == 0x00affb000000ffffull && map(mfn, true) == -XEN_EINVAL);
     CHECK(pv_ptr(&g, GDT_AREA, false) == (void *)d && !pv_ptr(&g, GDT_AREA, true));
     CHECK(pv_call(&g, XEN_set_gdt, DATA, XEN_GDT_ENTRIES + 1, 0, 0) == -XEN_EINVAL);
     CHECK(!pv_call(&g, XEN_update_descriptor, (mfn << PAGE_SHIFT) + 16, 0x00cf92000000ffffull, 0, 0) && d[2] == 0x00cff3000000ffffull);
+    CHECK(g.descriptors == 2);
     CHECK(pv_call(&g, XEN_update_descriptor, (mfn << PAGE_SHIFT) + 16, 0x0000890000000067ull, 0, 0) == -XEN_EINVAL); /* a TSS */
     CHECK(pv_call(&g, XEN_update_descriptor, PV_SIZE, 0, 0, 0) == -XEN_EINVAL);
     CHECK(!pv_call(&g, XEN_set_gdt, DATA, 0, 0, 0) && !map(mfn, true));
@@ -537,6 +651,74 @@ static void test_misc(void)
 #define reply pv_reply
 #define head pv_head
 #define take() pv_take(&g)
+
+/* -- Ports -------------------------------------------------------------------------------------------------------------- */
+
+#define OURS 0x520
+static u64 port_read(void *dev, u64 off, unsigned size) { (void)size; return *(u64 *)dev + off; }
+static void port_write(void *dev, u64 off, unsigned size, u64 value) { (void)off, (void)size; *(u64 *)dev = value; }
+static const struct io_ops ports_ops = { .name = "test", .min_width = 4, .max_width = 4, .read = port_read, .write = port_write };
+
+/* What IN gives; -1: #GP. */
+static s64 port_in_sized(u32 port, bool kernel, u8 size)
+{
+    const struct vitro_outer *o = xen_outer(g.xen);
+    struct vitro_privileged p = { .op = VITRO_IN, .reg = port, .size = size };
+    struct vitro_frame f = { .gpr = g.gpr, .cr3 = kernel ? g.xen->cpu[0].kernel_cr3 : 0x1000, .kernel = kernel };
+
+    g.cr3 = f.cr3;
+    enum vitro_crossing c = o->privileged(o->opaque, 0, &f, &p);
+    CHECK(g.cr3 == f.cr3);
+    g.cr3 = g.xen->cpu[0].kernel_cr3;
+    return c == VITRO_REFUSE ? -1 : (s64)p.value;
+}
+
+static s64 port_in(u32 port, bool kernel) { return port_in_sized(port, kernel, 4); }
+
+static s64 physdev(unsigned op, const void *arg, size_t len)
+{
+    put(DATA, arg, len);
+    return pv_call(&g, XEN_physdev_op, op, DATA, 0, 0);
+}
+
+static void test_ports(void)
+{
+    const u64 bitmap = DATA + 0x100;
+    u64 device = 7;
+
+    pvguest_make(&g, "");
+    bus_add_ports(machine_bus(g.machine), OURS, 8, 0, &ports_ops, &device);
+    CHECK(port_in(OURS, true) == 0xffffffff && port_in(OURS, false) == -1); /* not given */
+    xen_give_ports(g.xen, OURS, 8);
+    CHECK(port_in(OURS, true) == 7 && port_in(OURS + 4, true) == 11 && port_in(OURS + 6, true) == 0xffffffff);
+    CHECK(port_in(OURS - 4, true) == 0xffffffff && port_in(0xffff, true) == 0xffffffff);
+    CHECK(port_in(OURS, false) == -1);
+    /* The 8254's third counter and its gate, of the kernel's. */
+    CHECK((port_in_sized(0x61, true, 1) & ~0x3f) == 0 && port_in_sized(0x42, true, 1) != 0xffffffff);
+    CHECK(port_in_sized(0x61, false, 1) == -1 && port_in_sized(0x40, true, 1) == 0xffffffff && port_in_sized(0x42, true, 2) == 0xffffffff);
+    const u32 level = 3, too_much = 4, none = 0;
+    CHECK(!physdev(XEN_PHYSDEVOP_set_iopl, &level, 4) && port_in(OURS, false) == 7 && port_in(0x80, false) == -1);
+    CHECK(physdev(XEN_PHYSDEVOP_set_iopl, &too_much, 4) == -XEN_EINVAL && port_in(OURS, false) == 7);
+    CHECK(!physdev(XEN_PHYSDEVOP_set_iopl, &none, 4) && port_in(OURS, false) == -1);
+
+    u8 *bits = pv_ptr(&g, bitmap, true);
+    struct xen_physdev_iobitmap b = { .bitmap = bitmap, .nr_ports = OURS + 8 };
+    memset(bits, 0xff, OURS / 8 + 1);
+    CHECK(!physdev(XEN_PHYSDEVOP_set_iobitmap, &b, sizeof(b)) && port_in(OURS, false) == -1);
+    bits[OURS / 8] = 0xf0;
+    CHECK(port_in(OURS, false) == 7 && port_in(OURS + 4, false) == -1 && port_in(OURS + 2, false) == -1);
+    bits[OURS / 8] = 0;
+    CHECK(port_in(OURS + 4, false) == 11 && port_in(OURS + 6, false) == -1 && port_in(0xfffe, false) == -1);
+    b.nr_ports = OURS + 7;
+    CHECK(!physdev(XEN_PHYSDEVOP_set_iobitmap, &b, sizeof(b)) && port_in(OURS + 4, false) == -1);
+    b.nr_ports = 65537;
+    CHECK(physdev(XEN_PHYSDEVOP_set_iobitmap, &b, sizeof(b)) == -XEN_EINVAL && port_in(OURS, false) == 7);
+    b = (struct xen_physdev_iobitmap){ .bitmap = 0x1000, .nr_ports = 65536 }; /* nothing is there */
+    CHECK(!physdev(XEN_PHYSDEVOP_set_iobitmap, &b, sizeof(b)) && port_in(OURS, false) == -1);
+    CHECK(pv_call(&g, XEN_physdev_op, XEN_PHYSDEVOP_set_iobitmap, 0x1000, 0, 0) == -XEN_EFAULT);
+    CHECK(pv_call(&g, XEN_physdev_op, 99, DATA, 0, 0) == -XEN_ENOSYS);
+    pvguest_free(&g);
+}
 
 static void test_store(void)
 {
@@ -634,6 +816,7 @@ int main(void)
     test_mappings();
     test_tables();
     test_kernel_half();
+    test_spaces();
     test_reservation();
     test_traps();
     test_iret();
@@ -641,6 +824,7 @@ int main(void)
     test_time();
     test_descriptors();
     test_misc();
+    test_ports();
     test_store();
     return check_done("xen");
 }

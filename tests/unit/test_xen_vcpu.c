@@ -47,7 +47,8 @@ static struct xen_guest_context context(void)
     c.user_regs.rdi = 77;
     c.user_regs.cs = 0x10;
     c.user_regs.ss = 0x18;
-    c.trap[0] = (struct xen_trap_info){ .vector = 14, .address = PV_AT(0x7000) };
+    c.trap[0] = (struct xen_trap_info){ .vector = 0, .address = PV_AT(0x6000) };
+    c.trap[14] = (struct xen_trap_info){ .vector = 14, .address = PV_AT(0x7000) };
     c.ctrlreg[3] = g.sregs.cr3;
     return c;
 }
@@ -91,6 +92,8 @@ static void test_start(void)
     BAD(user_regs.cs, 0x14);   /* in an LDT */
     BAD(ctrlreg[3], (u64)GDT << PAGE_SHIFT);
     BAD(ctrlreg[3], 1ull << 45);
+    CHECK(!pv_call(&g, XEN_update_va_mapping, PV_AT(0), PTE_P, XEN_UVMF_INVLPG, 0));
+    BAD(ctrlreg[3], 0); /* "none" */
     BAD(ctrlreg[1], DATA - PV_BASE);
 #undef BAD
     CHECK(!g.differs);
@@ -108,7 +111,7 @@ static void test_start(void)
     CHECK(s->gs.base == PV_AT(0x4000) && s->fs.base == 0x6000 && g.msr_gs_base == 0x5000);
     CHECK(s->gdt_base == GDT_AREA + GDT_AREA_STRIDE);
     const struct xen_cpu *cpu = &g.xen->cpu[1];
-    CHECK(cpu->trap[14].address == PV_AT(0x7000) && cpu->kernel_sp == DATA && cpu->info->upcall_mask == 1);
+    CHECK(cpu->trap[0].address == PV_AT(0x6000) && cpu->trap[14].address == PV_AT(0x7000) && cpu->kernel_sp == DATA && cpu->info->upcall_mask == 1);
     CHECK(cpu->callback[XEN_CALLBACK_SYSCALL].mask && !cpu->callback[XEN_CALLBACK_FAILSAFE].mask);
     pvguest_free(&g);
 }
@@ -139,7 +142,7 @@ static void test_down(void)
     CHECK(g.xen->cpu[1].runstate.state == XEN_RUNSTATE_running);
     /* By another one. */
     kicks = g.kicks;
-    CHECK(!vcpu_op(XEN_VCPUOP_down, 1, 0) && g.crossing == VITRO_GO && g.kicks == kicks + 1);
+    CHECK(!vcpu_op(XEN_VCPUOP_down, 1, 0) && g.crossing == VITRO_STAY && g.kicks == kicks + 1);
     f = g.frame;
     CHECK(o->event(o->opaque, 1, &f) == VITRO_PARK);
     /* Not in a list; the last one ends the guest. */

@@ -119,14 +119,34 @@ static void failed(struct ide_drive *d, u8 error)
     ide_fail(d, error);
 }
 
-static void finished(struct ide_drive *d)
+static void written_out(struct ide_drive *d, int result)
 {
-    if (d->to_drive && d->write_through && disk_flush(d->disk))
+    if (result)
         return failed(d, ATA_ERR_UNC);
     if (d->sector)
         d->sector--; /* the last one moved */
     show_address(d);
     ide_done(d);
+}
+
+static void finished(struct ide_drive *d)
+{
+    int r = d->to_drive && d->write_through ? ide_io(d, DISK_FLUSH, 0, 0, written_out) : 0;
+
+    if (r != IDE_LATER)
+        written_out(d, r);
+}
+
+/* What of a command's data was read or written; false: it has failed. */
+static bool moved(struct ide_drive *d, int result)
+{
+    if (result) {
+        failed(d, d->to_drive && d->disk->readonly ? ATA_ERR_ABRT : ATA_ERR_UNC);
+        return false;
+    }
+    d->sector += d->req.count;
+    d->left -= (u32)d->req.count;
+    return true;
 }
 
 /* -- PIO ---------------------------------------------------------------------------------------- */
@@ -136,16 +156,30 @@ static u32 block(const struct ide_drive *d, bool multiple)
     return MIN(d->left, multiple ? d->multiple : 1u);
 }
 
+static void offer_block(struct ide_drive *d, int result)
+{
+    if (!moved(d, result))
+        return;
+    ide_pio(d, (u32)d->req.count * DISK_SECTOR, false);
+    ide_interrupt(d);
+}
+
 /* Fill the buffer with the next block and offer it. */
 static void read_block(struct ide_drive *d)
 {
-    u32 n = block(d, d->reply);
+    int r = ide_io(d, DISK_READ, d->sector, block(d, d->reply), offer_block);
 
-    if (disk_read(d->disk, d->sector, d->buffer, n))
-        return failed(d, ATA_ERR_UNC);
-    d->sector += n;
-    d->left -= n;
-    ide_pio(d, n * DISK_SECTOR, false);
+    if (r != IDE_LATER)
+        offer_block(d, r);
+}
+
+static void next_block(struct ide_drive *d, int result)
+{
+    if (!moved(d, result))
+        return;
+    if (!d->left)
+        return finished(d);
+    ide_pio(d, block(d, d->reply) * DISK_SECTOR, true);
     ide_interrupt(d);
 }
 
@@ -158,15 +192,9 @@ static void pio_done(struct ide_drive *d)
         d->at = d->len = 0;
         return;
     }
-    u32 n = d->len / DISK_SECTOR;
-    if (disk_write(d->disk, d->sector, d->buffer, n))
-        return failed(d, d->disk->readonly ? ATA_ERR_ABRT : ATA_ERR_UNC);
-    d->sector += n;
-    d->left -= n;
-    if (!d->left)
-        return finished(d);
-    ide_pio(d, block(d, d->reply) * DISK_SECTOR, true);
-    ide_interrupt(d);
+    int r = ide_io(d, DISK_WRITE, d->sector, d->len / DISK_SECTOR, next_block);
+    if (r != IDE_LATER)
+        next_block(d, r);
 }
 
 static void start_pio(struct ide_drive *d, bool write, bool multiple)
@@ -179,23 +207,35 @@ static void start_pio(struct ide_drive *d, bool write, bool multiple)
 
 /* -- DMA ---------------------------------------------------------------------------------------- */
 
+/* A piece is on the disk, or in the buffer; false: it has failed. */
+static bool dma_piece(struct ide_drive *d, int result)
+{
+    u32 len = (u32)d->req.count * DISK_SECTOR;
+
+    if (!result && !d->to_drive && !ide_dma(d->channel, d->buffer, len, true)) {
+        failed(d, ATA_ERR_ABRT);
+        return false;
+    }
+    return moved(d, result);
+}
+
+static void dma(struct ide_drive *d);
+
+static void dma_goes_on(struct ide_drive *d, int result)
+{
+    if (dma_piece(d, result))
+        dma(d);
+}
+
 static void dma(struct ide_drive *d)
 {
     while (d->left) {
         u32 n = MIN(d->left, IDE_BUFFER / DISK_SECTOR);
-        if (d->to_drive) {
-            if (!ide_dma(d->channel, d->buffer, n * DISK_SECTOR, false))
-                return failed(d, ATA_ERR_ABRT);
-            if (disk_write(d->disk, d->sector, d->buffer, n))
-                return failed(d, d->disk->readonly ? ATA_ERR_ABRT : ATA_ERR_UNC);
-        } else {
-            if (disk_read(d->disk, d->sector, d->buffer, n))
-                return failed(d, ATA_ERR_UNC);
-            if (!ide_dma(d->channel, d->buffer, n * DISK_SECTOR, true))
-                return failed(d, ATA_ERR_ABRT);
-        }
-        d->sector += n;
-        d->left -= n;
+        if (d->to_drive && !ide_dma(d->channel, d->buffer, n * DISK_SECTOR, false))
+            return failed(d, ATA_ERR_ABRT);
+        int r = ide_io(d, d->to_drive ? DISK_WRITE : DISK_READ, d->sector, n, dma_goes_on);
+        if (r == IDE_LATER || !dma_piece(d, r))
+            return;
     }
     finished(d);
 }
@@ -245,8 +285,18 @@ static void native_max(struct ide_drive *d, bool ext)
     ide_done(d);
 }
 
+static void flushed(struct ide_drive *d, int result)
+{
+    if (result)
+        ide_fail(d, ATA_ERR_ABRT);
+    else
+        ide_done(d);
+}
+
 static void command(struct ide_drive *d, u8 cmd)
 {
+    int r;
+
     if (transfers[cmd])
         return transfer(d, transfers[cmd]);
     switch (cmd) {
@@ -266,9 +316,10 @@ static void command(struct ide_drive *d, u8 cmd)
         d->multiple = d->nsector;
         return ide_done(d);
     case 0xe7: case 0xea: /* FLUSH CACHE */
-        if (disk_flush(d->disk))
-            return ide_fail(d, ATA_ERR_ABRT);
-        return ide_done(d);
+        r = ide_io(d, DISK_FLUSH, 0, 0, flushed);
+        if (r != IDE_LATER)
+            flushed(d, r);
+        return;
     case 0x27: case 0xf8:
         return native_max(d, cmd == 0x27);
     default:

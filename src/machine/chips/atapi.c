@@ -89,15 +89,24 @@ static void bad(struct ide_drive *d, u8 key, u8 asc)
 
 /* -- Data ---------------------------------------------------------------------------------------- */
 
-/* Read the next blocks into the buffer: reply bytes are there then. */
-static bool fetch(struct ide_drive *d)
+/* Read the next blocks into the buffer; what ide_io() says, and fetched() comes next. */
+static int fetch(struct ide_drive *d, ide_then *then)
 {
     u32 n = MIN(d->left, IDE_BUFFER / BLOCK);
     u64 first = d->sector * PER_BLOCK, have = d->disk->sectors - first;
-    u32 sectors = (u32)MIN((u64)n * PER_BLOCK, have);
 
-    if (disk_read(d->disk, first, d->buffer, sectors))
+    return ide_io(d, DISK_READ, first, (u32)MIN((u64)n * PER_BLOCK, have), then);
+}
+
+/* They are there: reply bytes. False: they could not be read. */
+static bool fetched(struct ide_drive *d, int result)
+{
+    u32 sectors = (u32)d->req.count, n = (sectors + PER_BLOCK - 1) / PER_BLOCK;
+
+    if (result || !n) {
+        bad(d, SENSE_MEDIUM, ASC_UNREADABLE);
         return false;
+    }
     memset(d->buffer + sectors * DISK_SECTOR, 0, (n * PER_BLOCK - sectors) * DISK_SECTOR);
     d->sector += n;
     d->left -= n;
@@ -125,6 +134,20 @@ static void offer(struct ide_drive *d)
     ide_interrupt(d);
 }
 
+static void offer_blocks(struct ide_drive *d, int result)
+{
+    if (fetched(d, result))
+        offer(d);
+}
+
+static void fetch_and_offer(struct ide_drive *d)
+{
+    int r = fetch(d, offer_blocks);
+
+    if (r != IDE_LATER)
+        offer_blocks(d, r);
+}
+
 /* The host's limit is in the registers once; what is offered overwrites it, so it is kept here. */
 static void start(struct ide_drive *d)
 {
@@ -134,19 +157,33 @@ static void start(struct ide_drive *d)
         return ide_wait_dma(d);
     d->hob_mid = d->lba_mid;
     d->hob_high = d->lba_high;
-    if (d->left && !fetch(d))
-        return bad(d, SENSE_MEDIUM, ASC_UNREADABLE);
-    offer(d);
+    if (d->left)
+        fetch_and_offer(d);
+    else
+        offer(d);
+}
+
+static void dma(struct ide_drive *d);
+
+static void dma_goes_on(struct ide_drive *d, int result)
+{
+    if (!fetched(d, result))
+        return;
+    if (!ide_dma(d->channel, d->buffer, d->reply, true) || !d->left)
+        return good(d); /* if the host wanted less that is not an error of the drive */
+    dma(d);
 }
 
 static void dma(struct ide_drive *d)
 {
-    do {
-        if (d->left && !fetch(d))
-            return bad(d, SENSE_MEDIUM, ASC_UNREADABLE);
-        if (!ide_dma(d->channel, d->buffer, d->reply, true))
-            break; /* the host wanted less: not an error of the drive */
-    } while (d->left);
+    bool more = ide_dma(d->channel, d->buffer, d->left ? 0 : d->reply, true); /* a reply that is there already */
+
+    while (more && d->left) {
+        int r = fetch(d, dma_goes_on);
+        if (r == IDE_LATER || !fetched(d, r))
+            return;
+        more = ide_dma(d->channel, d->buffer, d->reply, true);
+    }
     good(d);
 }
 
@@ -403,9 +440,7 @@ static void pio_done(struct ide_drive *d)
         return offer(d);
     if (!d->left)
         return good(d);
-    if (!fetch(d))
-        return bad(d, SENSE_MEDIUM, ASC_UNREADABLE);
-    offer(d);
+    fetch_and_offer(d);
 }
 
 static void command(struct ide_drive *d, u8 cmd)

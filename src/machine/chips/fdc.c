@@ -6,7 +6,9 @@
  * Threads: vCPU threads, under f->lock.
  */
 #include "machine/chips/fdc.h"
+#include "machine/state.h"
 #include "storage/disk.h"
+#include <errno.h>
 #include <string.h>
 
 #define DOR_RUN 0x04 /* clear: in reset */
@@ -26,6 +28,7 @@
 #define ST3_TWO_SIDES 0x08
 #define ST3_PROTECTED 0x40
 #define DMA_CHANNEL 2
+#define COMMAND_MAX 9 /* bytes; READ and WRITE DATA */
 
 static const struct { u16 kib; u8 cylinders, sectors, cmos; } formats[] = {
     { 360, 40, 9, 1 }, { 720, 80, 9, 3 }, { 1200, 80, 15, 2 }, { 1440, 80, 18, 4 }, { 2880, 80, 36, 5 },
@@ -378,4 +381,30 @@ void fdc_init(struct fdc *f, const struct fdc_wiring *w)
 void fdc_fini(struct fdc *f)
 {
     pthread_mutex_destroy(&f->lock);
+}
+
+/* -- Snapshots ------------------------------------------------------------------------------------- */
+
+/* A transfer is complete when the write that began it returns, so nothing is ever under way. */
+#define F(member) STATE(struct fdc, member)
+static const struct state_field state[] = {
+    F(drive[0].cylinder), F(drive[0].changed), F(drive[1].cylinder), F(drive[1].changed), F(dor), F(dsr), F(st0), F(config),
+    F(lock_bit), F(pending), F(irq_level), F(interrupt), F(command), F(result), F(nr_command), F(wanted), F(nr_result),
+    F(at_result), STATE_END
+};
+#undef F
+
+static int loaded(void *obj)
+{
+    const struct fdc *f = obj;
+    bool command = !f->nr_command || (f->nr_command < f->wanted && f->wanted <= COMMAND_MAX);
+
+    return command && f->pending <= 4 && f->nr_result <= sizeof(f->result) && f->at_result <= f->nr_result ? 0 : -EINVAL;
+}
+
+int fdc_keep(struct fdc *f, struct machine *m)
+{
+    const struct device_part part = { .name = "fdc", .state = state, .obj = f, .loaded = loaded };
+
+    return machine_add_part(m, &part);
 }

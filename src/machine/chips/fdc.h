@@ -7,6 +7,7 @@
 #include <pthread.h>
 
 struct disk;
+struct machine;
 
 struct fdc_drive {
     struct disk *disk; /* NULL: there is no drive */
@@ -36,6 +37,8 @@ struct fdc_wiring {
 void fdc_init(struct fdc *f, const struct fdc_wiring *wiring);
 void fdc_reset(struct fdc *f);
 void fdc_fini(struct fdc *f);
+/* fdc_keep - snapshots of the machine carry it. 0 or -ENOMEM. */
+int fdc_keep(struct fdc *f, struct machine *m);
 /* fdc_cmos_type - what CMOS byte 0x10 calls a drive for a disk of that size: 0 none .. 5 2.88 MB. */
 u8 fdc_cmos_type(const struct disk *disk);
 /* Offsets: 0 is port 0x3f0. */

@@ -3,8 +3,9 @@
  * (registers), §9 (protocols); Intel 82371SB (290550) §2.3 and §2.6 (PCI function, bus master);
  * "Programming Interface for Bus Master IDE Controller" 1.0.
  * Not modelled: timing registers (they hold what was written), native mode, overlapped and queued
- * commands. A command is carried out at once, on the thread of the vCPU that gave it.
- * Threads: vCPU threads, under the channel's lock.
+ * commands. What the host has in memory is read and written at once, on the thread of the vCPU that gave the command;
+ * for the rest the drive is busy until the disk's threads have done it.
+ * Threads: vCPU threads and the disk's, under the channel's lock.
  */
 #include "machine/chips/ide.h"
 #include "machine/layout.h"
@@ -96,6 +97,8 @@ static bool next_region(struct ide_channel *c)
 
 bool ide_dma(struct ide_channel *c, u8 *buf, u32 len, bool to_memory)
 {
+    if (!(c->bm_command & BM_START)) /* stopped while the disk was at work */
+        return false;
     while (len) {
         if (!c->bm_left && !next_region(c))
             return false;
@@ -118,6 +121,21 @@ bool ide_dma(struct ide_channel *c, u8 *buf, u32 len, bool to_memory)
     return true;
 }
 
+/* The drive may have come to the end of a DMA command. */
+static void dma_went_on(struct ide_drive *d)
+{
+    struct ide_channel *c = d->channel;
+
+    if (!d->dma_running || d->io)
+        return;
+    d->dma_running = false;
+    if (d->status & ATA_ERR)
+        c->bm_status |= BM_ERROR;
+    /* Active stays set if the table describes more than was moved. */
+    if (c->bm_last && !c->bm_left)
+        c->bm_status &= (u8)~BM_ACTIVE;
+}
+
 static void run_dma(struct ide_drive *d)
 {
     struct ide_channel *c = d->channel;
@@ -126,12 +144,9 @@ static void run_dma(struct ide_drive *d)
     c->bm_left = 0;
     c->bm_last = false;
     d->dma_wanted = false;
+    d->dma_running = true;
     d->kind->dma(d);
-    if (d->status & ATA_ERR)
-        c->bm_status |= BM_ERROR;
-    /* Active stays set if the table describes more than was moved. */
-    if (c->bm_last && !c->bm_left)
-        c->bm_status &= (u8)~BM_ACTIVE;
+    dma_went_on(d);
 }
 
 void ide_wait_dma(struct ide_drive *d)
@@ -167,14 +182,58 @@ static void data_write(struct ide_drive *d, unsigned size, u32 value)
         d->kind->pio_done(d);
 }
 
+/* -- Work of the disk's ------------------------------------------------------------------------- */
+
+static void drive_reset(struct ide_drive *d);
+
+/* On a thread of the disk's. */
+static void io_done(struct disk_req *req, int result)
+{
+    struct ide_drive *d = container_of(req, struct ide_drive, req);
+
+    pthread_mutex_lock(&d->channel->lock);
+    d->io = false;
+    if (d->reset_wanted) {
+        d->reset_wanted = false;
+        if (!(d->channel->control & CONTROL_SRST)) /* else when that ends */
+            drive_reset(d);
+    } else {
+        d->then(d, result);
+        dma_went_on(d);
+    }
+    pthread_mutex_unlock(&d->channel->lock);
+}
+
+int ide_io(struct ide_drive *d, enum disk_op op, u64 sector, u32 count, ide_then *then)
+{
+    int result;
+
+    bug_on(d->io || count * DISK_SECTOR > IDE_BUFFER);
+    d->iov = (struct iovec){ d->buffer, count * DISK_SECTOR };
+    d->req = (struct disk_req){ .op = op, .sector = sector, .count = count, .iov = &d->iov, .nr_iov = 1, .done = io_done };
+    if (disk_aio_try(d->aio, &d->req, &result))
+        return result;
+    d->io = true;
+    d->then = then;
+    d->at = d->len = 0; /* the data register does not reach the buffer meanwhile */
+    d->status = ATA_BSY;
+    disk_aio_submit(d->aio, &d->req);
+    return IDE_LATER;
+}
+
 /* -- Commands ----------------------------------------------------------------------------------- */
 
 static void drive_reset(struct ide_drive *d)
 {
     if (!d->kind)
         return;
+    if (d->io) { /* the buffer is in use: busy until it is not */
+        d->reset_wanted = true;
+        d->status = ATA_BSY;
+        return;
+    }
     d->at = d->len = d->left = 0;
-    d->dma_wanted = d->wants_packet = false;
+    d->dma_wanted = d->dma_running = d->wants_packet = false;
     d->error = 1; /* diagnostics passed */
     d->nsector = d->lba_low = 1;
     d->status = d->kind->atapi ? 0 : ATA_DRDY | ATA_DSC;
@@ -200,8 +259,18 @@ static void identify(struct ide_drive *d)
     ide_interrupt(d);
 }
 
+static void write_cache_is_off(struct ide_drive *d, int result)
+{
+    if (result)
+        ide_fail(d, ATA_ERR_ABRT);
+    else
+        ide_done(d);
+}
+
 static void set_features(struct ide_drive *d)
 {
+    int r;
+
     switch (d->feature) {
     case 0x03: /* transfer mode: PIO 0-4, multiword DMA 0-2, ultra DMA 0-5 */
         if ((d->nsector & 0xf8) == 0x20 || (d->nsector & 0xf8) == 0x40)
@@ -211,9 +280,12 @@ static void set_features(struct ide_drive *d)
         break;
     case 0x02: case 0x82: /* write cache, the host's, on and off */
         d->write_through = d->feature == 0x82 && !d->kind->atapi;
-        if (d->write_through && disk_flush(d->disk)) /* what was written before is written out too */
-            return ide_fail(d, ATA_ERR_ABRT);
-        break;
+        if (!d->write_through)
+            break;
+        r = ide_io(d, DISK_FLUSH, 0, 0, write_cache_is_off); /* what was written before is written out too */
+        if (r != IDE_LATER)
+            write_cache_is_off(d, r);
+        return;
     case 0x55: case 0xaa: /* read look-ahead */
     case 0x05: case 0x85: /* power management */
     case 0x66: case 0xcc: /* defaults after a soft reset */
@@ -235,6 +307,11 @@ static void diagnostic(struct ide_channel *c)
 
 static void command(struct ide_drive *d, u8 cmd)
 {
+    if (d->io) { /* busy: hears nothing but DEVICE RESET */
+        if (cmd == 0x08 && d->kind->atapi)
+            drive_reset(d);
+        return;
+    }
     set_irq(d->channel, false);
     if (cmd == 0x90)
         return diagnostic(d->channel);
@@ -361,8 +438,10 @@ static void control_write(void *dev, u64 off, unsigned size, u64 value)
     if (c->control & CONTROL_NIEN)
         set_irq(c, false);
     if (c->control & CONTROL_SRST) {
-        for (unsigned i = 0; i < 2; i++)
+        for (unsigned i = 0; i < 2; i++) {
             c->drive[i].status = c->drive[i].kind ? ATA_BSY : 0;
+            c->drive[i].reset_wanted = c->drive[i].io;
+        }
     } else if (was) {
         for (unsigned i = 0; i < 2; i++)
             drive_reset(&c->drive[i]);
@@ -427,10 +506,18 @@ static const struct io_ops bm_io = { "ide bus master", 1, 4, bm_read, bm_write }
 
 /* -- Making it ---------------------------------------------------------------------------------- */
 
+void ide_drain(struct ide_channel *c)
+{
+    for (unsigned i = 0; i < 2; i++)
+        if (c->drive[i].aio)
+            disk_aio_drain(c->drive[i].aio);
+}
+
 void ide_reset(struct ide *ide)
 {
     for (unsigned i = 0; i < 2; i++) {
         struct ide_channel *c = &ide->channel[i];
+        ide_drain(c);
         pthread_mutex_lock(&c->lock);
         c->select = c->control = 0;
         c->bm_command = c->bm_status = 0;
@@ -472,6 +559,11 @@ int ide_init(struct ide *ide, const struct ide_wiring *w)
             }
             d->kind = w->drive[n].cdrom ? &atapi_cdrom : &ata_disk;
             d->disk = w->drive[n].disk;
+            int err = d->disk ? disk_aio_create(d->disk, true, &d->aio) : 0;
+            if (err) {
+                ide_fini(ide);
+                return err;
+            }
             memcpy(d->serial, "VT0000000", 10);
             d->serial[8] = (char)('1' + n);
         }
@@ -494,8 +586,10 @@ int ide_init(struct ide *ide, const struct ide_wiring *w)
 void ide_fini(struct ide *ide)
 {
     for (unsigned i = 0; i < 2; i++) {
-        for (unsigned j = 0; j < 2; j++)
+        for (unsigned j = 0; j < 2; j++) {
+            disk_aio_destroy(ide->channel[i].drive[j].aio);
             free(ide->channel[i].drive[j].buffer);
+        }
         pthread_mutex_destroy(&ide->channel[i].lock);
     }
 }

@@ -7,8 +7,9 @@
 #include "machine/device.h"
 #include "machine/irq.h"
 #include "machine/pci.h"
-#include "storage/disk.h"
+#include "storage/aio.h"
 #include <pthread.h>
+#include <sys/uio.h>
 
 struct ram;
 struct ide_channel;
@@ -36,14 +37,17 @@ struct ide_kind {
     void (*command)(struct ide_drive *d, u8 command);
     /* The buffer was read or filled by PIO; go on. */
     void (*pio_done)(struct ide_drive *d);
-    /* The bus master runs: move everything by ide_dma(). */
+    /* The bus master runs: move by ide_dma() what is left. */
     void (*dma)(struct ide_drive *d);
 };
+/* Goes on after ide_io(): 0 or -errno. With the channel's lock held. */
+typedef void ide_then(struct ide_drive *d, int result);
 
 struct ide_drive {
     const struct ide_kind *kind; /* NULL: nothing is connected */
     struct ide_channel *channel;
     struct disk *disk;           /* of a CD drive: NULL when it is empty */
+    struct disk_aio *aio;        /* NULL with it */
     u8 unit;                     /* 0: master */
     char serial[21];
 
@@ -59,8 +63,15 @@ struct ide_drive {
     bool to_drive, dma_wanted;   /* direction; a DMA command waits for the bus master */
     u64 sector;                  /* ATA: next sector; ATAPI: next 2048-byte block */
     u32 left;                    /* units of the same that are not yet in the buffer */
+    bool dma_running;            /* the bus master moves this drive's data */
     bool write_through;          /* the write cache is off: a write ends on the medium */
     bool ext;                    /* a 48-bit command: results go to 48-bit registers */
+
+    /* The disk is at work for it, with the buffer: status is BSY. Nothing of this is in a snapshot. */
+    bool io, reset_wanted;       /* reset_wanted: the guest did not wait; then as after a reset */
+    struct disk_req req;
+    struct iovec iov;
+    ide_then *then;
 
     /* ATAPI */
     u8 packet[12];
@@ -104,6 +115,8 @@ int ide_init(struct ide *ide, const struct ide_wiring *wiring);
 /* ide_keep - what a snapshot carries of it (state.h). 0 or -ENOMEM. */
 struct machine;
 int ide_keep(struct ide *ide, struct machine *m);
+/* ide_drain - returns when the disks do nothing for the channel. No vCPU writes its registers meanwhile. */
+void ide_drain(struct ide_channel *c);
 void ide_reset(struct ide *ide);
 void ide_fini(struct ide *ide);
 
@@ -125,5 +138,11 @@ void ide_pio(struct ide_drive *d, u32 len, bool to_drive);
 bool ide_dma(struct ide_channel *c, u8 *buf, u32 len, bool to_memory);
 /* ide_wait_dma - the command wants the bus master: now if it runs already. */
 void ide_wait_dma(struct ide_drive *d);
+/*
+ * ide_io - read sectors into the buffer, write them from there, or flush. What takes no waiting is done at once: its result, 0 or
+ * -errno. Else IDE_LATER: the drive is busy, and then() is called on a thread of the disk's.
+ */
+#define IDE_LATER 1
+int ide_io(struct ide_drive *d, enum disk_op op, u64 sector, u32 count, ide_then *then);
 /* ide_string - a model or serial number as IDENTIFY has it: bytes swapped, padded with spaces. */
 void ide_string(u16 *id, unsigned words, const char *s);

@@ -43,6 +43,12 @@ static int drive_loaded(void *dev)
                0;
 }
 
+/* After this nothing is under way: no drive has `io`, and no DMA command has begun and not ended. */
+static void quiesce(void *obj)
+{
+    ide_drain(obj);
+}
+
 int ide_keep(struct ide *ide, struct machine *m)
 {
     struct device_part part;
@@ -53,7 +59,7 @@ int ide_keep(struct ide *ide, struct machine *m)
         struct ide_channel *c = &ide->channel[i / 2];
         struct ide_drive *d = &c->drive[i % 2];
         if (i % 2 == 0) {
-            part = (struct device_part){ .state = channel_fields, .obj = c, .loaded = channel_loaded };
+            part = (struct device_part){ .state = channel_fields, .obj = c, .loaded = channel_loaded, .quiesce = quiesce };
             snprintf(part.name, sizeof(part.name), "ide.%u", i / 2);
             r = machine_add_part(m, &part);
         }

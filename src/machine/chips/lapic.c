@@ -767,6 +767,7 @@ int lapic_bus_init(struct lapic_bus *bus)
         bus->cpu[i].bus = bus;
         bus->cpu[i].cpu = i;
         int err = timer_init(bus->clock, &bus->cpu[i].timer, lapic_timer_due, &bus->cpu[i]);
+        bus->cpu[i].timer.anywhere = true;
         if (err)
             return err;
     }

@@ -15,6 +15,8 @@
 #define ATTR_PLANES 0x12
 #define ATTR_COLOR 0x14
 #define ATTR_SCREEN_ON 0x20
+#define CRTC_MODE_NO_ROW0 0x01 /* of register 0x17 */
+#define SEQ_ODD_EVEN_OFF 0x04  /* of register 4 */
 
 static bool large(const struct vga *v)
 {
@@ -175,21 +177,23 @@ static void draw_graphics(const struct vga *v, const struct canvas *c)
     /* Each line is repeated: as the double-scan bit and the maximum scan line say. */
     unsigned repeat = (v->crtc[9] & 0x80 ? 2 : 1) * ((v->crtc[9] & 31u) + 1);
     u32 start = start_address(v), pitch = v->crtc[0x13] * 2u;
+    /* CGA's way: the row counter's bit 0 is an address bit, odd lines are 8 KiB further on (in each of two planes, 4). */
+    bool by_turns = !(v->crtc[0x17] & CRTC_MODE_NO_ROW0);
+    u32 odd = v->seq[4] & SEQ_ODD_EVEN_OFF ? 0x2000 : 0x1000;
 
-    if (shift == 1) /* CGA: odd lines are 8 KiB further on */
+    if (by_turns)
         repeat = v->crtc[9] & 0x80 ? 2 : 1;
     for (unsigned y = 0; y < c->height; y++) {
         unsigned line = y / repeat;
         u32 at = start + line * pitch;
-        if (shift == 1)
-            at = start + (line >> 1) * pitch + (line & 1) * 0x2000;
+        if (by_turns)
+            at = start + (line >> 1) * pitch + (line & 1) * odd;
         for (unsigned x = 0; x < c->width; x++) {
             if (shift >= 2) { /* 256 colours: one pixel in two clocks */
                 put_dac(v, c, x, y, v->mem[(at * 4 + x / 2) & 0x3ffff]);
             } else if (shift == 1) { /* two bits a pixel, in bytes that alternate between planes 0 and 1 */
-                unsigned px = x / 2;
-                u8 byte = plane(v, at + px / 8, px / 4 & 1);
-                put_attr(v, c, x, y, byte >> (6 - px % 4 * 2) & 3);
+                u8 byte = plane(v, at + x / 8, x / 4 & 1);
+                put_attr(v, c, x, y, byte >> (6 - x % 4 * 2) & 3);
             } else {
                 unsigned bit = 7 - (x & 7), color = 0;
                 for (unsigned p = 0; p < 4; p++)

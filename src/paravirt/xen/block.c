@@ -237,7 +237,7 @@ static int start_data(struct vbd_req *req, const struct xen_blkif_request *r, u8
                 good = segment(req, &r->u.seg[i], read);
         pthread_mutex_unlock(&d->b.x->lock);
     }
-    if (!good || !disk_has(d->disk, r->sector, req->disk.count) || (!nr && op != XEN_BLKIF_FLUSH))
+    if (!good || (nr ? !disk_has(d->disk, r->sector, req->disk.count) : op != XEN_BLKIF_FLUSH)) /* Linux's flush has sector -1 */
         return XEN_BLKIF_ERROR;
     if (op == XEN_BLKIF_FLUSH) {
         req->disk.op = DISK_FLUSH;
@@ -293,25 +293,28 @@ static struct vbd_req *req_get(struct vbd_ring *q)
     return req;
 }
 
-static void on_notify(void *opaque)
+static bool on_notify(void *opaque, bool rest)
 {
     struct vbd_ring *q = opaque;
     struct xen_blkif_request r;
     struct vbd_req *req;
+    bool any = false;
 
     pthread_mutex_lock(&q->lock);
     if (q->connected) {
         do {
             while (ring_waiting(&q->ring) && (req = req_get(q))) {
                 ring_take(&q->ring, &r, sizeof(r));
+                any = true;
                 int status = begin(req, &r);
                 if (status != PENDING)
                     complete(req, (s16)status);
             }
-        } while (ring_rest(&q->ring, 0));
+        } while (rest && ring_rest(&q->ring, 0));
         publish(q);
     }
     pthread_mutex_unlock(&q->lock);
+    return any;
 }
 
 /* -- Coming and going --------------------------------------------------------------------------------------------------------- */
@@ -428,7 +431,7 @@ static const char *vbd_connect(struct backend *b)
         pthread_mutex_lock(&d->ring[i].lock);
         d->ring[i].connected = true;
         pthread_mutex_unlock(&d->ring[i].lock);
-        on_notify(&d->ring[i]); /* what came before */
+        on_notify(&d->ring[i], true); /* what came before */
     }
     return NULL;
 }

@@ -90,6 +90,12 @@ static void step(struct backend *b)
 {
     enum xenbus_state front = theirs(b);
 
+    if (b->forced) {
+        disconnect(b);
+        set_state(b, XENBUS_CLOSED);
+        leave(b);
+        return;
+    }
     switch (b->state) {
     case XENBUS_INIT_WAIT:
         if (b->leaving)
@@ -225,7 +231,7 @@ int bus_add(struct xen *x, struct backend *b)
     return r;
 }
 
-int xen_detach(struct xen *x, const char *name)
+int xen_detach(struct xen *x, const char *name, bool force)
 {
     struct backend *b;
     char path[96];
@@ -235,6 +241,7 @@ int xen_detach(struct xen *x, const char *name)
         ;
     if (b) {
         b->leaving = true;
+        b->forced |= force;
         snprintf(path, sizeof(path), "%s/online", b->back);
         store_put(x->store, false, path, "0");
         wake(x);

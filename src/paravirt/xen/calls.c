@@ -3,17 +3,6 @@
 
 static xen_call_fn xen_multicall;
 
-static s64 xen_physdev_op(struct xen *x, struct xen_call *c)
-{
-    (void)x;
-    switch ((u32)c->a[0]) {
-    case 6: /* set_iopl */
-    case 7: /* set_iobitmap: there are no ports */
-        return 0;
-    }
-    return -XEN_ENOSYS;
-}
-
 static xen_call_fn *const calls[XEN_nr_hypercalls] = {
     [XEN_set_trap_table] = xen_set_trap_table, [XEN_mmu_update] = xen_mmu_update, [XEN_set_gdt] = xen_set_gdt,
     [XEN_stack_switch] = xen_stack_switch, [XEN_set_callbacks] = xen_set_callbacks,
@@ -49,6 +38,13 @@ static bool is_fast(u64 number)
     const u64 fast = 1ull << XEN_mmu_update | 1ull << XEN_stack_switch | 1ull << XEN_fpu_taskswitch | 1ull << XEN_multicall |
                      1ull << XEN_update_va_mapping | 1ull << XEN_iret | 1ull << XEN_set_segment_base | 1ull << XEN_mmuext_op;
     return fast >> number & 1;
+}
+
+/* Those that touch nothing but what the vCPU keeps for itself: they need no lock. */
+static bool is_own(u64 number)
+{
+    const u64 own = 1ull << XEN_stack_switch | 1ull << XEN_fpu_taskswitch | 1ull << XEN_iret | 1ull << XEN_set_segment_base;
+    return number < 64 && (own >> number & 1);
 }
 
 static s64 call(struct xen *x, u64 number, struct xen_call *c)
@@ -106,9 +102,15 @@ enum vitro_crossing xen_syscall(void *opaque, unsigned vcpu, struct vitro_frame 
     __atomic_store_n(&c->polling, false, __ATOMIC_RELAXED); /* it calls: so it no longer sleeps */
     if (c->runstate.state)
         cpu_runstate(c, XEN_RUNSTATE_running);
-    xen_lock(x, c);
-    s64 r = call(x, (u32)g[RAX], &one);
-    xen_unlock(x);
+    u64 number = (u32)g[RAX];
+    if (number == XEN_sched_op || number == XEN_vcpu_op) /* it may sleep */
+        cpu_left(c);
+    bool lock = !is_own(number);
+    if (lock)
+        xen_lock(x, c);
+    s64 r = call(x, number, &one);
+    if (lock)
+        xen_unlock(x);
     if (one.dead)
         return VITRO_DEAD;
     if (!one.jump)
@@ -118,5 +120,5 @@ enum vitro_crossing xen_syscall(void *opaque, unsigned vcpu, struct vitro_frame 
         return one.park ? VITRO_PARK : VITRO_HALT;
     }
     enum vitro_crossing up = cpu_upcall(c, f);
-    return up == VITRO_STAY ? VITRO_GO : up;
+    return up == VITRO_STAY && one.jump ? VITRO_GO : up;
 }

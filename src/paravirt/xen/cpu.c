@@ -175,12 +175,29 @@ void cpu_runstate(struct xen_cpu *c, unsigned state)
     vitro_vcpu_vectors_back(c->vcpu);
 }
 
+static void gathered(struct xen_cpu *c)
+{
+    if (likely(!c->nr_gathering))
+        return;
+    vitro_vcpu_vectors_away(c->vcpu);
+    ports_left(c);
+    vitro_vcpu_vectors_back(c->vcpu);
+}
+
+void cpu_left(struct xen_cpu *c)
+{
+    c->stays++;
+    gathered(c);
+}
+
 static enum vitro_crossing on_event(void *opaque, unsigned vcpu, struct vitro_frame *f)
 {
     struct xen_cpu *c = cpu_of(opaque, vcpu);
 
     __atomic_store_n(&c->polling, false, __ATOMIC_RELAXED);
-    bool up = __atomic_load_n(&c->up, __ATOMIC_SEQ_CST);
+    if (unlikely(__atomic_load_n(&c->gathered_late, __ATOMIC_RELAXED)) && __atomic_exchange_n(&c->gathered_late, false, __ATOMIC_SEQ_CST))
+        gathered(c);
+    bool up = __atomic_load_n(&c->up, __ATOMIC_SEQ_CST) && !__atomic_load_n(&c->xen->suspended, __ATOMIC_SEQ_CST);
 
     if (up ? c->runstate.state : c->runstate.state != XEN_RUNSTATE_offline)
         cpu_runstate(c, up ? XEN_RUNSTATE_running : XEN_RUNSTATE_offline);
@@ -217,6 +234,7 @@ s64 xen_iret(struct xen *x, struct xen_call *call)
             call->dead = true;
             return 0;
         }
+        cpu_left(c);
         f->kernel = false;
         f->cr3 = c->user_cr3;
     }
@@ -230,7 +248,8 @@ s64 xen_iret(struct xen *x, struct xen_call *call)
         f->gpr[R11] = i.r11;
         f->gpr[RCX] = i.rcx;
     }
-    __atomic_store_n(&c->info->upcall_mask, !(i.rflags & EFL_IF), __ATOMIC_SEQ_CST);
+    /* Looked at by this vCPU only. An event that it does not see now is kicked for after it was marked (port_raise()). */
+    __atomic_store_n(&c->info->upcall_mask, !(i.rflags & EFL_IF), __ATOMIC_RELAXED);
     call->jump = true;
     return 0;
 }
@@ -423,9 +442,8 @@ static enum vitro_crossing on_privileged(void *opaque, unsigned vcpu, struct vit
     case VITRO_INVLPG: vitro_vcpu_flush_pages(c->vcpu, 0, p->value, 1, true); break;
     case VITRO_CLI: case VITRO_STI: /* events have a mask of their own */
     case VITRO_WBINVD:
-    case VITRO_OUT: /* there are no ports */
         break;
-    case VITRO_IN: p->value = ~0u; break;
+    case VITRO_IN: case VITRO_OUT: r = ports_access(c, f, p) ? 0 : -1; break;
     case VITRO_HLT: r = -1; break;
     }
     return r ? VITRO_REFUSE : VITRO_STAY;

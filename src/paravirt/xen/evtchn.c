@@ -4,6 +4,7 @@
  * Domain 0 is us: ports to it are opened for the guest (console, xenstore), or bound to what the guest allocates.
  */
 #include "paravirt/xen/io.h"
+#include "machine/machine.h"
 
 static bool port_ok(const struct xen *x, u64 port)
 {
@@ -76,7 +77,7 @@ static void port_close(struct xen *x, u32 p)
     __atomic_fetch_and(&x->shared->evtchn_pending[p >> 6], ~(1ull << (p & 63)), __ATOMIC_SEQ_CST);
 }
 
-bool port_bind(struct xen *x, u64 port, void (*notify)(void *opaque), void *opaque)
+bool port_bind(struct xen *x, u64 port, bool (*notify)(void *opaque, bool rest), void *opaque)
 {
     if (port >= XEN_EVTCHNS || x->port[port].state != XEN_EVTCHN_unbound || x->port[port].remote)
         return false;
@@ -221,18 +222,84 @@ static s64 unmask(struct xen *x, u32 port)
 }
 
 /* It may take its time, and asks for the lock itself. A device is not freed before the guest is. */
-static void notify_backend(struct xen *x, struct xen_cpu *c, u32 port)
+static bool notify_backend(struct xen *x, struct xen_cpu *c, u32 port, bool rest)
 {
-    void (*notify)(void *) = x->port[port].notify;
+    bool (*notify)(void *, bool) = x->port[port].notify;
     void *opaque = x->port[port].opaque;
 
     if (!notify)
-        return;
+        return false;
     xen_unlock(x);
     vitro_vcpu_wait_begin(c->vcpu); /* it may have to wait for that lock */
-    notify(opaque);
+    bool any = notify(opaque, rest);
     vitro_vcpu_wait_end(c->vcpu);
     xen_lock(x, c);
+    return any;
+}
+
+/*
+ * Gathering. Linux rings for each request that it puts on a ring, if the back end has taken those before: 16 requests of one
+ * system call are 16 bells. So when a ring's bell is heard a second time before the kernel was left, from then on the first
+ * one's back end asks for no other; it is called again when the kernel is left (to user code, or to sleep), and takes
+ * what has gathered. If nothing has, GATHER times in a row, each request has its bell again. A kernel that is not
+ * left for long is looked at every GATHER_NS.
+ */
+#define GATHER 8
+#define GATHER_NS 1000000
+
+static bool gather(struct xen *x, struct xen_cpu *c, u32 port)
+{
+    struct port *p = &x->port[port];
+
+    if (p->stay == c->stays)
+        p->gather = GATHER;
+    p->stay = c->stays;
+    if (!p->gather)
+        return false;
+    for (unsigned i = 0; i < c->nr_gathering; i++)
+        if (c->gathering[i] == port)
+            return true;
+    if (c->nr_gathering == ARRAY_SIZE(c->gathering))
+        return false;
+    c->gathering[c->nr_gathering] = port;
+    __atomic_store_n(&c->nr_gathering, c->nr_gathering + 1, __ATOMIC_RELEASE);
+    if (!__atomic_exchange_n(&x->gather_armed, true, __ATOMIC_SEQ_CST)) {
+        struct vm_clock *clock = machine_clock(x->c.machine);
+        timer_arm(clock, &x->gather_timer, clock_now(clock) + GATHER_NS);
+    }
+    return true;
+}
+
+void ports_left(struct xen_cpu *c)
+{
+    struct xen *x = c->xen;
+
+    xen_lock(x, c);
+    while (c->nr_gathering) {
+        u32 port = c->gathering[c->nr_gathering - 1];
+        __atomic_store_n(&c->nr_gathering, c->nr_gathering - 1, __ATOMIC_RELEASE);
+        bool any = notify_backend(x, c, port, true);
+        struct port *p = &x->port[port];
+        p->gather = any ? GATHER : p->gather ? p->gather - 1 : 0;
+    }
+    xen_unlock(x);
+}
+
+static void on_gather_timer(void *opaque)
+{
+    struct xen *x = opaque;
+
+    __atomic_store_n(&x->gather_armed, false, __ATOMIC_SEQ_CST);
+    for (unsigned i = 0; i < x->c.nr_cpus; i++)
+        if (__atomic_load_n(&x->cpu[i].nr_gathering, __ATOMIC_ACQUIRE)) {
+            __atomic_store_n(&x->cpu[i].gathered_late, true, __ATOMIC_SEQ_CST);
+            x->c.kick(x->c.opaque, i, VITRO_KICK_INTR);
+        }
+}
+
+int ports_init(struct xen *x)
+{
+    return timer_init(machine_clock(x->c.machine), &x->gather_timer, on_gather_timer, x);
 }
 
 static s64 send(struct xen *x, struct xen_cpu *c, u32 port)
@@ -246,7 +313,7 @@ static s64 send(struct xen *x, struct xen_cpu *c, u32 port)
         else if (port == x->store_port)
             store_notified(x->store);
         else
-            notify_backend(x, c, port);
+            notify_backend(x, c, port, !gather(x, c, port));
         return 0;
     case XEN_EVTCHN_ipi:
         port_raise(x, port);

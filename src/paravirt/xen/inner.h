@@ -27,8 +27,22 @@ struct frame {
     u32 count;   /* uses as that type */
     u8 type;
     u8 pinned;   /* one of them is the guest's pin */
-    bool kernel; /* a table that an upper half has, or had */
-    bool busy;   /* about to become a table: its entries do not count yet */
+    u8 group;    /* of a page table of user code's half: spaces.c */
+    bool kernel : 1;  /* a table that an upper half has, or had */
+    bool busy : 1;    /* about to become a table: its entries do not count yet */
+    bool grouped : 1; /* a base table with something in user code's half */
+};
+_Static_assert(sizeof(struct frame) == 8, "one for each of the guest's frames");
+
+/* spaces.c */
+#define NR_GROUPS 256
+#define GROUP_ALL 0 /* what is in all address spaces; as a frame's group: none */
+#define NR_USER_SPACES 7 /* the engine has 8 */
+struct user_space {
+    u64 root; /* frame of the base table; 0: never used */
+    u64 seen; /* changes that what is remembered is newer than */
+    u64 used;
+    u8 group;
 };
 
 struct trap_gate {
@@ -45,6 +59,9 @@ struct xen_cpu {
     struct trap_gate trap[256];
     struct { u64 address; bool mask; } callback[XEN_NR_CALLBACKS];
     u64 kernel_cr3, user_cr3;        /* 0: none */
+    struct user_space space[NR_USER_SPACES];
+    unsigned space_now;
+    u64 space_clock;
     u64 kernel_seen;                 /* x->kernel_changes at the last flush of everything */
     u64 cr0, cr4;                    /* as the guest sees them */
     bool initialised;                /* it has a state to start from, or has started */
@@ -60,6 +77,13 @@ struct xen_cpu {
     u32 virq_port[XEN_NR_VIRQS];     /* 0: not bound */
     struct vm_timer timer, poll_timer;
     u64 deadline;                    /* system time in ns; CLOCK_NEVER */
+    u8 iopl;                         /* what user code may do with ports: ports.c */
+    u64 iobitmap_la;
+    u32 iobitmap_ports;
+    u32 stays;                       /* how often its kernel was left, to user code or to sleep */
+    u32 nr_gathering;                /* ports that are looked at again when it is left next */
+    u32 gathering[8];
+    bool gathered_late;              /* it has not been left for long: look now */
     u64 info_frame;                  /* where the guest put its vcpu_info, plus 1; 0: in shared_info */
 };
 
@@ -69,8 +93,10 @@ struct port {
     u8 virq;
     bool global;                     /* a VIRQ that one vCPU has for all */
     u16 remote;                      /* of unbound: who may bind it; of interdomain: always domain 0 */
-    void (*notify)(void *opaque);    /* of interdomain: who is told; NULL: console or xenstore */
+    bool (*notify)(void *opaque, bool rest); /* of interdomain: who is told (port_bind); NULL: console or xenstore */
     void *opaque;
+    u32 stay;                        /* xen_cpu.stays at the last bell */
+    u8 gather;                       /* so many times more its requests are gathered; 0: each has its bell */
 };
 
 struct xen {
@@ -92,6 +118,9 @@ struct xen {
     u64 kernel_changes;              /* of entries of upper halves that flushes must not leave */
     u64 kernel_half[511 - XEN_HOLE_LAST]; /* level 4, as the base table in use has it */
     bool kernel_differs;
+    u64 half_known[1024];            /* base tables whose upper half is that one: mfn + 1, by its low bits */
+    struct { u64 changes; bool mixed; } group[NR_GROUPS];
+    u8 last_group;
     u64 hole[2];                     /* what level-4 slots 256 and 257 hold */
     u64 gdt_l1;                      /* entry of the level 1 table behind GDT_AREA */
     u64 gdt_own;                     /* frame of the descriptors that are always there */
@@ -101,10 +130,15 @@ struct xen {
     struct xen_shared_info *shared;
     struct port port[XEN_EVTCHNS];
     u32 console_port, store_port;
+    struct vm_timer gather_timer;
+    bool gather_armed;
+    bool suspend_asked;              /* by xen_ask_shutdown() */
+    bool suspended;                  /* no vCPU runs until xen_wake() */
     struct xen_console_ring *console;
     struct store *store;
     struct grants *grants;
     struct bus *bus;
+    u16 first_port, nr_ports;        /* of the machine's, that the guest was given */
     u64 tsc_base;
     u32 tsc_mul;
     s8 tsc_shift;
@@ -126,23 +160,44 @@ struct xen_call {
 typedef s64 xen_call_fn(struct xen *x, struct xen_call *c);
 
 /* -- mmu.c: page tables, frame types ---------------------------------------------------------------------------- */
-xen_call_fn xen_mmu_update, xen_update_va_mapping, xen_mmuext_op;
+xen_call_fn xen_mmu_update;
+/* mmu_list - may the list of requests that mmu_update and mmuext_op are given be looked at? 0 or an error.
+ * mmu_list_end - say how many were done, if the guest asks; r, or -EFAULT. */
+s64 mmu_list(const struct xen_call *c);
+s64 mmu_list_end(struct xen_call *c, u64 done, s64 r);
 /* frame_get - one more use of a frame as a type; a page table is checked through and through first. 0, or -XEN_EINVAL: it is
  * not the guest's, is used as something else, or holds what may not be there. */
 int frame_get(struct xen *x, u64 mfn, enum frame_type type);
 void frame_put(struct xen *x, u64 mfn);
 bool xen_write_fault(void *opaque, unsigned vcpu, u64 gpa);
 /* mmu_table_of - the level 1 table that maps va in an address space. False: there is none. mmu_entry_write - an entry of a table
- * of the guest's becomes `e`: 0, or -XEN_EINVAL if it may not be. mmu_flush_page - of every vCPU's translations. */
+ * of the guest's becomes `e`: 0, or -XEN_EINVAL if it may not be. */
 bool mmu_table_of(struct xen *x, u64 cr3, u64 va, u64 *mfn);
 int mmu_entry_write(struct xen *x, u64 mfn, unsigned i, u64 e);
-void mmu_flush_page(struct xen *x, struct xen_cpu *c, u64 va);
 /* mmu_kernel_half - a vCPU goes to this base table, or (NULL) one is put down before any runs: is its upper half the one that
  * is known? */
 void mmu_kernel_half(struct xen *x, struct xen_cpu *c, u64 mfn);
 /* xen_lock - for a hypercall of c's. */
 void xen_lock(struct xen *x, struct xen_cpu *c);
 void xen_unlock(struct xen *x);
+
+/* -- mmuext.c: flushes, base pointers, pins ------------------------------------------------------------------------------- */
+xen_call_fn xen_update_va_mapping, xen_mmuext_op;
+/* mmu_flush_page - of every vCPU's translations. */
+void mmu_flush_page(struct xen *x, struct xen_cpu *c, u64 va);
+
+/* -- spaces.c: translations of user code that are kept -------------------------------------------------------------- */
+u8 group_new(struct xen *x);
+/* group_for - of what entry i of a table links, if it is to be e. group_join - a table that is one already is linked there. */
+u8 group_for(struct xen *x, u64 mfn, unsigned level, unsigned i, u64 e);
+void group_join(struct xen *x, u64 mfn, u8 group);
+/* group_entry - an entry went from old to new. group_put - a frame has one use less. */
+void group_entry(struct xen *x, u64 mfn, unsigned level, unsigned i, u64 old, u64 new);
+void group_put(struct xen *x, u64 mfn);
+/* space_switch - c->user_cr3 is another one. space_refresh - a flush by the interface is due; space_flushed - it was done. */
+void space_switch(struct xen_cpu *c);
+void space_refresh(struct xen_cpu *c);
+void space_flushed(struct xen_cpu *c);
 
 /* -- memory.c: reservations, the machine-to-physical table, descriptor tables -------------------------------------- */
 xen_call_fn xen_memory_op, xen_set_gdt, xen_update_descriptor, xen_vm_assist;
@@ -164,11 +219,18 @@ bool cpu_upcall_due(const struct xen_cpu *c);
 bool cpu_canonical(u64 a);
 /* cpu_runstate - runstate_set(), from code that leaves vector registers alone. */
 void cpu_runstate(struct xen_cpu *c, unsigned state);
+/* cpu_left - the kernel is left, to user code or to sleep: what was gathered is looked at. No lock held. */
+void cpu_left(struct xen_cpu *c);
 /* cpu_upcall - go to the event callback if one is due. */
 enum vitro_crossing cpu_upcall(struct xen_cpu *c, struct vitro_frame *f);
 
 /* -- calls.c: which function a hypercall is ---------------------------------------------------------------------------- */
 enum vitro_crossing xen_syscall(void *opaque, unsigned vcpu, struct vitro_frame *f, bool code64);
+
+/* -- ports.c --------------------------------------------------------------------------------------------------------------- */
+xen_call_fn xen_physdev_op;
+/* ports_access - VITRO_IN, VITRO_OUT. False: #GP. */
+bool ports_access(struct xen_cpu *c, const struct vitro_frame *f, struct vitro_privileged *p);
 
 /* -- evtchn.c ------------------------------------------------------------------------------------------------------------ */
 xen_call_fn xen_event_channel_op;
@@ -177,6 +239,9 @@ void port_raise(struct xen *x, u32 port);
 void virq_raise(struct xen_cpu *c, unsigned virq);
 /* port_open - a port of the guest's whose other end is ours. 0: none left. */
 u32 port_open(struct xen *x);
+/* ports_init - once. ports_left - c's kernel is about to be left, or was not for long: look again at what is gathered. No lock held. */
+int ports_init(struct xen *x);
+void ports_left(struct xen_cpu *c);
 
 /* -- vcpu.c: processors ----------------------------------------------------------------------------------------------------- */
 xen_call_fn xen_vcpu_op;

@@ -31,8 +31,9 @@ void grant_put(struct xen *x, u32 ref, bool write, u64 frame, bool written);
 static inline u8 *grant_page(const struct xen *x, u64 frame) { return x->c.host + (frame << PAGE_SHIFT); }
 
 /* -- evtchn.c: ports that the guest offers to domain 0; with x->lock held --------------------------------------------- */
-/* port_bind - take one: notify is called on the vCPU thread that sends, without locks. False: it is not offered to us. */
-bool port_bind(struct xen *x, u64 port, void (*notify)(void *opaque), void *opaque);
+/* port_bind - take one: notify is called on the vCPU thread that sends, without locks. rest: there will be no other call without
+ * a bell, so ask for one; else there will be. It returns whether there was a request. False: the port is not offered to us. */
+bool port_bind(struct xen *x, u64 port, bool (*notify)(void *opaque, bool rest), void *opaque);
 /* port_unbind - nothing, if the guest has closed it since. */
 void port_unbind(struct xen *x, u32 port, const void *opaque);
 
@@ -74,6 +75,8 @@ bool ring_rest(struct xen_ring *r, u32 more);
 void ring_answer(struct xen_ring *r, const void *rsp, size_t len);
 /* ring_publish - let the front end see the answers. True: it wants to be told. */
 bool ring_publish(struct xen_ring *r);
+/* ring_awaits - it wants to be told of an answer behind the first `told`, and there is one. */
+bool ring_awaits(const struct xen_ring *r, u32 told);
 
 /* -- bus.c: devices and their states ---------------------------------------------------------------------------------------------- */
 struct backend;
@@ -101,7 +104,8 @@ struct backend {
     char name[16];            /* for people */
     char front[64], back[64]; /* where the two ends are in the store */
     enum xenbus_state state;  /* of ours */
-    bool connected, leaving;  /* leaving: it is to be taken away */
+    bool connected, leaving;  /* leaving: it is to be taken away, */
+    bool forced;              /* whether the guest lets go of it or not */
     bool gone;                /* and has been */
 };
 int bus_create(struct xen *x);

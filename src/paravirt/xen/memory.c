@@ -43,6 +43,14 @@ static bool take(struct xen *x, u64 wish, u64 *mfn)
     return true;
 }
 
+u64 xen_balloon_actual(struct xen *x)
+{
+    pthread_mutex_lock(&x->lock);
+    u64 frames = x->nr_frames - x->nr_gone;
+    pthread_mutex_unlock(&x->lock);
+    return frames << PAGE_SHIFT;
+}
+
 /* How many extents were done: the list ends at the first that cannot be. */
 static s64 change_reservation(struct xen *x, struct xen_call *c, unsigned op)
 {
@@ -173,6 +181,7 @@ int gdt_load(struct xen_cpu *c, const u64 *mfn, unsigned nr)
     for (i = 0; i < nr; i++)
         c->gdt_frame[i] = (u32)mfn[i];
     c->nr_gdt = nr;
+    vitro_vcpu_descriptors_changed(c->vcpu);
     if (c->started) /* on its own thread; else it knows nothing yet */
         vitro_vcpu_flush_pages(c->vcpu, 0, GDT_AREA + c->index * GDT_AREA_STRIDE, XEN_GDT_RESERVED_PAGE, true);
     return 0;
@@ -220,6 +229,7 @@ s64 xen_update_descriptor(struct xen *x, struct xen_call *c)
     }
     __atomic_store_n((u64 *)(x->c.host + c->a[0]), d, __ATOMIC_SEQ_CST);
     ram_written(x->c.ram, c->a[0], 8);
+    vitro_vcpu_descriptors_changed(c->cpu->vcpu);
     if (!table)
         frame_put(x, mfn);
     return 0;

@@ -8,12 +8,10 @@
  *
  * These functions run with the guest's vector registers in place, as all that struct vitro_outer calls.
  * A/D bits are set by the walker while we look: entries are exchanged, not stored.
- * Source: Xen's public xen.h (MMU_*, MMUEXT_*). Not done: superpages, linear page tables, pinning below
+ * Source: Xen's public xen.h (MMU_*). Not done: superpages, linear page tables, pinning below
  * a level that is in use as another one, foreign domains.
  */
 #include "paravirt/xen/inner.h"
-#include <errno.h>
-#include <string.h>
 
 #define AD (PTE_A | PTE_D)
 
@@ -25,25 +23,25 @@ static bool frame_is_shared(const struct xen *x, u64 mfn)
 }
 
 /* frame_get, frame_put with x->mmu held, as all of this file's static functions have it that do not say otherwise. */
-static int get(struct xen *x, u64 mfn, enum frame_type type);
+static int get(struct xen *x, u64 mfn, enum frame_type type, u8 group);
 static void put(struct xen *x, u64 mfn);
 
 /* -- Entries ------------------------------------------------------------------------------------------------ */
 
-/* entry_get - one more use, by an entry of a table of this level. */
-static int entry_get(struct xen *x, unsigned level, u64 e)
+/* entry_get - one more use, by an entry of a table of this level; what it links is to be of that group (spaces.c). */
+static int entry_get(struct xen *x, unsigned level, u64 e, u8 group)
 {
     u64 mfn = PTE_MFN(e);
 
     if (!(e & PTE_P))
         return 0;
     if (level > 1)
-        return e & PTE_PS ? -XEN_EINVAL : get(x, mfn, (enum frame_type)(level - 1));
+        return e & PTE_PS ? -XEN_EINVAL : get(x, mfn, (enum frame_type)(level - 1), group);
     if (mfn >= x->nr_frames)
         return frame_is_shared(x, mfn) ? 0 : -XEN_EINVAL;
     if (x->frame[mfn].type == FRAME_GONE)
         return -XEN_EINVAL;
-    return e & PTE_W ? get(x, mfn, FRAME_WRITABLE) : 0;
+    return e & PTE_W ? get(x, mfn, FRAME_WRITABLE, 0) : 0;
 }
 
 static void entry_put(struct xen *x, unsigned level, u64 e)
@@ -97,13 +95,23 @@ static bool kernel_entry(struct xen *x, u64 mfn, unsigned level, unsigned i, u64
     return level == 1;
 }
 
+static u64 *half_known(struct xen *x, u64 mfn) { return &x->half_known[mfn % ARRAY_SIZE(x->half_known)]; }
+
+/* Nothing is known of this base table's upper half. */
+static void half_forget(struct xen *x, u64 mfn)
+{
+    if (*half_known(x, mfn) == mfn + 1)
+        *half_known(x, mfn) = 0;
+}
+
 void mmu_kernel_half(struct xen *x, struct xen_cpu *c, u64 mfn)
 {
     const u64 *t = xen_table(x, mfn) + FIRST_KERNEL;
+    u64 *known = half_known(x, mfn);
     unsigned up = 0;
-    bool same = true;
+    bool same = true, differs = false;
 
-    if (x->kernel_differs)
+    if (x->kernel_differs || *known == mfn + 1)
         return;
     for (unsigned i = 0; i < ARRAY_SIZE(x->kernel_half); i++) {
         u64 e = t[i] & ~(u64)(PTE_A | PTE_D);
@@ -111,7 +119,11 @@ void mmu_kernel_half(struct xen *x, struct xen_cpu *c, u64 mfn)
             continue;
         same &= !x->kernel_half[i];
         x->kernel_half[i] = e;
+        differs = true;
     }
+    for (unsigned i = 0; differs && i < ARRAY_SIZE(x->half_known); i++)
+        x->half_known[i] = 0;
+    *known = mfn + 1;
     if (same || !c)
         return;
     for (unsigned i = 0; i < x->c.nr_cpus; i++)
@@ -121,16 +133,6 @@ void mmu_kernel_half(struct xen *x, struct xen_cpu *c, u64 mfn)
         x->kernel_differs = true;
         vitro_vcpu_kernel_differs(x->holder);
     }
-}
-
-/* Everything that a flush by the interface ends, on c's own thread. */
-static bool kernel_stale(struct xen_cpu *c)
-{
-    u64 now = __atomic_load_n(&c->xen->kernel_changes, __ATOMIC_SEQ_CST);
-    bool stale = c->kernel_seen != now || c->xen->kernel_differs;
-
-    c->kernel_seen = now;
-    return stale;
 }
 
 static bool in_hole(unsigned level, unsigned i)
@@ -147,7 +149,7 @@ static int table_check(struct xen *x, u64 mfn, unsigned level)
     for (i = 0; i < 512; i++) {
         if (in_hole(level, i))
             continue;
-        r = entry_get(x, level, t[i]);
+        r = entry_get(x, level, t[i], group_for(x, mfn, level, i, t[i]));
         if (r)
             break;
         if (level > 1 && (t[i] & PTE_P) && links_kernel(x, mfn, level, i))
@@ -185,7 +187,7 @@ static int descriptors_check(struct xen *x, u64 mfn)
 
 /* -- Frames --------------------------------------------------------------------------------------------------- */
 
-static int get(struct xen *x, u64 mfn, enum frame_type type)
+static int get(struct xen *x, u64 mfn, enum frame_type type, u8 group)
 {
     if (mfn >= x->nr_frames)
         return -XEN_EINVAL;
@@ -197,12 +199,15 @@ static int get(struct xen *x, u64 mfn, enum frame_type type)
         if (p->type != type || p->count == ~0u)
             return -XEN_EINVAL;
         p->count++;
+        if (is_table(type))
+            group_join(x, mfn, group);
         return 0;
     }
     p->type = (u8)type;
     p->count = 1;
     if (type == FRAME_WRITABLE)
         return 0;
+    p->group = type == FRAME_L4 ? group_new(x) : is_table(type) ? group : 0;
     /* Whoever could write it a moment ago may still have a mapping that was not flushed. */
     p->busy = true;
     if (x->holder) { /* it may wait for other vCPUs */
@@ -214,6 +219,7 @@ static int get(struct xen *x, u64 mfn, enum frame_type type)
     r = type == FRAME_GONE ? 0 : type == FRAME_DESC ? descriptors_check(x, mfn) : table_check(x, mfn, type);
     if (r) {
         p->count = 0;
+        group_put(x, mfn);
         p->type = FRAME_NONE;
     }
     return r;
@@ -225,11 +231,15 @@ static void put(struct xen *x, u64 mfn)
 
     if (!p || !p->count)
         return; /* a table was written behind our back, by a device: the guest's own harm */
-    if (--p->count)
+    p->count--;
+    group_put(x, mfn);
+    if (p->count)
         return;
 
     unsigned type = p->type;
     p->kernel = false;
+    if (type == FRAME_L4)
+        half_forget(x, mfn);
     p->type = FRAME_NONE;
     if (is_table(type))
         table_drop(x, mfn, type);
@@ -238,7 +248,7 @@ static void put(struct xen *x, u64 mfn)
 int frame_get(struct xen *x, u64 mfn, enum frame_type type)
 {
     pthread_mutex_lock(&x->mmu);
-    int r = get(x, mfn, type);
+    int r = get(x, mfn, type, 0);
     pthread_mutex_unlock(&x->mmu);
     return r;
 }
@@ -254,31 +264,45 @@ void frame_put(struct xen *x, u64 mfn)
 
 /*
  * entry_write - entry `i` of the table `mfn` becomes `e`. keep_ad: but for A and D. soft: a page that may not be writable is
- * mapped without that right.
+ * mapped without that right. only_from: if it is that now, else STALE and nothing is changed; NULL: whatever it is.
  */
-static int entry_write(struct xen *x, u64 mfn, unsigned i, u64 e, bool keep_ad, bool soft)
+#define STALE 1
+static int entry_write(struct xen *x, u64 mfn, unsigned i, u64 e, bool keep_ad, bool soft, const u64 *only_from)
 {
     unsigned level = x->frame[mfn].type;
     u64 *at = xen_table(x, mfn) + i, old = __atomic_load_n(at, __ATOMIC_RELAXED), new;
 
     if (in_hole(level, i))
         return -XEN_EINVAL;
+    if (only_from && old != *only_from)
+        return STALE;
 
     bool same = (e & PTE_P) && (old & PTE_P) && PTE_MFN(e) == PTE_MFN(old) && !((e ^ old) & PTE_W) &&
                 (level == 1 || !(e & PTE_PS));
 
     if (!same) {
-        int r = entry_get(x, level, e);
+        u8 group = group_for(x, mfn, level, i, e);
+        int r = entry_get(x, level, e, group);
         if (r && soft && level == 1 && (e & PTE_W)) {
             e &= ~PTE_W;
-            r = entry_get(x, level, e);
+            r = entry_get(x, level, e, group);
         }
         if (r)
             return r;
     }
-    do {
+    for (;;) {
         new = keep_ad ? (e & ~AD) | (old & AD) : e;
-    } while (!__atomic_compare_exchange_n(at, &old, new, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED));
+        if (__atomic_compare_exchange_n(at, &old, new, false, __ATOMIC_SEQ_CST, __ATOMIC_RELAXED))
+            break;
+        if (only_from) { /* the walker set A or D */
+            if (!same)
+                entry_put(x, level, e);
+            return STALE;
+        }
+    }
+    group_entry(x, mfn, level, i, old, new);
+    if (level == 4 && i >= FIRST_KERNEL)
+        half_forget(x, mfn);
     if (level > 1 && (new & PTE_P) && links_kernel(x, mfn, level, i))
         kernel_mark(x, PTE_MFN(new), level - 1);
     if (kernel_entry(x, mfn, level, i, old, new)) {
@@ -302,7 +326,7 @@ static int table_write(struct xen *x, u64 mfn, unsigned i, u64 e, bool keep_ad)
 
     pthread_mutex_lock(&x->mmu);
     if (mfn < x->nr_frames && x->frame[mfn].count && is_table(x->frame[mfn].type))
-        r = entry_write(x, mfn, i, e, keep_ad, false);
+        r = entry_write(x, mfn, i, e, keep_ad, false, NULL);
     pthread_mutex_unlock(&x->mmu);
     return r;
 }
@@ -312,15 +336,26 @@ int mmu_entry_write(struct xen *x, u64 mfn, unsigned i, u64 e)
     return table_write(x, mfn, i, e, false) ? -XEN_EINVAL : 0;
 }
 
+s64 mmu_list(const struct xen_call *c)
+{
+    if ((u16)c->a[3] != XEN_DOMID_SELF)
+        return -XEN_EPERM;
+    return (u32)c->a[1] > 1u << 20 ? -XEN_E2BIG : 0;
+}
+
+s64 mmu_list_end(struct xen_call *c, u64 done, s64 r)
+{
+    u32 out = (u32)done;
+    return c->a[2] && vitro_vcpu_copy_out(c->cpu->vcpu, c->a[2], &out, sizeof(out)) ? -XEN_EFAULT : r;
+}
+
 s64 xen_mmu_update(struct xen *x, struct xen_call *c)
 {
     u64 list = c->a[0], count = (u32)c->a[1], done = 0;
-    s64 r = 0;
+    s64 r = mmu_list(c);
 
-    if ((u16)c->a[3] != XEN_DOMID_SELF)
-        return -XEN_EPERM;
-    if (count > 1u << 20)
-        return -XEN_E2BIG;
+    if (r)
+        return r;
     for (; done < count; done++) {
         struct xen_mmu_update u;
         if (vitro_vcpu_copy_in(c->cpu->vcpu, list + done * sizeof(u), &u, sizeof(u))) {
@@ -353,10 +388,7 @@ s64 xen_mmu_update(struct xen *x, struct xen_call *c)
         if (r)
             break;
     }
-    u32 out = (u32)done;
-    if (c->a[2] && vitro_vcpu_copy_out(c->cpu->vcpu, c->a[2], &out, sizeof(out)))
-        return -XEN_EFAULT;
-    return r;
+    return mmu_list_end(c, done, r);
 }
 
 /* The level 1 table that maps va in the current address space, as far as there is one. */
@@ -374,194 +406,6 @@ bool mmu_table_of(struct xen *x, u64 cr3, u64 va, u64 *mfn)
     }
     *mfn = t;
     return t < x->nr_frames && x->frame[t].type == FRAME_L1;
-}
-
-/* -- Flushing ---------------------------------------------------------------------------------------------------- */
-
-static void flush_pages(struct xen_cpu *c, u64 va, u64 pages)
-{
-    vitro_vcpu_flush_pages(c->vcpu, 0, va, pages, true);
-}
-
-/* Which vCPUs a mask in guest memory names; ~0 if it cannot be read. */
-static int read_mask(struct xen *x, struct xen_cpu *c, u64 at, u64 *mask)
-{
-    *mask = 0;
-    return vitro_vcpu_copy_in(c->vcpu, at, mask, (x->c.nr_cpus + 7) / 8) ? -XEN_EFAULT : 0;
-}
-
-/* Of the vCPUs in a mask: a page, or (va ~0) everything. */
-static void flush_mask(struct xen *x, struct xen_cpu *c, u64 mask, u64 va)
-{
-    if (mask >> c->index & 1) {
-        if (va == ~0ull)
-            vitro_vcpu_flush_all(c->vcpu, kernel_stale(c));
-        else
-            flush_pages(c, va, 1);
-    }
-    if (x->c.nr_cpus > 1 && (mask & ~(1ull << c->index)))
-        vitro_vcpu_flush_mask(c->vcpu, mask);
-}
-
-void mmu_flush_page(struct xen *x, struct xen_cpu *c, u64 va)
-{
-    flush_mask(x, c, ~0ull, va);
-}
-
-s64 xen_update_va_mapping(struct xen *x, struct xen_call *c)
-{
-    u64 va = c->a[0], val = c->a[1], flags = c->a[2], mfn, mask = 1ull << c->cpu->index;
-    int r;
-
-    if (!mmu_table_of(x, c->cpu->kernel_cr3, va, &mfn))
-        return -XEN_EINVAL;
-    r = mmu_entry_write(x, mfn, va >> PAGE_SHIFT & 511, val);
-    if (r)
-        return r;
-    if (flags & ~7ull)
-        r = read_mask(x, c->cpu, flags & ~7ull, &mask);
-    else if (flags & XEN_UVMF_ALL)
-        mask = ~0ull;
-    if (r)
-        return r;
-    if ((flags & 3) == XEN_UVMF_TLB_FLUSH)
-        flush_mask(x, c->cpu, mask, ~0ull);
-    else if ((flags & 3) == XEN_UVMF_INVLPG)
-        flush_mask(x, c->cpu, mask, va);
-    return 0;
-}
-
-/* -- mmuext_op ------------------------------------------------------------------------------------------------------- */
-
-static int pin(struct xen *x, u64 mfn, enum frame_type type)
-{
-    int r = frame_get(x, mfn, type);
-
-    if (r)
-        return r;
-    if (x->frame[mfn].pinned) {
-        frame_put(x, mfn);
-        return -XEN_EINVAL;
-    }
-    x->frame[mfn].pinned = 1;
-    return 0;
-}
-
-static int unpin(struct xen *x, u64 mfn)
-{
-    if (mfn >= x->nr_frames || !x->frame[mfn].pinned)
-        return -XEN_EINVAL;
-    x->frame[mfn].pinned = 0;
-    frame_put(x, mfn);
-    return 0;
-}
-
-static int new_base(struct xen *x, struct xen_call *c, u64 *base, u64 mfn)
-{
-    u64 old = *base >> PAGE_SHIFT;
-
-    if (mfn || base == &c->cpu->kernel_cr3) {
-        int r = frame_get(x, mfn, FRAME_L4);
-        if (r)
-            return r;
-    }
-    *base = mfn << PAGE_SHIFT;
-    if (old)
-        frame_put(x, old);
-    return 0;
-}
-
-static int page_op(struct xen *x, u64 to, u64 from, bool copy)
-{
-    if (copy && from >= x->nr_frames)
-        return -XEN_EINVAL;
-    int r = frame_get(x, to, FRAME_WRITABLE);
-    if (r)
-        return r;
-    vitro_vcpu_vectors_away(x->holder);
-    if (copy)
-        memmove(xen_table(x, to), xen_table(x, from), PAGE_SIZE);
-    else
-        memset(xen_table(x, to), 0, PAGE_SIZE);
-    ram_written(x->c.ram, to << PAGE_SHIFT, PAGE_SIZE);
-    vitro_vcpu_vectors_back(x->holder);
-    frame_put(x, to);
-    return 0;
-}
-
-static int one_op(struct xen *x, struct xen_call *c, const struct xen_mmuext_op *op)
-{
-    struct xen_cpu *cpu = c->cpu;
-    u64 mask;
-    int r;
-
-    switch (op->cmd) {
-    case XEN_MMUEXT_PIN_L1: case XEN_MMUEXT_PIN_L2: case XEN_MMUEXT_PIN_L3: case XEN_MMUEXT_PIN_L4:
-        return pin(x, op->arg1, (enum frame_type)(op->cmd - XEN_MMUEXT_PIN_L1 + FRAME_L1));
-    case XEN_MMUEXT_UNPIN:
-        return unpin(x, op->arg1);
-    case XEN_MMUEXT_NEW_BASEPTR:
-        r = new_base(x, c, &cpu->kernel_cr3, op->arg1);
-        if (r)
-            return r;
-        c->frame->cr3 = cpu->kernel_cr3;
-        mmu_kernel_half(x, cpu, op->arg1);
-        if (kernel_stale(cpu))
-            vitro_vcpu_flush_all(cpu->vcpu, true);
-        vitro_vcpu_switch_space(cpu->vcpu, cpu->kernel_cr3);
-        return 0;
-    case XEN_MMUEXT_NEW_USER_BASEPTR:
-        r = new_base(x, c, &cpu->user_cr3, op->arg1);
-        if (!r)
-            vitro_vcpu_switch_space(cpu->vcpu, cpu->kernel_cr3);
-        return r;
-    case XEN_MMUEXT_TLB_FLUSH_LOCAL:
-        vitro_vcpu_flush_all(cpu->vcpu, kernel_stale(cpu));
-        return 0;
-    case XEN_MMUEXT_INVLPG_LOCAL:
-        flush_pages(cpu, op->arg1, 1);
-        return 0;
-    case XEN_MMUEXT_TLB_FLUSH_MULTI: case XEN_MMUEXT_INVLPG_MULTI:
-        r = read_mask(x, cpu, op->arg2, &mask);
-        if (!r)
-            flush_mask(x, cpu, mask, op->cmd == XEN_MMUEXT_INVLPG_MULTI ? op->arg1 & PAGE_MASK : ~0ull);
-        return r;
-    case XEN_MMUEXT_TLB_FLUSH_ALL: case XEN_MMUEXT_INVLPG_ALL:
-        flush_mask(x, cpu, ~0ull, op->cmd == XEN_MMUEXT_INVLPG_ALL ? op->arg1 & PAGE_MASK : ~0ull);
-        return 0;
-    case XEN_MMUEXT_FLUSH_CACHE: case XEN_MMUEXT_FLUSH_CACHE_GLOBAL:
-        return 0; /* memory is coherent */
-    case XEN_MMUEXT_SET_LDT:
-        if (op->arg2 > 8192 || (op->arg2 && (op->arg1 & ~PAGE_MASK)))
-            return -XEN_EINVAL;
-        vitro_vcpu_set_ldt(cpu->vcpu, op->arg1, (u32)op->arg2 * 8);
-        return 0;
-    case XEN_MMUEXT_CLEAR_PAGE:
-        return page_op(x, op->arg1, 0, false);
-    case XEN_MMUEXT_COPY_PAGE:
-        return page_op(x, op->arg1, op->arg2, true);
-    }
-    return -XEN_ENOSYS;
-}
-
-s64 xen_mmuext_op(struct xen *x, struct xen_call *c)
-{
-    u64 list = c->a[0], count = (u32)c->a[1], done = 0;
-    s64 r = 0;
-
-    if ((u16)c->a[3] != XEN_DOMID_SELF)
-        return -XEN_EPERM;
-    if (count > 1u << 20)
-        return -XEN_E2BIG;
-    for (; done < count && !r; done += !r) {
-        struct xen_mmuext_op op;
-        r = vitro_vcpu_copy_in(c->cpu->vcpu, list + done * sizeof(op), &op, sizeof(op)) ? -XEN_EFAULT
-                                                                                         : one_op(x, c, &op);
-    }
-    u32 out = (u32)done;
-    if (c->a[2] && vitro_vcpu_copy_out(c->cpu->vcpu, c->a[2], &out, sizeof(out)))
-        return -XEN_EFAULT;
-    return r;
 }
 
 /* -- Stores into page tables that are mapped without the right to ------------------------------------------------------- */
@@ -597,26 +441,39 @@ void xen_mmio_read(void *opaque, unsigned vcpu, gpa_t gpa, void *buf, unsigned l
             bytes_copy((u8 *)buf + i, &ones, MIN(len - i, 8u));
 }
 
-/* An entry that may not be there is not written, and the guest's kernel dies of it as it would of the page fault. */
+/*
+ * An entry that may not be there is not written, and the guest's kernel gets the page fault. The walker may set A and D of
+ * the entry at any time: what the instruction did not write, or read before it did, must still be so.
+ */
 void xen_mmio_write(void *opaque, unsigned vcpu, gpa_t gpa, const void *buf, unsigned len)
 {
     struct xen *x = opaque;
+    struct vitro_vcpu *v = x->cpu[vcpu].vcpu;
+    const u8 *before = vitro_vcpu_store_before(v);
     u64 mfn = gpa >> PAGE_SHIFT, at = gpa & ~7ull;
     int r = 0;
 
     pthread_mutex_lock(&x->mmu);
     if (mfn >= x->nr_frames || x->frame[mfn].type != FRAME_L1)
         r = -XEN_EINVAL;
-    for (; at < gpa + len && !r; at += 8) {
-        u64 e = *(u64 *)(x->c.host + at), from = MAX(at, gpa), to = MIN(at + 8, gpa + len);
+    while (at < gpa + len && !r) {
+        u64 *entry = (u64 *)(x->c.host + at), was = __atomic_load_n(entry, __ATOMIC_RELAXED), e = was;
+        u64 from = MAX(at, gpa), to = MIN(at + 8, gpa + len);
         bytes_copy((u8 *)&e + (from - at), (const u8 *)buf + (from - gpa), (unsigned)(to - from));
+        if (before)
+            bytes_copy((u8 *)&was + (from - at), before + (from - gpa), (unsigned)(to - from));
         if (x->frame[mfn].busy) /* what is there will be looked at */
-            __atomic_store_n(xen_table(x, mfn) + (at >> 3 & 511), e, __ATOMIC_SEQ_CST);
+            __atomic_store_n(entry, e, __ATOMIC_SEQ_CST);
         else
-            r = entry_write(x, mfn, at >> 3 & 511, e, false, true);
+            r = entry_write(x, mfn, at >> 3 & 511, e, false, true, before || to - from < 8 ? &was : NULL);
+        if (r == STALE && !before)
+            r = 0; /* once more */
+        else
+            at += 8;
     }
     pthread_mutex_unlock(&x->mmu);
-    if (r)
-        vitro_vcpu_fail(x->cpu[vcpu].vcpu, "the guest's kernel wrote a page-table entry that may not be, at machine address "
-                        "%#llx", (unsigned long long)at);
+    if (r == STALE)
+        vitro_vcpu_store_again(v);
+    else if (r)
+        vitro_vcpu_refuse_store(v);
 }

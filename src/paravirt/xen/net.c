@@ -1,12 +1,14 @@
 /*
  * net.c - network back end: the card behind an eth0. Source: Xen's public io/netif.h. Offloads are what is behind it on the
- * host knows. Not offered: the control ring (feature-ctrl-ring, for hashes), multicast control, page flipping.
+ * host knows. The control ring is nethash.c's. Not offered: multicast control, page flipping.
  *
  * Threads: transmit on vCPU threads, straight into the back end of the host's; on_receive() on a thread of that, or from within
  * its send(). Locks: a queue's tx_lock, the host back end's own, a queue's rx_lock, x->lock.
  */
 #include "paravirt/xen/io.h"
+#include "machine/machine.h"
 #include "net/net.h"
+#include "paravirt/xen/nethash.h"
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -26,6 +28,8 @@ struct vif_queue {
     struct xen_ring tx, rx;
     u32 tx_port, rx_port;
     bool tx_connected, rx_connected;
+    bool untold;                      /* the front end waits for an event of what was sent */
+    u32 told;                         /* the answers it knows of by one */
     bool starved;                     /* a frame waits for room */
 };
 
@@ -35,10 +39,13 @@ struct vif {
     u8 mac[6];
     unsigned queues;                  /* offered */
     atomic_uint nr_queues;            /* in use */
+    struct vm_timer tell;
+    atomic_bool telling;              /* that timer is set */
     atomic_bool held;                 /* the machine stands still: frames wait; written under the rx_locks */
     bool sg;                          /* the front end takes frames in several pages */
     bool csum;                        /* and unfinished checksums */
     atomic_uchar flow[FLOWS];         /* the queue a flow was last sent by: answers go there */
+    struct net_hash hash;
     struct vif_queue queue[QUEUES_MAX];
 };
 
@@ -46,11 +53,30 @@ static struct vif *vif_of(struct backend *b) { return container_of(b, struct vif
 
 /* -- To the guest ------------------------------------------------------------------------------------------------ */
 
+/* What follows the first slot of a frame; the number of them. */
+static unsigned extras_of(const struct net_hdr *hdr, const struct net_hashed *hash, struct xen_netif_extra e[2])
+{
+    u8 gso = hdr->gso_type & (u8)~NET_GSO_ECN;
+    unsigned nr = 0;
+
+    if (gso)
+        e[nr++] = (struct xen_netif_extra){ .type = XEN_NETIF_EXTRA_GSO, .size = hdr->gso_size,
+                                            .gso_type = gso == NET_GSO_TCPV4 ? XEN_NETIF_GSO_TCPV4 : XEN_NETIF_GSO_TCPV6 };
+    if (hash->type) {
+        e[nr] = (struct xen_netif_extra){ .type = XEN_NETIF_EXTRA_HASH,
+                                          .hash = { (u8)__builtin_ctz(hash->type), XEN_NETIF_HASH_TOEPLITZ, { 0 } } };
+        memcpy(e[nr++].hash.value, &hash->value, 4);
+    }
+    if (nr == 2)
+        e[0].flags = XEN_NETIF_EXTRA_MORE;
+    return nr;
+}
+
 /* With rx_lock held, and room for all of it. */
-static void put_frame(struct vif_queue *q, const struct net_hdr *hdr, const u8 *frame, size_t len)
+static void put_frame(struct vif_queue *q, const struct net_hdr *hdr, const u8 *frame, size_t len,
+                      const struct xen_netif_extra *extra, unsigned extras)
 {
     struct xen *x = q->v->b.x;
-    u8 gso = hdr->gso_type & (u8)~NET_GSO_ECN;
     unsigned slots = (unsigned)((len + PAGE_SIZE - 1) / PAGE_SIZE);
     struct xen_netif_rx_request req, extra_req;
     struct { struct xen_netif_rx_request req; u64 frame; bool good; } slot[XEN_NETIF_SLOTS];
@@ -60,7 +86,7 @@ static void put_frame(struct vif_queue *q, const struct net_hdr *hdr, const u8 *
         ring_take(&q->rx, &req, sizeof(req));
         slot[i].req = req;
         slot[i].good = grant_get(x, req.gref, true, &slot[i].frame) == XEN_GNTST_okay;
-        if (!i && gso)
+        for (unsigned k = 0; !i && k < extras; k++)
             ring_take(&q->rx, &extra_req, sizeof(extra_req)); /* its place is for the extra */
     }
     pthread_mutex_unlock(&x->lock);
@@ -76,14 +102,11 @@ static void put_frame(struct vif_queue *q, const struct net_hdr *hdr, const u8 *
             rsp.flags |= XEN_NETRXF_csum_blank | XEN_NETRXF_data_validated;
         else if (!i && (hdr->flags & NET_DATA_VALID))
             rsp.flags |= XEN_NETRXF_data_validated;
-        if (!i && gso)
+        if (!i && extras)
             rsp.flags |= XEN_NETIF_extra_info;
         ring_answer(&q->rx, &rsp, sizeof(rsp));
-        if (!i && gso) {
-            const struct xen_netif_extra e = { .type = XEN_NETIF_EXTRA_GSO, .size = hdr->gso_size,
-                                               .gso_type = gso == NET_GSO_TCPV4 ? XEN_NETIF_GSO_TCPV4 : XEN_NETIF_GSO_TCPV6 };
-            ring_answer(&q->rx, &e, sizeof(e));
-        }
+        for (unsigned k = 0; !i && k < extras; k++)
+            ring_answer(&q->rx, &extra[k], sizeof(extra[k]));
     }
     pthread_mutex_lock(&x->lock);
     for (unsigned i = 0; i < slots; i++)
@@ -99,17 +122,23 @@ static bool on_receive(void *card, const struct net_hdr *hdr, const u8 *frame, s
     struct vif *v = card;
     unsigned queues = atomic_load(&v->nr_queues);
     unsigned at = queues > 1 ? atomic_load(&v->flow[net_flow(frame, len) % FLOWS]) % queues : 0;
+    struct net_hashed hash = { 0 };
+    struct xen_netif_extra extra[2];
+
+    if (hash_frame(&v->hash, frame, len, &hash))
+        at = queues ? hash.queue % queues : 0;
     struct vif_queue *q = &v->queue[at];
     bool taken = true;
 
     pthread_mutex_lock(&q->rx_lock);
-    u32 need = (u32)((len + PAGE_SIZE - 1) / PAGE_SIZE), more = hdr->gso_type & ~NET_GSO_ECN ? 1 : 0;
+    u32 need = (u32)((len + PAGE_SIZE - 1) / PAGE_SIZE), more = extras_of(hdr, &hash, extra);
     if (atomic_load(&v->held)) {
         taken = false; /* asked again after room() */
-    } else if (q->rx_connected && len && need + more <= (v->sg ? XEN_NETIF_SLOTS : 1)) { /* else it is lost */
+    } else if (q->rx_connected && len && need + more <= XEN_NETIF_SLOTS &&
+               (v->sg || (need == 1 && !(hdr->gso_type & ~NET_GSO_ECN)))) { /* else it is lost */
         taken = ring_waiting(&q->rx) >= need + more || ring_rest(&q->rx, need + more - 1);
         if (taken)
-            put_frame(q, hdr, frame, len);
+            put_frame(q, hdr, frame, len, extra, more);
         else if (q->rx.broken)
             taken = true; /* and lost */
         else
@@ -119,16 +148,18 @@ static bool on_receive(void *card, const struct net_hdr *hdr, const u8 *frame, s
     return taken;
 }
 
-static void on_rx_notify(void *opaque)
+static bool on_rx_notify(void *opaque, bool rest)
 {
     struct vif_queue *q = opaque;
 
+    (void)rest; /* nothing is taken here, and so nothing asked for */
     pthread_mutex_lock(&q->rx_lock);
     bool starved = q->starved;
     q->starved = false;
     pthread_mutex_unlock(&q->rx_lock);
     if (starved)
         q->v->be->ops->room(q->v->be);
+    return false;
 }
 
 /* -- From the guest ---------------------------------------------------------------------------------------------------- */
@@ -276,7 +307,39 @@ static void answer(struct vif_queue *q, const struct packet *p, s16 status)
     }
 }
 
-static void on_tx_notify(void *opaque)
+/*
+ * That packets were sent is told TELL_NS later, if the front end has not found out by itself: Linux's looks whenever it sends
+ * another, and would take an interrupt for each packet otherwise. tx_lock held.
+ */
+#define TELL_NS 1000000
+static void tell_later(struct vif_queue *q, u32 seen)
+{
+    struct vif *v = q->v;
+    struct vm_clock *clock = machine_clock(v->b.x->c.machine);
+
+    if (!q->untold)
+        q->told = seen;
+    q->untold = true;
+    if (!atomic_exchange(&v->telling, true))
+        timer_arm(clock, &v->tell, clock_now(clock) + TELL_NS);
+}
+
+static void tell(void *opaque)
+{
+    struct vif *v = opaque;
+
+    atomic_store(&v->telling, false);
+    for (unsigned i = 0; i < QUEUES_MAX; i++) {
+        struct vif_queue *q = &v->queue[i];
+        pthread_mutex_lock(&q->tx_lock);
+        if (q->untold && q->tx_connected && ring_awaits(&q->tx, q->told))
+            port_raise(v->b.x, q->tx_port);
+        q->untold = false;
+        pthread_mutex_unlock(&q->tx_lock);
+    }
+}
+
+static bool on_tx_notify(void *opaque, bool rest)
 {
     struct vif_queue *q = opaque;
     struct vif *v = q->v;
@@ -290,19 +353,21 @@ static void on_tx_notify(void *opaque)
                 answer(q, &p, send_packet(q, &p));
                 any = true;
             }
-        } while (ring_rest(&q->tx, 0));
+        } while (rest && ring_rest(&q->tx, 0));
+        u32 seen = q->tx.rsp_seen;
         if (ring_publish(&q->tx))
-            port_raise(v->b.x, q->tx_port);
+            tell_later(q, seen);
     }
     pthread_mutex_unlock(&q->tx_lock);
     if (any && v->be->ops->sent)
         v->be->ops->sent(v->be);
+    return any;
 }
 
-static void on_notify(void *opaque)
+static bool on_notify(void *opaque, bool rest)
 {
-    on_tx_notify(opaque);
-    on_rx_notify(opaque);
+    on_rx_notify(opaque, rest);
+    return on_tx_notify(opaque, rest);
 }
 
 /* -- Coming and going ------------------------------------------------------------------------------------------------------ */
@@ -315,7 +380,7 @@ static void vif_publish(struct backend *b)
         { "handle", b->id }, { "feature-rx-copy", 1 }, { "feature-rx-flip", 0 }, { "feature-sg", 1 },
         { "feature-gso-tcpv4", !!(takes & NET_OFFLOAD_TSO4) }, { "feature-gso-tcpv6", !!(takes & NET_OFFLOAD_TSO6) },
         { "feature-ipv6-csum-offload", !!(takes & NET_OFFLOAD_CSUM) }, { "feature-split-event-channels", 1 },
-        { "feature-multicast-control", 0 }, { "feature-ctrl-ring", 0 }, { "multi-queue-max-queues", v->queues },
+        { "feature-multicast-control", 0 }, { "feature-ctrl-ring", 1 }, { "multi-queue-max-queues", v->queues },
     };
     char path[128];
     const u8 *m = v->mac;
@@ -383,7 +448,9 @@ static void vif_disconnect(struct backend *b)
 
     for (unsigned i = 0; i < QUEUES_MAX; i++)
         queue_switch(&v->queue[i], false);
+    hash_switch(&v->hash, false);
     pthread_mutex_lock(&b->x->lock);
+    hash_disconnect(&v->hash);
     for (unsigned i = 0; i < QUEUES_MAX; i++) {
         struct vif_queue *q = &v->queue[i];
         if (!q->tx.nr_pages)
@@ -420,6 +487,8 @@ static const char *vif_connect(struct backend *b)
         bus_queue_dir(b, queues, i, dir);
         wrong = queue_connect(&v->queue[i], dir);
     }
+    if (!wrong)
+        wrong = hash_connect(&v->hash, queues);
     pthread_mutex_unlock(&b->x->lock);
     if (wrong) {
         vif_disconnect(b);
@@ -431,9 +500,10 @@ static const char *vif_connect(struct backend *b)
         v->be->ops->set_offload(v->be, !v->csum ? 0 : NET_OFFLOAD_CSUM | (sg && tso4 ? NET_OFFLOAD_TSO4 : 0) |
                                                      (sg && tso6 ? NET_OFFLOAD_TSO6 : 0));
     atomic_store(&v->nr_queues, queues);
+    hash_switch(&v->hash, true);
     for (unsigned i = 0; i < queues; i++) {
         queue_switch(&v->queue[i], true);
-        on_tx_notify(&v->queue[i]); /* what came before */
+        on_tx_notify(&v->queue[i], true); /* what came before */
     }
     return NULL;
 }
@@ -467,6 +537,7 @@ static void vif_free(struct backend *b)
         pthread_mutex_destroy(&v->queue[i].tx_lock);
         pthread_mutex_destroy(&v->queue[i].rx_lock);
     }
+    hash_fini(&v->hash);
     free(v);
 }
 
@@ -490,6 +561,12 @@ int xen_net_attach(struct xen *x, struct net_backend *be, const u8 mac[6], unsig
         v->queue[i].v = v;
         pthread_mutex_init(&v->queue[i].tx_lock, NULL);
         pthread_mutex_init(&v->queue[i].rx_lock, NULL);
+    }
+    hash_init(&v->hash, &v->b);
+    if (timer_init(machine_clock(x->c.machine), &v->tell, tell, v)) {
+        be->ops->free(be);
+        vif_free(&v->b);
+        return -ENOMEM;
     }
     v->b.class = &vif_class;
     v->b.id = bus_free_id(x, &vif_class, 0, 1);

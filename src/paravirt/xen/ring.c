@@ -85,5 +85,10 @@ bool ring_publish(struct xen_ring *r)
 
     r->rsp_seen = new;
     __atomic_store_n(&header(r)->rsp_prod, new, __ATOMIC_SEQ_CST);
-    return new - __atomic_load_n(&header(r)->rsp_event, __ATOMIC_SEQ_CST) < new - old;
+    return ring_awaits(r, old);
+}
+
+bool ring_awaits(const struct xen_ring *r, u32 told)
+{
+    return r->rsp_seen - __atomic_load_n(&header(r)->rsp_event, __ATOMIC_SEQ_CST) < r->rsp_seen - told;
 }

@@ -108,6 +108,7 @@ int sched_init(struct xen_cpu *c)
 
     c->deadline = CLOCK_NEVER;
     int r = timer_init(clock, &c->timer, on_timer, c);
+    c->timer.anywhere = true;
     return r ? r : timer_init(clock, &c->poll_timer, on_poll_timer, c);
 }
 
@@ -158,6 +159,42 @@ static s64 poll(struct xen *x, struct xen_call *call)
     return 0;
 }
 
+/* -- Suspending ------------------------------------------------------------------------------------------------ */
+
+/*
+ * The domain stands still until somebody wakes it, and then goes on where it is: the caller's 1 says that nothing was taken from
+ * it meanwhile (what a kernel calls a cancelled suspend). Nobody asked: then nobody would wake it.
+ */
+static s64 suspend(struct xen *x, struct xen_call *call)
+{
+    if (x->suspend_asked) {
+        x->suspend_asked = false;
+        call->park = true;
+        __atomic_store_n(&x->suspended, true, __ATOMIC_SEQ_CST);
+        for (unsigned i = 0; i < x->c.nr_cpus; i++)
+            if (&x->cpu[i] != call->cpu && x->cpu[i].up)
+                x->c.kick(x->c.opaque, i, VITRO_KICK_INTR);
+    }
+    return 1;
+}
+
+bool xen_suspended(struct xen *x)
+{
+    return __atomic_load_n(&x->suspended, __ATOMIC_SEQ_CST);
+}
+
+void xen_wake(struct xen *x)
+{
+    pthread_mutex_lock(&x->lock);
+    bool was = __atomic_exchange_n(&x->suspended, false, __ATOMIC_SEQ_CST);
+    for (unsigned i = 0; was && i < x->c.nr_cpus; i++)
+        if (x->cpu[i].up)
+            x->c.kick(x->c.opaque, i, VITRO_KICK_INTR | VITRO_KICK_WAKE);
+    pthread_mutex_unlock(&x->lock);
+}
+
+/* -- What it is asked --------------------------------------------------------------------------------------------- */
+
 s64 xen_sched_op(struct xen *x, struct xen_call *call)
 {
     u32 reason;
@@ -176,6 +213,8 @@ s64 xen_sched_op(struct xen *x, struct xen_call *call)
             return -XEN_EFAULT;
         if (reason > XEN_SHUTDOWN_watchdog)
             return -XEN_EINVAL;
+        if (reason == XEN_SHUTDOWN_suspend)
+            return suspend(x, call);
         x->c.shutdown(x->c.shutdown_opaque, reason);
         call->halt = true;
         return 0;

@@ -58,9 +58,9 @@ static s64 register_runstate(struct xen_cpu *c, struct vitro_vcpu *v, u64 arg)
     struct xen_runstate_info r = runstate_now(c);
     u64 la;
 
-    if (vitro_vcpu_copy_in(v, arg, &la, sizeof(la)) || vitro_vcpu_copy_out(v, la, &r, sizeof(r)))
+    if (vitro_vcpu_copy_in(v, arg, &la, sizeof(la)) || (la && vitro_vcpu_copy_out(v, la, &r, sizeof(r))))
         return -XEN_EFAULT;
-    c->runstate_la = la;
+    c->runstate_la = la; /* 0: nowhere from now on */
     return 0;
 }
 
@@ -140,7 +140,7 @@ static s64 initialise(struct xen *x, struct xen_cpu *c, struct vitro_vcpu *from,
         !load_segment(c, g.user_regs.ds, false, true, &s->ds) || !load_segment(c, g.user_regs.es, false, true, &s->es) ||
         !load_segment(c, g.user_regs.fs, false, true, &s->fs) || !load_segment(c, g.user_regs.gs, false, true, &s->gs))
         goto fail;
-    r = frame_get(x, top, FRAME_L4);
+    r = top ? frame_get(x, top, FRAME_L4) : -XEN_EINVAL; /* 0 is "none" */
     if (r)
         goto fail;
     if (user) {
@@ -154,8 +154,8 @@ static s64 initialise(struct xen *x, struct xen_cpu *c, struct vitro_vcpu *from,
     c->kernel_cr3 = top << PAGE_SHIFT;
     c->user_cr3 = user << PAGE_SHIFT;
     c->kernel_sp = g.kernel_sp;
-    for (unsigned i = 0; i < ARRAY_SIZE(g.trap); i++)
-        c->trap[g.trap[i].vector] = (struct trap_gate){ g.trap[i].address, g.trap[i].flags };
+    for (unsigned i = 0; i < ARRAY_SIZE(g.trap); i++) /* by place, unlike set_trap_table's list; most are empty, with vector 0 */
+        c->trap[i] = (struct trap_gate){ g.trap[i].address, g.trap[i].flags };
     c->callback[XEN_CALLBACK_EVENT].address = g.event_callback;
     c->callback[XEN_CALLBACK_FAILSAFE].address = g.failsafe_callback;
     c->callback[XEN_CALLBACK_FAILSAFE].mask = g.flags & XEN_VGCF_FAILSAFE_MASKS;
@@ -250,7 +250,7 @@ s64 xen_vcpu_op(struct xen *x, struct xen_call *call)
         u64 la;
         if (vitro_vcpu_copy_in(v, arg, &la, sizeof(la)))
             return -XEN_EFAULT;
-        return vitro_vcpu_copy_out(v, la, &t, sizeof(t)) ? -XEN_EFAULT : 0;
+        return la && vitro_vcpu_copy_out(v, la, &t, sizeof(t)) ? -XEN_EFAULT : 0; /* 0: nowhere from now on */
     }
     case XEN_VCPUOP_register_vcpu_info:
         return register_info(x, c, v, arg);

@@ -72,17 +72,33 @@ static void own_tables(struct xen *x, u64 m2p_off, u64 m2p_size)
     bug_on(((u64)f << PAGE_SHIFT) > m2p_off);
 }
 
+static u64 frames_size(const struct xen *x) { return (x->nr_frames * sizeof(x->frame[0]) + LARGE - 1) & ~(LARGE - 1); }
+
+/* Zeroed memory that is looked up at random: of large pages of the host's, where it has any. NULL: no memory. */
+static void *tables_alloc(u64 size)
+{
+    u64 room = size + LARGE;
+    u8 *p = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+    if (p == MAP_FAILED)
+        return NULL;
+    u64 before = -(u64)p & (LARGE - 1); /* less than LARGE */
+    if (before)
+        munmap(p, before);
+    munmap(p + before + size, LARGE - before);
+    madvise(p + before, size, MADV_HUGEPAGE);
+    return p + before;
+}
+
 static int own_make(struct xen *x)
 {
     u64 m2p_size = (x->nr_frames * 8 + LARGE - 1) & ~(LARGE - 1), m2p_off = LARGE;
 
     x->own_gpa = (x->c.size + LARGE - 1) & ~(LARGE - 1);
     x->own_size = m2p_off + m2p_size;
-    x->own = mmap(NULL, x->own_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (x->own == MAP_FAILED) {
-        x->own = NULL;
+    x->own = tables_alloc(x->own_size);
+    if (!x->own)
         return -ENOMEM;
-    }
     x->shared = (struct xen_shared_info *)x->own;
     x->m2p = (u64 *)(x->own + m2p_off);
     for (u64 i = 0; i < m2p_size / 8; i++)
@@ -112,7 +128,7 @@ int xen_create(const struct xen_config *config, struct xen **out)
     x->nr_frames = x->gone_from = config->size >> PAGE_SHIFT;
     pthread_mutex_init(&x->lock, NULL);
     pthread_mutex_init(&x->mmu, NULL);
-    x->frame = calloc(x->nr_frames, sizeof(x->frame[0]));
+    x->frame = tables_alloc(frames_size(x));
     if (!x->frame)
         goto fail;
     r = own_make(x);
@@ -130,10 +146,14 @@ int xen_create(const struct xen_config *config, struct xen **out)
         c->index = i;
         c->info = &x->shared->vcpu_info[i];
         c->info->upcall_mask = 1;
+        c->stays = 1; /* no port has had a bell in this one */
         r = sched_init(c);
         if (r)
             goto fail;
     }
+    r = ports_init(x);
+    if (r)
+        goto fail;
     x->outer.opaque = x;
     cpu_table(&x->outer);
     *out = x;
@@ -152,7 +172,8 @@ void xen_destroy(struct xen *x)
     grants_destroy(x);
     if (x->own)
         munmap(x->own, x->own_size);
-    free(x->frame);
+    if (x->frame)
+        munmap(x->frame, frames_size(x));
     pthread_mutex_destroy(&x->lock);
     pthread_mutex_destroy(&x->mmu);
     free(x);

@@ -63,15 +63,24 @@ void xen_mmio_read(void *xen, unsigned vcpu, gpa_t gpa, void *buf, unsigned len)
 void xen_mmio_write(void *xen, unsigned vcpu, gpa_t gpa, const void *buf, unsigned len);
 /* xen_clock_skip - as paravirt_clock_skip(). */
 void xen_clock_skip(struct xen *x, u64 ticks);
+/* xen_give_ports - the guest may reach these ports of the machine's; others are not there. Before a vCPU runs. */
+void xen_give_ports(struct xen *x, u16 first, u16 nr);
 /* xen_console_room, _feed - as paravirt_console_room(). */
 long xen_console_room(struct xen *x);
 void xen_console_feed(struct xen *x, const u8 *bytes, size_t len);
 
 /*
- * xen_ask_shutdown - ask the guest to end by itself, by xenstore: "poweroff", "reboot" or "halt". 0; -EBUSY: it has not taken what it was
- * asked before; -ENOTCONN: nobody in it listens yet.
+ * xen_ask_shutdown - ask the guest to end by itself, by xenstore: "poweroff", "reboot" or "halt"; or to "suspend": it stands still
+ * when xen_suspended() says so, until xen_wake(). 0; -EBUSY: it has not taken what it was asked before; -ENOTCONN: nobody in
+ * it listens yet.
  */
 int xen_ask_shutdown(struct xen *x, const char *how);
+bool xen_suspended(struct xen *x);
+void xen_wake(struct xen *x);
+/* xen_balloon_ask - how much memory the guest is to have, in bytes: its driver gives the rest back, by and by, or takes it again.
+ * xen_balloon_actual - how much it has. */
+void xen_balloon_ask(struct xen *x, u64 bytes);
+u64 xen_balloon_actual(struct xen *x);
 
 /* -- Devices of split drivers: at the start, or while the guest runs ------------------------------------------------- */
 
@@ -86,8 +95,9 @@ struct xen_disk {
 int xen_disk_attach(struct xen *x, const struct xen_disk *disk, char name[16]);
 /* xen_net_attach - a network card, and what it is called ("vif0"). What is behind it is the guest's, also on failure. 0 or -errno. */
 int xen_net_attach(struct xen *x, struct net_backend *be, const u8 mac[6], unsigned queues, char name[16]);
-/* xen_detach - ask the guest to let go of a device; it is gone when xen_attached() says so. 0 or -ENOENT. */
-int xen_detach(struct xen *x, const char *name);
+/* xen_detach - ask the guest to let go of a device, or (force) take it away at once; it is gone when xen_attached() says so. 0 or
+ * -ENOENT. */
+int xen_detach(struct xen *x, const char *name, bool force);
 bool xen_attached(struct xen *x, const char *name);
 /* xen_device - the name of the i-th device there is. False: there are not so many. */
 bool xen_device(struct xen *x, unsigned i, char name[16]);

@@ -87,6 +87,26 @@ LOW("rm_sldt: sldt %ax\n ret");
 LOW("rm_enter: mov $0x1234, %bp\n mov %sp, %cx\n enter $8, $0\n mov %sp, %dx\n sub %dx, %cx\n mov %cx, out16\n leave\n mov %bp, out16 + 2\n"
     "movl $0xffff7000, %ebp\n mov %ebp, %eax\n enter $0, $0\n leave\n mov %ebp, out32 + 4\n ret");
 /* an IVT limit too short: #GP, then #DF, then shutdown; with room for #GP but not for the vector, #GP */
+/* INT and IRET in loops: the frame's flags, flags and IOPL that the handler changes, a handler in another segment, frames down to offset 0 */
+SYM(rm_int_flags);
+SYM(rm_int_change);
+SYM(rm_int_far);
+SYM(rm_int_wrap);
+LOW("rm_int_h: push %bp\n mov %sp, %bp\n mov 6(%bp), %ax\n xor %cx, %cx\n pop %bp\n iret\n"
+    "rm_int_flags: cli\n movw $rm_int_h, 0x180\n movw $0, 0x182\n mov $100, %si\n"
+    "1: mov $0x7fff, %dx\n add $1, %dx\n stc\n std\n int $0x60\n pushf\n pop %bx\n cld\n mov %ax, out16\n mov %bx, out16 + 2\n"
+    "dec %si\n jnz 1b\n ret");
+LOW("rm_int_x: push %bp\n mov %sp, %bp\n xor %ax, 6(%bp)\n incw 2(%bp)\n pop %bp\n iret\n"
+    "rm_int_change: cli\n movw $rm_int_x, 0x180\n movw $0, 0x182\n mov $0, %si\n xor %di, %di\n"
+    "1: mov %si, %ax\n and $0x3cd5, %ax\n push $2\n popf\n int $0x60\n .byte 0x90, 0x90\n pushf\n pop %bx\n xor $2, %bx\n xor %ax, %bx\n or %bx, %di\n" /* one nop is skipped */
+    "add $0x0111, %si\n jnc 1b\n push $2\n popf\n mov %di, out16\n ret");
+LOW("rm_int_f: add %cx, %ax\n push %cs\n pop %dx\n iret\n"
+    "rm_int_far: cli\n movw $rm_int_f - 0x1000, 0x180\n movw $0x100, 0x182\n movw $rm_int_f, 0x184\n movw $0, 0x186\n xor %ax, %ax\n xor %bx, %bx\n"
+    "mov $200, %cx\n 1: int $0x60\n add %dx, %bx\n int $0x61\n add %dx, %bx\n loop 1b\n mov %ax, out16\n mov %bx, out16 + 2\n ret");
+LOW("rm_int_w: incw %cs:out16\n iret\n"
+    "rm_int_wrap: cli\n movw $rm_int_w, 0x180\n movw $0, 0x182\n movw $0, out16\n mov %sp, %bx\n mov $0x3000, %ax\n mov %ax, %ss\n mov $6, %di\n"
+    "1: mov %di, %sp\n int $0x60\n cmp %di, %sp\n jne 2f\n add $2, %di\n cmp $16, %di\n jne 1b\n"
+    "2: xor %ax, %ax\n mov %ax, %ss\n mov %bx, %sp\n mov %di, out16 + 2\n ret");
 LOW("rm_ivt_limit: lidtl 1f\n int $0x40\n ret\n 1: .word 0xff\n .long 0");
 LOW("rm_pusha_wrap: mov %sp, %dx\n mov $8, %sp\n pusha\n mov %sp, %ax\n mov %dx, %sp\n mov %ax, out16\n ret");
 LOW("rm_smc: movb $0xb0, 1f\n movb $7, 1f + 1\n jmp 1f\n 1: mov $1, %al\n xor %ah, %ah\n mov %ax, out16\n incb 1b + 1\n cmpb $9, 1b + 1\n jne 1b\n ret");
@@ -109,8 +129,35 @@ static void limits(void)
     report_eq("int beyond the IVT's limit is #GP", (u32)run_real(rm_ivt_limit, 0), GP);
 }
 
+/* The A20 gate (port 0x92; the keyboard controller's output port by command 0xd1): ffff:0010 is 0:0 or 1 MiB. */
+SYM(rm_a20);
+SYM(rm_a20_kbd);
+LOW("rm_a20: mov $0xffff, %cx\n mov %cx, %es\n mov %al, %bl\n in $0x92, %al\n and $0xfc, %al\n or %bl, %al\n out %al, $0x92\n"
+    "1: mov %es:0x1010, %eax\n mov 0x1000, %ecx\n mov %ecx, out32\n incl %es:0x1020\n ret\n"
+    "rm_a20_kbd: mov $0xffff, %cx\n mov %cx, %es\n mov %al, %bl\n call 2f\n mov $0xd1, %al\n out %al, $0x64\n call 2f\n"
+    "mov %bl, %al\n out %al, $0x60\n call 2f\n jmp 1b\n"
+    "2: in $0x64, %al\n test $2, %al\n jnz 2b\n ret");
+static void a20(const char *how, const void *code, u8 closed, u8 open)
+{
+    volatile u32 *low = (u32 *)0x1000, *high = (u32 *)0x101000;
+    low[0] = 0x11111111;
+    low[4] = 1;
+    high[0] = 0x22222222;
+    high[4] = 100;
+    for (unsigned i = 0; i < 3; i++) {
+        run_real(code, closed);
+        u32 read = real_eax, other = out32[0];
+        run_real(code, open);
+        reportf(read == 0x11111111 && other == 0x11111111, "A20 closed by %s: 1 MiB is 0", how);
+        reportf(real_eax == 0x22222222, "A20 open by %s", how);
+    }
+    reportf(low[4] == 4 && high[4] == 103, "... and for writes");
+}
+
 int main(void)
 {
+    a20("port 92h", rm_a20, 0, 2);
+    a20("the keyboard controller", rm_a20_kbd, 0xdd, 0xdf);
     report_eq("a call to real mode and back", (u32)run_real(rm_ret, 0x55aa55aa), -1u);
     report_eq("EAX comes through", real_eax, 0x55aa55aa);
     run_real(rm_regs, 0);
@@ -132,6 +179,16 @@ int main(void)
     report_eq("... its handler ran", out16[0], 0xabcd);
     run_real(rm_iret_ac, 0);
     report_eq("int clears AC", out32[0] & FL_AC, 0);
+    run_real(rm_int_flags, 0);
+    report_eq("int pushes flags", out16[0], 0xc97);
+    report_eq("... iret takes them", out16[1], 0xc97);
+    report_eq("flags that the handler changes", (u32)run_real(rm_int_change, 0), -1u);
+    report_eq("... all came back", out16[0], 0);
+    run_real(rm_int_far, 0);
+    report_eq("handlers in two segments", out16[0], (u16)(200 * 201));
+    report_eq("... their CS", out16[1], (u16)(200 * 0x100));
+    report_eq("frames at the bottom of the segment", (u32)run_real(rm_int_wrap, 0), -1u);
+    report_eq("... five", out16[0] << 16 | out16[1], 5 << 16 | 16);
     report_eq("16-bit iret keeps it clear", out32[1] & FL_AC, 0);
     if (on_tcg())
         skip("segment limits", "TCG checks none");

@@ -95,6 +95,8 @@ static NOINLINE u32 w_indirect(void)
 SYM(s_regs);
 SYM(s_sum);
 SYM(s_sort);
+SYM(s_sum_apart);
+SYM(s_sort_apart);
 SYM(s_calls);
 SYM(s_far);
 SYM(s_copy);
@@ -102,12 +104,18 @@ SYM(s_seg);
 LOWDATA u16 s_words[1024];
 LOW("s_regs: push %si\n mov $20, %si\n xor %ax, %ax\n mov $1, %bx\n 2: mov $50000, %cx\n 1: add %bx, %ax\n rol $1, %ax\n xor %cx, %bx\n dec %cx\n"
     "jnz 1b\n dec %si\n jnz 2b\n pop %si\n movzwl %ax, %eax\n ret");
-LOW("s_sum: mov $200, %dx\n xor %ax, %ax\n 2: mov $s_words, %si\n mov $1024, %cx\n 1: add (%si), %ax\n adc $0, %ax\n incw (%si)\n add $2, %si\n"
-    "loop 1b\n dec %dx\n jnz 2b\n movzwl %ax, %eax\n ret");
+/* Their data beside the code, as small programs have it, or in pages of its own */
+#define SUM(name, words) LOW(name ": mov $200, %dx\n xor %ax, %ax\n 2: mov $" words ", %si\n mov $1024, %cx\n 1: add (%si), %ax\n" \
+    "adc $0, %ax\n incw (%si)\n add $2, %si\n loop 1b\n dec %dx\n jnz 2b\n movzwl %ax, %eax\n ret")
 /* bubble sort of 256 words */
-LOW("s_sort: mov $s_words, %di\n mov $256, %cx\n mov $0x1234, %ax\n 1: imul $25173, %ax, %ax\n add $13849, %ax\n mov %ax, (%di)\n add $2, %di\n"
-    "loop 1b\n mov $255, %dx\n 2: mov %dx, %cx\n mov $s_words, %si\n 3: mov (%si), %ax\n cmp 2(%si), %ax\n jbe 4f\n xchg 2(%si), %ax\n"
-    "mov %ax, (%si)\n 4: add $2, %si\n loop 3b\n dec %dx\n jnz 2b\n mov s_words, %ax\n shl $16, %eax\n mov s_words + 510, %ax\n ret");
+#define SORT(name, words) LOW(name ": mov $" words ", %di\n mov $256, %cx\n mov $0x1234, %ax\n 1: imul $25173, %ax, %ax\n add $13849, %ax\n" \
+    "mov %ax, (%di)\n add $2, %di\n loop 1b\n mov $255, %dx\n 2: mov %dx, %cx\n mov $" words ", %si\n 3: mov (%si), %ax\n" \
+    "cmp 2(%si), %ax\n jbe 4f\n xchg 2(%si), %ax\n mov %ax, (%si)\n 4: add $2, %si\n loop 3b\n dec %dx\n jnz 2b\n" \
+    "mov " words ", %ax\n shl $16, %eax\n mov " words " + 510, %ax\n ret")
+SUM("s_sum", "s_words");
+SUM("s_sum_apart", "0xa000");
+SORT("s_sort", "s_words");
+SORT("s_sort_apart", "0xa000");
 LOW("s_fn: push %bp\n mov %sp, %bp\n mov 4(%bp), %ax\n add 6(%bp), %ax\n pop %bp\n ret\n"
     "s_calls: mov $60000, %cx\n xor %bx, %bx\n 1: push %bx\n push %cx\n call s_fn\n add $4, %sp\n mov %ax, %bx\n loop 1b\n movzwl %bx, %eax\n ret");
 LOW("s_ffn: add %cx, %ax\n lret\n s_ffn2: add %cx, %ax\n lret\n s_far: mov $20000, %cx\n xor %ax, %ax\n 1: lcall $0, $s_ffn\n"
@@ -137,6 +145,7 @@ static void timed_real(const char *name, const void *fn, u32 want)
     u64 best = ~0ull;
     for (int i = 0; i < N; i++) {
         memset(s_words, 0, sizeof(s_words));
+        memset((void *)0xa000, 0, sizeof(s_words));
         u64 t = rdtsc();
         run_real(fn, 0);
         t = rdtsc() - t;
@@ -174,6 +183,8 @@ int main(void)
     timed_real("real regs", s_regs, 0xa32);
     timed_real("real sum", s_sum, 0xf136);
     timed_real("real sort", s_sort, 0x4bfed3);
+    timed_real("real sum apart", s_sum_apart, 0xf136);
+    timed_real("real sort apart", s_sort_apart, 0x4bfed3);
     timed_real("real calls", s_calls, 0x4730);
     timed_real("real copy", s_copy, 0x200);
     timed_real("real far calls", s_far, 0xd220);

@@ -1,0 +1,22 @@
+#!/usr/bin/env python3
+"""stress-ng with --verify in a Xen PV guest: what test_stress.py asks of the unaware one."""
+import sys
+
+from harness import main
+from test_stress import CPU, MEMORY, PROCESSES, stress
+
+
+def test_cpu():
+    stress(CPU, 180, "--pv", "xen")
+
+
+def test_memory():
+    stress(MEMORY, 180, "--pv", "xen")
+
+
+def test_processes():
+    stress(PROCESSES, 180, "--pv", "xen", "--cpus", "4")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.modules[__name__], "boot/xen_stress"))
