@@ -103,8 +103,10 @@ static int migration_write(struct paravirt *pv, unsigned cpu, u64 value)
 void kvm_reset(struct paravirt *pv, unsigned cpu)
 {
     struct kvm_vcpu *k = &pv->cpu[cpu].kvm;
-    kvm_steal_write(pv, cpu, 0); /* another thread may be about to write there */
-    *k = (struct kvm_vcpu){ .poll_control = 1, .migration = 1, .schedstat_fd = k->schedstat_fd };
+    kvm_steal_write(pv, cpu, 0); /* another thread may be about to write there: `lock` and `yields` are never simply overwritten */
+    __atomic_store_n(&k->yields, false, __ATOMIC_RELAXED);
+    k->system_time = k->wall_clock = k->run_delay = k->steal_due = 0;
+    k->poll_control = k->migration = 1;
 }
 
 struct msr_row {

@@ -134,7 +134,7 @@ void paravirt_vcpu_interrupted(struct paravirt *pv, unsigned cpu)
     if (!__atomic_load_n(&k->yields, __ATOMIC_RELAXED) || !steal_lock(k))
         return;
     struct kvm_steal_time *st = k->steal;
-    if (st && k->yields)
+    if (st && __atomic_load_n(&k->yields, __ATOMIC_RELAXED))
         __atomic_fetch_and(&st->preempted, (u8)~VCPU_PREEMPTED, __ATOMIC_SEQ_CST);
     steal_unlock(k);
 }
