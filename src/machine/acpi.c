@@ -289,7 +289,7 @@ static void motherboard(struct aml *a)
 /* Linux's virtio_mmio driver goes by this name; the ID is Linaro's. */
 static void virtio_mmio(struct aml *a, unsigned n)
 {
-    char name[5] = { 'V', 'I', 'O', (char)('0' + n), '\0' };
+    char name[5] = { 'V', 'I', 'O', "0123456789ABCDEF"[n], '\0' };
     aml_device(a, name);
     aml_name(a, "_HID");
     aml_string(a, "LNRO0005");

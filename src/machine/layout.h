@@ -29,7 +29,7 @@
 #define LAYOUT_IOAPIC 0xfec00000ull
 #define LAYOUT_HPET 0xfed00000ull
 #define LAYOUT_VIRTIO_MMIO 0xfed40000ull /* VIRTIO_MMIO_MAX pages */
-#define VIRTIO_MMIO_MAX 8
+#define VIRTIO_MMIO_MAX 16
 #define LAYOUT_LAPIC 0xfee00000ull
 #define LAYOUT_TESTDEV 0xff000000ull  /* with --testdev: 64 KiB */
 #define LAYOUT_FIRMWARE 0xff000000ull /* 16 MiB: as much as fits above the local APICs */

@@ -22,6 +22,7 @@ enum opt_type {
     OPT_FLAG,  /* bool */
     OPT_SCREEN, /* enum screen_when; its argument follows "=", or is left out: on */
     OPT_SWITCH, /* bool; its argument is on or off */
+    OPT_TRANSPORT, /* enum transport */
     OPT_DRIVE, /* one more in config.drive; min: enum drive_kind */
     OPT_SHARE, /* one more in config.share */
     OPT_NIC,   /* one more in config.nic */
@@ -115,6 +116,8 @@ static const struct option options[] = {
       "streams between guest and host by unix sockets; PATH[,cid=N]" },
     { "share",      "DIR",    OPT_SHARE, 0, NULL, 0, 0,
       "a directory of the host's for the guest (9p); DIR,tag=NAME[,readonly=on]" },
+    { "virtio",     "pci|mmio", OPT_TRANSPORT, AT(transport), NULL, 0, 0,
+      "where virtio devices are whose own option does not say transport=: behind PCI (default), or outside it, for guests without PCI" },
     { "snapshot",   NULL,     OPT_FLAG,  AT(snapshot),   NULL, 0, 0,
       "what the guest writes to its disks is gone at the end" },
     { "cdrom",      "FILE",   OPT_DRIVE, 0, NULL, DRIVE_CDROM, 0,
@@ -400,6 +403,8 @@ static int parse_value(struct config *c, const struct option *o, const char *s)
             return usage(c, "--%s is on or off, not '%s'", o->name, s);
         *(bool *)to = !strcmp(s, "on");
         return -1;
+    case OPT_TRANSPORT:
+        return option_transport(s, to) ? -1 : usage(c, "--%s is pci or mmio, not '%s'", o->name, s);
     case OPT_SCREEN:
         return parse_screen(c, o, s, to);
     case OPT_FLAG:

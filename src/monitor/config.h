@@ -57,6 +57,7 @@ struct config {
     bool no_reboot, stats, snapshot, counters;
     unsigned nr_drives;
     struct drive drive[DRIVES_MAX]; /* in the order of the command line */
+    enum transport transport; /* of virtio devices whose own option does not say; TRANSPORT_AS_ALL: PCI */
     bool rng, balloon;
     const char *hvc, *vsock; /* NULL: none */
     unsigned nr_shares;

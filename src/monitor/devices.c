@@ -40,9 +40,10 @@ static int plug_mmio(struct guest *vm, struct virtio_dev *dev)
 }
 
 /* Put a new device into the next free slot; on failure it is gone. */
-static int plug(struct guest *vm, struct virtio_dev *dev, const char *what, bool mmio)
+static int plug(struct guest *vm, struct virtio_dev *dev, const char *what, enum transport transport)
 {
     struct devices *d = &vm->devices;
+    bool mmio = (transport ? transport : vm->config->transport) == TRANSPORT_MMIO;
     int r = d->nr == DEVICES_MAX ? -ENOSPC : mmio ? plug_mmio(vm, dev) : -EEXIST;
     if (!r)
         return 0;
@@ -50,7 +51,7 @@ static int plug(struct guest *vm, struct virtio_dev *dev, const char *what, bool
     for (unsigned slot = FIRST_SLOT; slot < 32 && r == -EEXIST; slot++)
         r = virtio_pci_add(machine_pci(vm->machine), slot, dev, &d->virtio[d->nr].pci);
     if (r) {
-        say("no room for %s: at most %u devices, and %u with transport=mmio", what, DEVICES_MAX, VIRTIO_MMIO_MAX);
+        say("no room for %s: at most %u devices, and %u of them outside PCI", what, DEVICES_MAX, VIRTIO_MMIO_MAX);
         virtio_destroy(dev);
         return r;
     }
@@ -71,7 +72,7 @@ static int add_disk(struct guest *vm, const struct drive *drive, struct disk *di
         say("cannot make the disk for %s: %s", drive->path, strerror(-r));
         return r;
     }
-    return plug(vm, dev, drive->path, drive->mmio);
+    return plug(vm, dev, drive->path, drive->transport);
 }
 
 static int add_pmem(struct guest *vm, unsigned i)
@@ -83,7 +84,7 @@ static int add_pmem(struct guest *vm, unsigned i)
         say("cannot make the memory for %s: %s", vm->config->drive[i].path, strerror(-r));
         return r;
     }
-    return plug(vm, dev, vm->config->drive[i].path, vm->config->drive[i].mmio);
+    return plug(vm, dev, vm->config->drive[i].path, vm->config->drive[i].transport);
 }
 
 int devices_net(const struct nic *nic, unsigned index, struct net_backend **be, u8 mac[6])
@@ -174,14 +175,14 @@ static int add_nic(struct guest *vm, const struct nic *nic, unsigned index)
         say("cannot make network card %u: %s", index, strerror(-r));
         return r;
     }
-    return plug(vm, dev, "--net", nic->mmio);
+    return plug(vm, dev, "--net", nic->transport);
 }
 
 /* Plug what a creation function has made; r is its result, what names it in messages. */
 static int made(struct guest *vm, int r, struct virtio_dev *dev, const char *what, const char *which)
 {
     if (!r)
-        return plug(vm, dev, what, false);
+        return plug(vm, dev, what, TRANSPORT_AS_ALL);
     say("%s %s: %s%s", what, which, strerror(-r), r == -EADDRINUSE ? "; another process listens there" : "");
     return r;
 }

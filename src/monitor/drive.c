@@ -27,6 +27,12 @@ static int wrong(const char *option, const char *piece, const char *there)
     return STATUS_USAGE;
 }
 
+bool option_transport(const char *value, enum transport *t)
+{
+    *t = !strcmp(value, "mmio") ? TRANSPORT_MMIO : TRANSPORT_PCI;
+    return *t == TRANSPORT_MMIO || !strcmp(value, "pci");
+}
+
 int option_switch(const char *option, const char *key, const char *value, bool *on)
 {
     *on = !strcmp(value, "on");
@@ -74,8 +80,8 @@ int drive_parse(struct drive *d, enum drive_kind kind, const char *option, const
         } else if (!strcmp(piece, "queues") && strspn(value, "0123456789") == strlen(value) && atoi(value) > 0 &&
                    atoi(value) <= DRIVE_QUEUES_MAX) {
             d->queues = (unsigned)atoi(value);
-        } else if (!strcmp(piece, "transport") && (!strcmp(value, "mmio") || !strcmp(value, "pci"))) {
-            d->mmio = value[0] == 'm';
+        } else if (!strcmp(piece, "transport") && option_transport(value, &d->transport)) {
+            r = -1;
         } else if (!strcmp(piece, "snapshot") && kind != DRIVE_CDROM) {
             r = option_switch(option, piece, value, &d->snapshot);
         } else if (!strcmp(piece, "packed")) {

@@ -101,10 +101,8 @@ static int key_parse(struct nic *nic, const char *option, const char *piece)
     }
     if (IS("packed"))
         return option_switch(option, "packed", value, &nic->packed);
-    if (IS("transport") && (!strcmp(value, "mmio") || !strcmp(value, "pci"))) {
-        nic->mmio = value[0] == 'm';
+    if (IS("transport") && option_transport(value, &nic->transport))
         return -1;
-    }
     if (IS("mac") && mac_parse(value, nic->mac))
         return -1;
     if (IS("queues") && number(value, 1, QUEUES_MAX, &nic->queues))

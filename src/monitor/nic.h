@@ -1,6 +1,7 @@
 /* nic.h - what --net asks for. */
 #pragma once
 #include "base/types.h"
+#include "monitor/drive.h"
 #include "net/net.h"
 
 #define NICS_MAX 8
@@ -13,7 +14,8 @@ struct nic {
     char ifname[32];
     u8 mac[6];
     unsigned queues; /* pairs */
-    bool packed, mmio, e1000;
+    bool packed, e1000;
+    enum transport transport;
     bool vitro;      /* reached by our own hypercalls, not virtio */
 };
 

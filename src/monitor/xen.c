@@ -76,13 +76,13 @@ out:
 
 static const char *refuses_drive(const struct drive *d)
 {
-    return d->kind != DRIVE_DISK || (d->bus_given && d->bus != DRIVE_VIRTIO) || d->packed || d->mmio ?
+    return d->kind != DRIVE_DISK || (d->bus_given && d->bus != DRIVE_VIRTIO) || d->packed || d->transport ?
            "--pv xen: a Xen PV guest has Xen's disks only: --disk FILE, without another if= and without virtio's own keys" : NULL;
 }
 
 static const char *refuses_nic(const struct nic *n)
 {
-    return n->vitro || n->e1000 || n->packed || n->mmio ?
+    return n->vitro || n->e1000 || n->packed || n->transport ?
            "--pv xen: a Xen PV guest has Xen's network cards only: --net without another if= and without virtio's own keys" : NULL;
 }
 
@@ -192,8 +192,8 @@ const char *xen_refuses(const struct config *c)
     for (unsigned i = 0; i < c->nr_nics; i++)
         if (refuses_nic(&c->nic[i]))
             return refuses_nic(&c->nic[i]);
-    if (c->rng || c->balloon || c->hvc || c->vsock || c->nr_shares)
-        return "--pv xen: a Xen PV guest has no PCI: leave --rng, --balloon, --hvc, --vsock and --share out";
+    if (c->rng || c->balloon || c->hvc || c->vsock || c->nr_shares || c->transport)
+        return "--pv xen: a Xen PV guest has no virtio devices: leave --rng, --balloon, --hvc, --vsock, --share and --virtio out";
     if (c->firmware || c->screen == SCREEN_ON || c->vnc || c->nr_modules)
         return "--pv xen: a Xen PV guest has no firmware, screen or modules; it boots with --kernel and --initrd";
     return NULL;

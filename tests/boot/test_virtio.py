@@ -226,9 +226,52 @@ dd if=/m/big of=/m/copy bs=300k 2>/dev/null; df /m | tail -1; umount /m"""
         check("kept" in out and os.path.exists(f"{share}/big"), out[-300:])
 
 
+def test_outside_pci():
+    """All of them by --virtio mmio, one that says otherwise but."""
+    with tempfile.TemporaryDirectory() as work:
+        os.mkdir(f"{work}/share")
+        body = random.Random(10).randbytes(MIB)
+        for name in ("share/file", "disk", "other"):
+            with open(f"{work}/{name}", "wb") as f:
+                f.write(body)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(f"{work}/v.sock_700")
+        listener.listen()
+
+        def echo():
+            s, _ = listener.accept()
+            while data := s.recv(65536):
+                s.sendall(data)
+            s.close()
+        threading.Thread(target=echo, daemon=True).start()
+        text = ("""for d in /sys/bus/virtio/devices/*; do
+case $(readlink -f $d) in */LNRO0005*) w=mmio;; */pci0000*) w=pci;; esac; echo device $w $(($(cat $d/device))) $(($(cat $d/status))); done
+mkdir /m; mount -t 9p -o trans=virtio,version=9p2000.L stuff /m; md5sum < /m/file; md5sum < /dev/vda; md5sum < /dev/vdb
+vsock pipe 700 < /m/file | md5sum; dd if=/dev/hwrng bs=1k count=64 iflag=fullblock 2>/dev/null | gzip | wc -c
+ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ping -c 2 10.0.2.2 | grep received
+(stty raw -echo; echo ready; head -c 5 > /tmp/typed) < /dev/hvc0; cat /tmp/typed > /dev/hvc0""")
+        with Vitro("run", "--virtio", "mmio", "--rng", "--balloon", "--hvc", f"{work}/hvc", "--vsock", f"{work}/v.sock", "--net", "user",
+                   "--share", f"{work}/share,tag=stuff", "--disk", f"{work}/disk,if=virtio", "--disk", f"{work}/other,if=virtio,transport=pci",
+                   *generic_kernel(work, add=[program(work, "vsock")]), "--append", "quiet " + script(text), stdin=None) as v:
+            v.expect(rb"\nready")
+            with connect(f"{work}/hvc") as s:
+                s.sendall(b"typed")
+                check(read_until(s, b"typed") == b"typed", "the console's echo")
+            v.expect("status 0", 60)
+            out = v.seen.decode(errors="replace").replace("\r", "")
+        found = sorted(line.split()[1:] for line in out.splitlines() if line.startswith("device "))
+        wanted = [["mmio", kind, "15"] for kind in "1 19 2 3 4 5 9".split()] + [["pci", "2", "15"]]
+        check(found == wanted, f"found {found}")
+        check(out.count(hashlib.md5(body).hexdigest()) == 4, out[-600:])
+        check("2 packets received" in out, out[-400:])
+        sizes = [int(w) for w in out.split() if w.isdigit() and int(w) > 1000]
+        check(len(sizes) == 1 and sizes[0] > 65000, f"not random: {sizes}")
+
+
 def test_bad_options():
     for args, words in ((["--share", "/tmp"], "tag="), (["--share", "/tmp,tag="], "tag="),
-                        (["--share", "/tmp,tag=" + "x" * 32], "tag=")):
+                        (["--share", "/tmp,tag=" + "x" * 32], "tag="), (["--virtio", "isa"], "pci or mmio"),
+                        (["--disk", "x,transport=isa"], "transport=mmio"), (["--pv", "xen", "--virtio", "mmio"], "--virtio")):
         check(words in error_line("run", *args, status=2), args)
     for args, words in ((["--share", "/does/not/exist,tag=a"], "No such file"), (["--hvc", "/does/not/exist"], "No such"),
                         (["--vsock", "/tmp/v,cid=2"], "cid="), (["--vsock", "/" + "x" * 200], "too long")):

@@ -12,7 +12,7 @@ static const char *const words[] = {
     "\nboot=", "\nnet=", "\nrng", "\nballoon", "\nhvc=", "\nvsock=", "\nshare=", "\npv=", "\ntrace=", "\ndebug=", "\ngdb=",
     "\nfirmware=", "\nnvram=", "\nvnc=", "\noption-rom=", "\nscreen", "\nsnapshot", "\nsandbox=", "\nno-reboot", "\nsymbols=",
     "if=virtio", "if=ide", "if=ahci", "readonly=on", "format=qcow2", "serial=", "queues=", "packed=on", "aio=threads",
-    "transport=mmio", "user", "tap", "hostfwd=tcp:", "127.0.0.1:", "ifname=", "mac=", "52:54:00:12:34:56", "tag=", "cid=",
+    "transport=mmio", "\nvirtio=", "pci", "mmio", "user", "tap", "hostfwd=tcp:", "127.0.0.1:", "ifname=", "mac=", "52:54:00:12:34:56", "tag=", "cid=",
     "order=dc", "menu=on", "kvm", "all", "none", "xen", "unix:/tmp/x", "pmem=", "size=", "e1000", "mtu=", "0x", "999999999999999999999",
 };
 
