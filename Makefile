@@ -311,7 +311,7 @@ check-asan: setup
 # without seccomp's filters: to report a race ThreadSanitizer opens /proc/self/maps.
 check-tsan: setup
 	@$(MAKE) tsan
-	@{ for t in machine paravirt disk ide firmware; do build-tsan/tests/unit/test_$$t; done; \
+	@{ for t in machine paravirt disk ide fdc firmware; do build-tsan/tests/unit/test_$$t; done; \
 	tests/guest/run --build build-tsan --extra=--sandbox --extra=off smp; } 2>&1 | awk '{ print } \
 		/ passed, .* failed/ { for (i = 2; i <= NF; i++) { if ($$i == "passed,") p += $$(i - 1); if ($$i == "failed") f += $$(i - 1) } } \
 		/WARNING: ThreadSanitizer/ { f++ } \

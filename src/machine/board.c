@@ -527,8 +527,9 @@ int board_init(struct machine *m)
     i8237_init(&m->dma, m->config.ram);
     m->has_fdc = m->config.floppy[0] || m->config.floppy[1];
     if (m->has_fdc) {
-        fdc_init(&m->fdc, &fdc);
-        err = fdc_keep(&m->fdc, m);
+        err = fdc_init(&m->fdc, &fdc);
+        m->has_fdc = !err;
+        err = err ? err : fdc_keep(&m->fdc, m);
     }
     testdev_init(&m->testdev);
     for (unsigned i = 0; i < TESTDEV_IRQS; i++)

@@ -328,6 +328,20 @@ def test_flushed_writes_survive_kill():
                 check(f.read(8) == b"%08d" % i, f"write {i} of {last} is lost")
 
 
+def test_floppy():
+    """Linux's own driver: all of it read, and a part written."""
+    with tempfile.TemporaryDirectory() as work:
+        path, data = f"{work}/floppy", random.Random(12).randbytes(1440 << 10)
+        with open(path, "wb") as f:
+            f.write(data)
+        out = run_script("set -e; modprobe floppy; for i in $(seq 100); do [ -e /dev/fd0 ] && break; sleep 0.1; done\n"
+                         "md5sum /dev/fd0; dd if=/dev/fd0 of=/dev/fd0 bs=512 skip=5 seek=1000 count=77 conv=fsync,notrunc 2>/dev/null",
+                         "--floppy", path, *generic_kernel(work))
+        check(hashlib.md5(data).hexdigest() in out, "the guest read something else: " + out[-300:])
+        with open(path, "rb") as f:
+            check(f.read() == data[:512000] + data[2560:2560 + 77 * 512] + data[512000 + 77 * 512:], "what was written is wrong")
+
+
 def test_slow_disk_does_not_hold_up_the_cpu():
     """The host's disk takes as long as we like for a flush: the guest's only CPU goes on meanwhile."""
     with tempfile.TemporaryDirectory() as work:

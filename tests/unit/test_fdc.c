@@ -1,4 +1,7 @@
-/* The floppy controller with ISA DMA, through their ports: a read across sides, a write, errors, anything at random. */
+/*
+ * The floppy controller with ISA DMA, through their ports: a read across sides, a write, errors, anything at random. A slow disk
+ * holds up nobody.
+ */
 #include "machine/board.h"
 #include "machine/layout.h"
 #include "mem/ram.h"
@@ -6,6 +9,8 @@
 #include "storage/disk.h"
 #include "tests/lib/check.h"
 #include <errno.h>
+#include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -15,18 +20,33 @@
 
 struct mem_disk {
     struct disk disk;
+    u64 bad; /* a sector that cannot be read or written; 0: none */
+    pthread_mutex_t gate; /* who has it holds up all requests */
     u8 bytes[SECTORS * DISK_SECTOR];
 };
 
+static int pass(struct mem_disk *m, u64 sector, u32 n)
+{
+    pthread_mutex_lock(&m->gate);
+    pthread_mutex_unlock(&m->gate);
+    return m->bad && m->bad >= sector && m->bad < sector + n ? -EIO : 0;
+}
+
 static int mem_read(struct disk *d, u64 sector, void *buf, u32 n)
 {
-    memcpy(buf, ((struct mem_disk *)d)->bytes + sector * DISK_SECTOR, (size_t)n * DISK_SECTOR);
-    return 0;
+    struct mem_disk *m = (struct mem_disk *)d;
+    int r = pass(m, sector, n);
+    if (!r)
+        memcpy(buf, m->bytes + sector * DISK_SECTOR, (size_t)n * DISK_SECTOR);
+    return r;
 }
 static int mem_write(struct disk *d, u64 sector, const void *buf, u32 n)
 {
-    memcpy(((struct mem_disk *)d)->bytes + sector * DISK_SECTOR, buf, (size_t)n * DISK_SECTOR);
-    return 0;
+    struct mem_disk *m = (struct mem_disk *)d;
+    int r = pass(m, sector, n);
+    if (!r)
+        memcpy(m->bytes + sector * DISK_SECTOR, buf, (size_t)n * DISK_SECTOR);
+    return r;
 }
 static const struct disk_ops ops = { .format = "mem", .read = mem_read, .write = mem_write };
 
@@ -49,12 +69,20 @@ static struct machine *machine_of(struct ram *ram, struct disk *disk)
 static void out(struct machine *m, u16 port, u8 v) { machine_port_out(m, port, 1, v); }
 static u8 in(struct machine *m, u16 port) { return (u8)machine_port_in(m, port, 1); }
 
+/* Until it hears again. */
+static void settle(struct machine *m)
+{
+    while ((in(m, 0x3f4) & 0x90) == 0x10)
+        sched_yield();
+}
+
 static void send(struct machine *m, const u8 *bytes, unsigned n)
 {
     for (unsigned i = 0; i < n; i++) {
         CHECK((in(m, 0x3f4) & 0xc0) == 0x80);
         out(m, 0x3f5, bytes[i]);
     }
+    settle(m);
 }
 
 static void result(struct machine *m, u8 *bytes, unsigned n)
@@ -145,6 +173,58 @@ static void test_transfers(struct machine *m, struct mem_disk *d, u8 *mem)
     CHECK(r[0] == 0x80);
 }
 
+/* The disk takes its time: the controller says that it is busy, and hears nothing but a reset. */
+static void test_slow(struct machine *m, struct mem_disk *d, u8 *mem)
+{
+    const u8 read[9] = { 0xe6, 0, 7, 0, 1, 2, 18, 0x1b, 0xff };
+    u8 r[7];
+
+    seek(m, 7);
+    for (unsigned reset = 0; reset < 2; reset++) {
+        memset(mem + 0x12000, 0x5a, 3 * 512);
+        dma(m, 0x12000, 3 * 512, true);
+        pthread_mutex_lock(&d->gate);
+        for (unsigned i = 0; i < 9; i++)
+            out(m, 0x3f5, read[i]);
+        CHECK(in(m, 0x3f4) == 0x10 && !m->fdc.irq_level);
+        out(m, 0x3f5, 0x10); /* not heard */
+        CHECK(in(m, 0x3f5) == 0 && in(m, 0x3f4) == 0x10);
+        if (reset) {
+            out(m, 0x3f2, 0);
+            out(m, 0x3f2, 0x1c);
+            CHECK(in(m, 0x3f4) == 0x10 && m->fdc.irq_level);
+        }
+        pthread_mutex_unlock(&d->gate);
+        settle(m);
+        CHECK(m->fdc.irq_level);
+        if (!reset) {
+            result(m, r, 7);
+            CHECK(r[0] == 0 && r[1] == 0 && r[5] == 4 && !memcmp(mem + 0x12000, d->bytes + 7 * 2 * 18 * 512, 3 * 512));
+        } else { /* nothing of it is left */
+            CHECK(in(m, 0x3f4) == 0x80 && mem[0x12000] == 0x5a && !memcmp(mem + 0x12000, mem + 0x12001, 3 * 512 - 1));
+            for (unsigned i = 0; i < 4; i++) {
+                send(m, (u8[]){ 0x08 }, 1);
+                result(m, r, 2);
+                CHECK(r[0] == (0xc0 | i));
+            }
+        }
+    }
+    /* A sector that cannot be read, after one that could; one that cannot be written. */
+    d->bad = 7 * 2 * 18 + 1;
+    dma(m, 0x12000, 3 * 512, true);
+    send(m, read, 9);
+    result(m, r, 7);
+    CHECK((r[0] & 0xc0) == 0x40 && r[1] == 0x20 && r[5] == 2 && !memcmp(mem + 0x12000, d->bytes + 7 * 2 * 18 * 512, 512));
+    send(m, (u8[]){ 0x4d, 0, 2, 18, 0x1b, 0 }, 6); /* FORMAT */
+    result(m, r, 7);
+    CHECK((r[0] & 0xc0) == 0x40 && r[1] == 2);
+    d->bad = 0;
+    send(m, (u8[]){ 0x4d, 4, 2, 18, 0x1b, 0 }, 6); /* side 1 */
+    result(m, r, 7);
+    const u8 *track = d->bytes + (7 * 2 + 1) * 18 * 512;
+    CHECK(r[0] == 4 && !track[0] && !memcmp(track, track + 1, 18 * 512 - 1) && track[18 * 512]);
+}
+
 static struct state_set saved(struct machine *m)
 {
     struct state_set set = { 0 };
@@ -207,6 +287,7 @@ static void test_state(struct ram *ram, struct machine *m, struct mem_disk *d, u
     machine_destroy(two);
     for (unsigned i = 4; i < 9; i++) /* the first one's own */
         out(m, 0x3f5, read[i]);
+    settle(m);
     result(m, r, 7);
 }
 
@@ -227,6 +308,7 @@ static void test_hostile(struct machine *m)
     }
     out(m, 0x3f2, 0);
     out(m, 0x3f2, 0x0c);
+    settle(m);
     CHECK(in(m, 0x3f4) == 0x80);
 }
 
@@ -237,12 +319,14 @@ int main(void)
     struct ram ram;
 
     d->disk = (struct disk){ .ops = &ops, .sectors = SECTORS };
+    pthread_mutex_init(&d->gate, NULL);
     for (unsigned i = 0; i < sizeof(d->bytes); i++)
         d->bytes[i] = (u8)(i / 512 * 13 + i);
     ram_init(&ram);
     CHECK(!ram_add_slot(&ram, 0, RAM_SIZE, mem, false));
     struct machine *m = machine_of(&ram, &d->disk);
     test_transfers(m, d, mem);
+    test_slow(m, d, mem);
     test_state(&ram, m, d, mem);
     test_hostile(m);
     machine_destroy(m);

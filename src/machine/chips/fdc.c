@@ -3,11 +3,10 @@
  * Disks are formatted as their size says: 360 KB to 2.88 MB, 512-byte sectors.
  * Not modelled: transfers without DMA, scans, deleted data, FORMAT (it succeeds and writes zeros), data rates (any
  * rate reads any disk), motors' spin-up.
- * Threads: vCPU threads, under f->lock.
+ * Threads: vCPU threads and the disks', under f->lock.
  */
 #include "machine/chips/fdc.h"
 #include "machine/state.h"
-#include "storage/disk.h"
 #include <errno.h>
 #include <string.h>
 
@@ -22,6 +21,7 @@
 #define ST1_NO_DATA 0x04
 #define ST1_NOT_WRITABLE 0x02
 #define ST1_BAD_DATA 0x20
+#define ST1_OVERRUN 0x10
 #define ST1_END 0x80
 #define ST3_READY 0x20
 #define ST3_TRACK0 0x10
@@ -101,44 +101,148 @@ static void end_transfer(struct fdc *f, u8 st0, u8 st1, u8 c, u8 h, u8 r)
     set_irq(f, true);
 }
 
+static void io_done(struct disk_req *req, int result);
+
+#define LATER 1
+/* One sector between buffer and disk; past the disk's end there are zeros. 0 or -errno, or LATER: io_done() goes on. */
+static int sector_io(struct fdc *f, bool write)
+{
+    const struct fdc_drive *d = selected(f, f->command[1]);
+    u64 sector = ((u64)f->c * d->heads + f->h) * d->sectors + f->r - 1;
+    int result;
+
+    if (!disk_has(d->disk, sector, 1)) {
+        memset(f->buffer, 0, sizeof(f->buffer));
+        return write ? -ENOSPC : 0;
+    }
+    f->iov = (struct iovec){ f->buffer, sizeof(f->buffer) };
+    f->req = (struct disk_req){ .op = write ? DISK_WRITE : DISK_READ, .sector = sector, .count = 1, .iov = &f->iov, .nr_iov = 1,
+                                .done = io_done };
+    if (disk_aio_try(d->aio, &f->req, &result))
+        return result;
+    f->io = true;
+    disk_aio_submit(d->aio, &f->req);
+    return LATER;
+}
+
+static void fail(struct fdc *f, u8 st1)
+{
+    end_transfer(f, ST0_ABNORMAL, st1, f->c, f->h, f->r);
+}
+
+/* Before a sector's I/O. False: the command has ended. */
+static bool sector_begin(struct fdc *f, bool write)
+{
+    const struct fdc_drive *d = selected(f, f->command[1]);
+
+    if (f->c >= d->cylinders || f->h >= d->heads || !f->r || f->r > d->sectors)
+        fail(f, ST1_NO_DATA);
+    else if (write && d->disk->readonly)
+        fail(f, ST1_NOT_WRITABLE);
+    else if (write && !i8237_transfer(f->dma, DMA_CHANNEL, f->buffer, sizeof(f->buffer), false, &f->tc))
+        fail(f, ST1_OVERRUN);
+    else
+        return true;
+    return false;
+}
+
+/* After it. False: the command has ended. */
+static bool sector_end(struct fdc *f, bool write, int result)
+{
+    u8 eot = f->command[6];
+    bool multi_track = f->command[0] & 0x80, end = false;
+
+    if (result) {
+        fail(f, ST1_BAD_DATA);
+        return false;
+    }
+    if (!write && !i8237_transfer(f->dma, DMA_CHANNEL, f->buffer, sizeof(f->buffer), true, &f->tc)) {
+        fail(f, ST1_OVERRUN);
+        return false;
+    }
+    if (f->r++ == eot) { /* the end of the track: the other side, or of the cylinder */
+        f->r = 1;
+        end = !multi_track || (f->h & 1);
+        f->h ^= multi_track;
+        f->c += end;
+    }
+    if (f->tc)
+        end_transfer(f, 0, 0, f->c, f->h, f->r);
+    else if (end)
+        fail(f, ST1_END);
+    return !f->tc && !end;
+}
+
+static void transfer_on(struct fdc *f, bool write)
+{
+    int result;
+
+    do {
+        if (!sector_begin(f, write))
+            return;
+        result = sector_io(f, write);
+    } while (result != LATER && sector_end(f, write, result));
+}
+
 static void transfer(struct fdc *f, bool write)
 {
-    u8 unit = f->command[1] & 3, c = f->command[2], h = f->command[3], r = f->command[4], eot = f->command[6];
-    struct fdc_drive *d = selected(f, unit);
-    bool multi_track = f->command[0] & 0x80, tc = false;
+    u8 unit = f->command[1] & 3;
 
-    if (!ready(f, unit) || c != d->cylinder || f->command[5] != 2 || h != (f->command[1] >> 2 & 1))
-        return end_transfer(f, ST0_ABNORMAL, ST1_NO_DATA, c, h, r);
-    while (!tc) {
-        u8 buf[DISK_SECTOR];
-        if (c >= d->cylinders || h >= d->heads || !r || r > d->sectors)
-            return end_transfer(f, ST0_ABNORMAL, ST1_NO_DATA, c, h, r);
-        u64 sector = ((u64)c * d->heads + h) * d->sectors + r - 1;
-        if (write && d->disk->readonly)
-            return end_transfer(f, ST0_ABNORMAL, ST1_NOT_WRITABLE, c, h, r);
-        memset(buf, 0, sizeof(buf));
-        if (!write && disk_has(d->disk, sector, 1) && disk_read(d->disk, sector, buf, 1))
-            return end_transfer(f, ST0_ABNORMAL, ST1_BAD_DATA, c, h, r);
-        u32 n = i8237_transfer(f->dma, DMA_CHANNEL, buf, sizeof(buf), !write, &tc);
-        if (!n) /* nobody takes it */
-            return end_transfer(f, ST0_ABNORMAL, 0x10, c, h, r);
-        if (write && (!disk_has(d->disk, sector, 1) || disk_write(d->disk, sector, buf, 1)))
-            return end_transfer(f, ST0_ABNORMAL, ST1_BAD_DATA, c, h, r);
-        if (r == eot) { /* the end of the track: the other side, or of the cylinder */
-            r = 1;
-            if (multi_track && !(h & 1)) {
-                h ^= 1;
-            } else {
-                h = multi_track ? h ^ 1 : h;
-                c++;
-                if (!tc)
-                    return end_transfer(f, ST0_ABNORMAL, ST1_END, c, h, r);
-            }
-        } else {
-            r++;
-        }
-    }
-    end_transfer(f, 0, 0, c, h, r);
+    f->c = f->command[2], f->h = f->command[3], f->r = f->command[4], f->tc = false;
+    if (!ready(f, unit) || f->c != selected(f, unit)->cylinder || f->command[5] != 2 || f->h != (f->command[1] >> 2 & 1))
+        return fail(f, ST1_NO_DATA);
+    transfer_on(f, write);
+}
+
+/* -- FORMAT ----------------------------------------------------------------------------------------- */
+
+static void format_end(struct fdc *f, bool ok, u8 st1)
+{
+    f->command[5] = f->command[2];
+    end_transfer(f, ok ? 0 : ST0_ABNORMAL, st1, 0, f->h, 0);
+}
+
+static void format_on(struct fdc *f)
+{
+    const struct fdc_drive *d = selected(f, f->command[1]);
+    int result = 0;
+
+    for (; !result && f->r <= d->sectors; f->r++)
+        if (disk_has(d->disk, ((u64)f->c * d->heads + f->h) * d->sectors + f->r - 1, 1))
+            result = sector_io(f, true);
+    if (result != LATER)
+        format_end(f, !result, result ? ST1_NOT_WRITABLE : 0);
+}
+
+static void format_track(struct fdc *f)
+{
+    u8 unit = f->command[1] & 3;
+
+    f->h = f->command[1] >> 2 & 1, f->c = selected(f, unit)->cylinder, f->r = 1;
+    if (!ready(f, unit))
+        return format_end(f, false, ST1_NO_DATA);
+    memset(f->buffer, 0, sizeof(f->buffer));
+    format_on(f);
+}
+
+/* On a thread of the disk's. */
+static void io_done(struct disk_req *req, int result)
+{
+    struct fdc *f = container_of(req, struct fdc, req);
+
+    pthread_mutex_lock(&f->lock);
+    u8 command = f->command[0] & 0x1f;
+    bool write = command == 0x05;
+    f->io = false;
+    if (f->dropped)
+        f->dropped = false;
+    else if (command == 0x0d && result)
+        format_end(f, false, ST1_NOT_WRITABLE);
+    else if (command == 0x0d)
+        format_on(f);
+    else if (sector_end(f, write, result))
+        transfer_on(f, write);
+    pthread_mutex_unlock(&f->lock);
 }
 
 /* -- Other commands -------------------------------------------------------------------------------- */
@@ -191,24 +295,6 @@ static void read_id(struct fdc *f)
         end_transfer(f, ST0_ABNORMAL, 0x01, 0, 0, 0);
 }
 
-static void format_track(struct fdc *f)
-{
-    u8 unit = f->command[1] & 3, head = f->command[1] >> 2 & 1, zeros[DISK_SECTOR] = { 0 };
-    const struct fdc_drive *d = selected(f, unit);
-    u8 st1 = 0;
-    bool ok = ready(f, unit);
-
-    for (u8 r = 0; ok && r < d->sectors; r++) {
-        u64 sector = ((u64)d->cylinder * d->heads + head) * d->sectors + r;
-        if (disk_has(d->disk, sector, 1) && disk_write(d->disk, sector, zeros, 1))
-            ok = false;
-    }
-    if (!ok)
-        st1 = ready(f, unit) ? ST1_NOT_WRITABLE : ST1_NO_DATA;
-    f->command[5] = f->command[2];
-    end_transfer(f, ok ? 0 : ST0_ABNORMAL, st1, 0, head, 0);
-}
-
 /* How many bytes a command has, and what it is; 0: there is no such command. */
 static u8 length(u8 command)
 {
@@ -258,6 +344,7 @@ static void execute(struct fdc *f)
 static void controller_reset(struct fdc *f)
 {
     idle(f);
+    f->dropped = f->io;
     f->interrupt = false;
     f->pending = 4;
     if (!f->lock_bit)
@@ -266,7 +353,7 @@ static void controller_reset(struct fdc *f)
 
 static void fifo_write(struct fdc *f, u8 value)
 {
-    if (f->nr_result || !(f->dor & DOR_RUN))
+    if (f->nr_result || f->io || !(f->dor & DOR_RUN))
         return;
     if (!f->nr_command)
         f->wanted = length(value);
@@ -292,6 +379,8 @@ static u8 main_status(const struct fdc *f)
 {
     if (!(f->dor & DOR_RUN))
         return 0;
+    if (f->io) /* the execution phase, by DMA; or what a reset has yet to wait for */
+        return MSR_BUSY;
     return (u8)(MSR_RQM | (f->nr_result ? MSR_TO_HOST | MSR_BUSY : f->nr_command ? MSR_BUSY : 0));
 }
 
@@ -346,8 +435,19 @@ static void io_write(void *dev, u64 off, unsigned size, u64 value)
 
 const struct io_ops fdc_io = { "fdc", 1, 1, io_read, io_write };
 
+/* After this nothing is under way. */
+static void drain(void *obj)
+{
+    const struct fdc *f = obj;
+
+    for (unsigned i = 0; i < 2; i++)
+        if (f->drive[i].aio)
+            disk_aio_drain(f->drive[i].aio);
+}
+
 void fdc_reset(struct fdc *f)
 {
+    drain(f);
     pthread_mutex_lock(&f->lock);
     f->lock_bit = 0;
     f->dor = f->dsr = 0;
@@ -360,7 +460,7 @@ void fdc_reset(struct fdc *f)
     pthread_mutex_unlock(&f->lock);
 }
 
-void fdc_init(struct fdc *f, const struct fdc_wiring *w)
+int fdc_init(struct fdc *f, const struct fdc_wiring *w)
 {
     memset(f, 0, sizeof(*f));
     pthread_mutex_init(&f->lock, NULL);
@@ -374,18 +474,25 @@ void fdc_init(struct fdc *f, const struct fdc_wiring *w)
         d->cylinders = formats[format_of(d->disk)].cylinders;
         d->sectors = formats[format_of(d->disk)].sectors;
         d->heads = 2;
+        int r = disk_aio_create(d->disk, true, &d->aio);
+        if (r) {
+            fdc_fini(f);
+            return r;
+        }
     }
     fdc_reset(f);
+    return 0;
 }
 
 void fdc_fini(struct fdc *f)
 {
+    for (unsigned i = 0; i < 2; i++)
+        disk_aio_destroy(f->drive[i].aio);
     pthread_mutex_destroy(&f->lock);
 }
 
 /* -- Snapshots ------------------------------------------------------------------------------------- */
 
-/* A transfer is complete when the write that began it returns, so nothing is ever under way. */
 #define F(member) STATE(struct fdc, member)
 static const struct state_field state[] = {
     F(drive[0].cylinder), F(drive[0].changed), F(drive[1].cylinder), F(drive[1].changed), F(dor), F(dsr), F(st0), F(config),
@@ -404,7 +511,7 @@ static int loaded(void *obj)
 
 int fdc_keep(struct fdc *f, struct machine *m)
 {
-    const struct device_part part = { .name = "fdc", .state = state, .obj = f, .loaded = loaded };
+    const struct device_part part = { .name = "fdc", .state = state, .obj = f, .loaded = loaded, .quiesce = drain };
 
     return machine_add_part(m, &part);
 }

@@ -4,13 +4,14 @@
 #include "machine/chips/i8237.h"
 #include "machine/device.h"
 #include "machine/irq.h"
+#include "storage/aio.h"
 #include <pthread.h>
 
-struct disk;
 struct machine;
 
 struct fdc_drive {
     struct disk *disk; /* NULL: there is no drive */
+    struct disk_aio *aio;
     u8 cylinders, heads, sectors;
     u8 cylinder;       /* where the head is */
     bool changed;      /* the disk-change line: until a step with a disk in */
@@ -26,6 +27,14 @@ struct fdc {
     bool irq_level, interrupt;  /* interrupt: st0 waits for SENSE INTERRUPT */
     u8 command[16], result[16];
     u8 nr_command, wanted, nr_result, at_result;
+    /* READ, WRITE and FORMAT; one sector is under way */
+    u8 c, h, r;  /* which one */
+    bool tc;     /* the DMA channel's count has run out */
+    bool io;     /* req and buffer are the disk's: busy */
+    bool dropped; /* a reset came meanwhile: the command is forgotten */
+    struct disk_req req;
+    struct iovec iov;
+    u8 buffer[DISK_SECTOR];
 };
 
 struct fdc_wiring {
@@ -34,7 +43,9 @@ struct fdc_wiring {
     struct disk *disk[2];
 };
 
-void fdc_init(struct fdc *f, const struct fdc_wiring *wiring);
+/* fdc_init - 0, or -errno of what the disks' threads need. */
+int fdc_init(struct fdc *f, const struct fdc_wiring *wiring);
+/* fdc_reset - waits for what is under way. */
 void fdc_reset(struct fdc *f);
 void fdc_fini(struct fdc *f);
 /* fdc_keep - snapshots of the machine carry it. 0 or -ENOMEM. */
