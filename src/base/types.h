@@ -25,8 +25,9 @@ typedef u64 gpa_t; /* guest-physical address  */
 #define container_of(p, type, member) ((type *)((char *)(p) - offsetof(type, member)))
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
-#define MIN(a, b) ((a) < (b) ? (a) : (b))
-#define MAX(a, b) ((a) > (b) ? (a) : (b))
+/* Each argument is looked at once: it may be something that the guest changes meanwhile. */
+#define MIN(a, b) ({ __auto_type min_a = (a); __auto_type min_b = (b); min_a < min_b ? min_a : min_b; })
+#define MAX(a, b) ({ __auto_type max_a = (a); __auto_type max_b = (b); max_a > max_b ? max_a : max_b; })
 #define BIT(n) (1u << (n))
 #define BITULL(n) (1ull << (n))
 

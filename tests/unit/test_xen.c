@@ -5,6 +5,7 @@
 #include "machine/bus.h"
 #include "tests/lib/check.h"
 #include "tests/lib/pvguest.h"
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -603,6 +604,38 @@ static void test_descriptors(void)
     pvguest_free(&g);
 }
 
+static bool hasty_ends;
+
+static void *hasty(void *opaque)
+{
+    struct xen_console_ring *r = opaque;
+
+    while (!__atomic_load_n(&hasty_ends, __ATOMIC_RELAXED)) {
+        u32 prod = __atomic_load_n(&r->in_prod, __ATOMIC_RELAXED);
+        __atomic_store_n(&r->in_cons, prod - sizeof(r->in) + 4, __ATOMIC_RELAXED);
+        __atomic_store_n(&r->in_cons, prod, __ATOMIC_RELAXED);
+    }
+    return NULL;
+}
+
+/* Room grows while it is looked at: no more is handed over than there is. */
+static void test_hasty_reader(struct xen *x)
+{
+    struct xen_console_ring *r = x->console;
+    pthread_t reader;
+    u32 most = 0;
+
+    CHECK(!pthread_create(&reader, NULL, hasty, r));
+    for (unsigned i = 0; i < 400000; i++) {
+        u32 before = r->in_prod;
+        xen_console_feed(x, (const u8 *)"eight...", 8);
+        most = MAX(most, r->in_prod - before);
+    }
+    __atomic_store_n(&hasty_ends, true, __ATOMIC_RELAXED);
+    pthread_join(reader, NULL);
+    CHECK(most == 8);
+}
+
 static void test_misc(void)
 {
     pvguest_make(&g, "");
@@ -636,7 +669,8 @@ static void test_misc(void)
     CHECK(xen_console_room(g.xen) == 1024);
     xen_console_feed(g.xen, (const u8 *)"in", 2);
     CHECK(ring->in_prod == 2 && !memcmp(ring->in, "in", 2));
-    ring->in_cons = 77;
+    test_hasty_reader(g.xen);
+    ring->in_cons = ring->in_prod + 75;
     CHECK(xen_console_room(g.xen) == 0);
     xen_cpuid(&g.xen->cpu[0], 0x40000000, 0, r);
     CHECK(!memcmp(&r[1], "XenVMMXenVMM", 12));
