@@ -307,12 +307,15 @@ check-asan: setup
 	@$(MAKE) asan
 	@ASAN_OPTIONS=handle_segv=0:handle_sigbus=0:handle_sigfpe=0:handle_sigill=0 tests/run-all --build build-asan --fast
 
-# The board's threads under unit tests (test_native scribbles over guest memory on purpose) and under a guest of four vCPUs,
+# The board's threads under unit tests (test_native scribbles over guest memory on purpose) and under guests of several vCPUs,
 # without seccomp's filters: to report a race ThreadSanitizer opens /proc/self/maps.
+tsan_tests  := machine paravirt disk ide fdc firmware
+tsan_guests := smp templates_smp pv_smp extents_smp mwait
 check-tsan: setup
-	@$(MAKE) tsan
-	@{ for t in machine paravirt disk ide fdc firmware; do build-tsan/tests/unit/test_$$t; done; \
-	tests/guest/run --build build-tsan --extra=--sandbox --extra=off smp; } 2>&1 | awk '{ print } \
+	@$(MAKE) BUILD=build-tsan TSAN=1 build-tsan/vitro $(tsan_tests:%=build-tsan/tests/unit/test_%) \
+		$(patsubst %,build-tsan/tests/guest/%.elf,smp templates pv_smp extents mwait)
+	@{ for t in $(tsan_tests); do build-tsan/tests/unit/test_$$t; done; \
+	tests/guest/run --build build-tsan --extra=--sandbox --extra=off $(tsan_guests); } 2>&1 | awk '{ print } \
 		/ passed, .* failed/ { for (i = 2; i <= NF; i++) { if ($$i == "passed,") p += $$(i - 1); if ($$i == "failed") f += $$(i - 1) } } \
 		/WARNING: ThreadSanitizer/ { f++ } \
 		END { print p + 0 " passed, " f + 0 " failed"; exit f > 0 }'
