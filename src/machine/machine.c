@@ -302,7 +302,7 @@ int machine_sipi_take(void *machine, unsigned vcpu)
     struct lapic *l = &m->apics.cpu[vcpu];
     int vector = -1;
     pthread_mutex_lock(&m->irq_lock);
-    if (lapic_take(l, LAPIC_SIPI))
+    if (!(lapic_pending(l) & LAPIC_INIT) && lapic_take(l, LAPIC_SIPI))
         vector = l->sipi_vector;
     pthread_mutex_unlock(&m->irq_lock);
     return vector;

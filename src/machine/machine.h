@@ -130,7 +130,8 @@ u32 machine_pending(void *machine, unsigned vcpu);
 /* machine_intr_pending - would machine_intr_ack() give a vector? One atomic load. */
 bool machine_intr_pending(void *machine, unsigned vcpu);
 /* The takes consume. INIT before SIPI: a vCPU that took INIT resets itself, and if it is not
- * vCPU 0 waits until machine_sipi_take() gives a start page (CS:IP = vector << 8 : 0), else -1. */
+ * vCPU 0 waits until machine_sipi_take() gives a start page (CS:IP = vector << 8 : 0), else -1: also while an
+ * INIT is pending, which came first, for it would take the vCPU back to waiting. */
 bool machine_nmi_take(void *machine, unsigned vcpu);
 bool machine_init_take(void *machine, unsigned vcpu);
 int machine_sipi_take(void *machine, unsigned vcpu);
