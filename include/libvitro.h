@@ -124,6 +124,8 @@ struct vitro_outer {
     enum vitro_crossing (*bad_frame)(void *opaque, unsigned vcpu, struct vitro_frame *f);
     /* The kernel writes where its page tables do not allow it. True: to be done as if it were memory-mapped I/O. */
     bool (*write_fault)(void *opaque, unsigned vcpu, uint64_t gpa);
+    /* Another vCPU has asked (vitro_vcpu_flush_mask): forget what is no longer so. On the vCPU's thread; no lock may be taken. */
+    void (*flush)(void *opaque, unsigned vcpu);
 };
 
 #define VITRO_CPUID_PV 0x40000000u   /* first and last leaf that may be given */
@@ -305,8 +307,9 @@ struct vitro_flush {
     bool global;
 };
 void vitro_vcpu_flush_others(struct vitro_vcpu *vcpu, const struct vitro_flush *list, unsigned nr);
-/* vitro_vcpu_flush_mask - every vCPU below 64 whose bit is set forgets all it knows of page tables; the caller's own is not meant. */
-void vitro_vcpu_flush_mask(struct vitro_vcpu *vcpu, uint64_t which);
+/* vitro_vcpu_flush_mask - the same for vCPUs below 64 whose bit is set; the caller's own is not meant. With a struct vitro_outer, what all
+ * is its flush() says. */
+void vitro_vcpu_flush_mask(struct vitro_vcpu *vcpu, uint64_t which, const struct vitro_flush *list, unsigned nr);
 /* vitro_vcpu_wait_begin, _end - around a wait for what another vCPU's callback may hold while it waits for this one (as
  * vitro_vcpu_flush_mask() does). */
 void vitro_vcpu_wait_begin(struct vitro_vcpu *vcpu);

@@ -62,9 +62,9 @@ void vitro_vcpu_flush_others(struct vitro_vcpu *c, const struct vitro_flush *lis
         v->eng->smc_hit = true;
 }
 
-void vitro_vcpu_flush_mask(struct vitro_vcpu *c, uint64_t which)
+void vitro_vcpu_flush_mask(struct vitro_vcpu *c, uint64_t which, const struct vitro_flush *list, unsigned nr)
 {
-    if (smp_flush_others(V(c), which, NULL, 0))
+    if (smp_flush_others(V(c), which, list, nr))
         V(c)->eng->smc_hit = true;
 }
 

@@ -760,7 +760,7 @@ static void handle_events(struct vcpu *v)
     if (e & EVENT_RESCHED)
         engine_see_remap(v);
     if (e & (EVENT_FLUSH | EVENT_FLUSH_SPACES))
-        tlb_flush_all(v, e & EVENT_FLUSH);
+        smp_flush_whole(v, e & EVENT_FLUSH);
     if (e & EVENT_FLUSH_PAGES)
         smp_flush_listed(v);
     if (e & EVENT_WAKE) {

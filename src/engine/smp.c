@@ -137,12 +137,21 @@ void smp_back(struct vcpu *v)
     smp_online(v);
     if (__atomic_load_n(&v->event, __ATOMIC_SEQ_CST) & (EVENT_FLUSH | EVENT_FLUSH_SPACES)) { /* who asked did not wait for us */
         u32 was = __atomic_fetch_and(&v->event, ~(EVENT_FLUSH | EVENT_FLUSH_SPACES), __ATOMIC_SEQ_CST);
-        tlb_flush_all(v, was & EVENT_FLUSH);
+        smp_flush_whole(v, was & EVENT_FLUSH);
     }
     if (__atomic_load_n(&v->event, __ATOMIC_SEQ_CST) & EVENT_FLUSH_PAGES) {
         __atomic_fetch_and(&v->event, ~EVENT_FLUSH_PAGES, __ATOMIC_SEQ_CST);
         smp_flush_listed(v);
     }
+}
+
+void smp_flush_whole(struct vcpu *v, bool global_too)
+{
+    const struct vitro_outer *o = v->vm->pv.outer;
+    if (vcpu_has_outer(v))
+        o->flush(o->opaque, v->index);
+    else
+        tlb_flush_all(v, global_too);
 }
 
 static bool is_meant(const struct vcpu *v, unsigned i, u64 which)

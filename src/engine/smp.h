@@ -74,6 +74,8 @@ void smp_ask(struct vcpu *b);
  * translations too); returns when none runs with what it had. True: it has waited, at a safepoint, and the caller
  * must leave its block. */
 bool smp_flush_others(struct vcpu *v, u64 which, const struct vitro_flush *list, unsigned nr);
+/* smp_flush_whole - do what EVENT_FLUSH and EVENT_FLUSH_SPACES ask for. */
+void smp_flush_whole(struct vcpu *v, bool global_too);
 /* smp_flush_listed - do what EVENT_FLUSH_PAGES asks for. */
 void smp_flush_listed(struct vcpu *v);
 /* smp_back - after smp_offline() in the middle of something: online again, with what was to be flushed meanwhile flushed. */

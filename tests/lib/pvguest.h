@@ -41,6 +41,7 @@ struct pvguest {
     unsigned space;             /* the number of user code's space */
     unsigned caller;            /* which vCPU calls */
     u64 flushed, unwritten;     /* other vCPUs; the last page that became a table */
+    u64 pages_flushed;          /* of theirs, where it was not all */
     u64 msr_gs_base;            /* KERNEL_GS_BASE */
     unsigned started;           /* vCPUs that were: bits */
     struct vitro_sregs start_sregs;
@@ -170,9 +171,10 @@ void vitro_vcpu_flush_pages(struct vitro_vcpu *v, unsigned pcid, uint64_t va, ui
     (void)v, (void)pcid, (void)va, (void)pages, (void)global;
     guest->flushes++;
 }
-void vitro_vcpu_flush_mask(struct vitro_vcpu *v, uint64_t which)
+void vitro_vcpu_flush_mask(struct vitro_vcpu *v, uint64_t which, const struct vitro_flush *list, unsigned nr)
 {
     (void)v;
+    guest->pages_flushed += nr ? list->pages : 0;
     must_not_hold(guest);
     guest->flushed |= which;
 }

@@ -226,6 +226,10 @@ static void test_kernel_half(void)
     FLUSHES_ALL(ENTRY(at | PTE_P | PTE_W | PTE_A | PTE_U), 0);       /* there was nothing */
     FLUSHES_ALL(ENTRY(at | PTE_P | PTE_W | PTE_A), 0);               /* not global while it had U */
     before = g.kernel_flushes;
+    g.xen->outer.flush(g.xen, 0); /* another vCPU asks */
+    CHECK(g.kernel_flushes == before && !ENTRY(0));
+    g.xen->outer.flush(g.xen, 0);
+    CHECK(g.kernel_flushes == ++before && !ENTRY(at | PTE_P | PTE_W | PTE_A));
     CHECK(!ENTRY(0) && !mmuext(XEN_MMUEXT_NEW_BASEPTR, l4, 0) && g.kernel_flushes == before + 1);
     CHECK(!mmuext(XEN_MMUEXT_NEW_BASEPTR, l4, 0) && g.kernel_flushes == before + 1);
     CHECK(!ENTRY(at | PTE_P | PTE_W));
@@ -317,6 +321,11 @@ static void test_spaces(void)
     /* Flushes: of the current one. */
     CHECK(!mmuext(XEN_MMUEXT_TLB_FLUSH_LOCAL, 0, 0) && g.kept && !entry(TABLE_OF(0, L3), 0, 0));
     CHECK(!mmuext(XEN_MMUEXT_TLB_FLUSH_LOCAL, 0, 0) && !g.kept && kept(0));
+    /* ... and when another vCPU asks. */
+    g.xen->outer.flush(g.xen, 0);
+    CHECK(g.kept && !entry(TABLE_OF(0, L3), 0, (u64)TABLE_OF(0, L2) << PAGE_SHIFT | flags) && !entry(TABLE_OF(0, L3), 0, 0));
+    g.xen->outer.flush(g.xen, 0);
+    CHECK(!g.kept && kept(0));
     /* A page of the upper half that user code may use is in every process. */
     const u64 va = PV_AT(FREE(0) << PAGE_SHIFT);
     CHECK(!pv_call(&g, XEN_update_va_mapping, va, FREE(0) << PAGE_SHIFT | PTE_P | PTE_U, 0, 0) && kept(0) && kept(1));

@@ -458,4 +458,5 @@ void cpu_table(struct vitro_outer *o)
     o->event = on_event;
     o->bad_frame = on_bad_frame;
     o->write_fault = xen_write_fault;
+    o->flush = mmu_flush_asked;
 }

@@ -183,11 +183,14 @@ void xen_unlock(struct xen *x);
 
 /* -- mmuext.c: flushes, base pointers, pins ------------------------------------------------------------------------------- */
 xen_call_fn xen_update_va_mapping, xen_mmuext_op;
+/* mmu_flush_asked - of struct vitro_outer: another vCPU's hypercall wants a flush, and waits with the lock held. */
+void mmu_flush_asked(void *opaque, unsigned vcpu);
 /* mmu_flush_page - of every vCPU's translations. */
 void mmu_flush_page(struct xen *x, struct xen_cpu *c, u64 va);
 
 /* -- spaces.c: translations of user code that are kept -------------------------------------------------------------- */
 u8 group_new(struct xen *x);
+static inline void group_set(struct frame *p, u8 group) { __atomic_store_n(&p->group, group, __ATOMIC_RELAXED); } /* fresh() looks without a lock */
 /* group_for - of what entry i of a table links, if it is to be e. group_join - a table that is one already is linked there. */
 u8 group_for(struct xen *x, u64 mfn, unsigned level, unsigned i, u64 e);
 void group_join(struct xen *x, u64 mfn, u8 group);

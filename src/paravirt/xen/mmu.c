@@ -130,7 +130,7 @@ void mmu_kernel_half(struct xen *x, struct xen_cpu *c, u64 mfn)
         up += x->cpu[i].up || &x->cpu[i] == c;
     kernel_changed(x);
     if (up > 1) {
-        x->kernel_differs = true;
+        __atomic_store_n(&x->kernel_differs, true, __ATOMIC_SEQ_CST);
         vitro_vcpu_kernel_differs(x->holder);
     }
 }
@@ -207,7 +207,7 @@ static int get(struct xen *x, u64 mfn, enum frame_type type, u8 group)
     p->count = 1;
     if (type == FRAME_WRITABLE)
         return 0;
-    p->group = type == FRAME_L4 ? group_new(x) : is_table(type) ? group : 0;
+    group_set(p, type == FRAME_L4 ? group_new(x) : is_table(type) ? group : 0);
     /* Whoever could write it a moment ago may still have a mapping that was not flushed. */
     p->busy = true;
     if (x->holder) { /* it may wait for other vCPUs */

@@ -11,7 +11,7 @@
 static bool kernel_stale(struct xen_cpu *c)
 {
     u64 now = __atomic_load_n(&c->xen->kernel_changes, __ATOMIC_SEQ_CST);
-    bool stale = c->kernel_seen != now || c->xen->kernel_differs;
+    bool stale = c->kernel_seen != now || __atomic_load_n(&c->xen->kernel_differs, __ATOMIC_SEQ_CST);
 
     c->kernel_seen = now;
     return stale;
@@ -48,8 +48,15 @@ static void flush_mask(struct xen *x, struct xen_cpu *c, u64 mask, u64 va)
         else
             flush_pages(c, va, 1);
     }
-    if (x->c.nr_cpus > 1 && (mask & ~(1ull << c->index)))
-        vitro_vcpu_flush_mask(c->vcpu, mask);
+    if (x->c.nr_cpus > 1 && (mask & ~(1ull << c->index))) {
+        const struct vitro_flush page = { .va = va, .pages = 1, .global = true };
+        vitro_vcpu_flush_mask(c->vcpu, mask, &page, va != ~0ull);
+    }
+}
+
+void mmu_flush_asked(void *opaque, unsigned vcpu)
+{
+    flush_self(&((struct xen *)opaque)->cpu[vcpu]);
 }
 
 void mmu_flush_page(struct xen *x, struct xen_cpu *c, u64 va)

@@ -42,7 +42,7 @@ u8 group_for(struct xen *x, u64 mfn, unsigned level, unsigned i, u64 e)
         return 0;
     /* The second base table of a process is linked to what the first one has. */
     if (!p->grouped && child < x->nr_frames && x->frame[child].type == FRAME_L3 && x->frame[child].group)
-        p->group = x->frame[child].group;
+        group_set(p, x->frame[child].group);
     p->grouped = true;
     return p->group;
 }
@@ -58,7 +58,7 @@ void group_join(struct xen *x, u64 mfn, u8 group)
         mix(x, group);
         return;
     }
-    p->group = group;
+    group_set(p, group);
     for (unsigned i = 0; p->type > FRAME_L1 && i < 512; i++) {
         u64 e = xen_table(x, mfn)[i], child = PTE_MFN(e);
         if ((e & PTE_P) && child < x->nr_frames && x->frame[child].type == p->type - 1)
@@ -90,7 +90,7 @@ void group_put(struct xen *x, u64 mfn)
         return;
     if (p->group)
         changed(x, p->group);
-    p->group = 0;
+    group_set(p, 0);
     p->grouped = false;
 }
 
@@ -106,7 +106,7 @@ static u64 count_of(const struct xen *x, u8 group)
 /* Nothing of `s` needs to be forgotten. What changes from here on is the next one's to find. */
 static bool fresh(const struct xen *x, struct user_space *s)
 {
-    u8 group = s->root ? x->frame[s->root].group : 0;
+    u8 group = s->root ? __atomic_load_n(&x->frame[s->root].group, __ATOMIC_RELAXED) : 0;
     u64 now = count_of(x, group);
     bool same = group && s->group == group && s->seen == now && !__atomic_load_n(&x->group[group].mixed, __ATOMIC_SEQ_CST);
 
