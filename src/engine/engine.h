@@ -295,6 +295,8 @@ struct engine_vcpu *engine_vcpu_alloc(void);
 void engine_vcpu_free(struct engine_vcpu *ev);
 /* engine_drop_returns - forget all return predictions: mappings of code may have changed. */
 void engine_drop_returns(struct vcpu *v);
+/* engine_drop_user_returns - of user code only: the kernel's mappings are as they were. */
+void engine_drop_user_returns(struct vcpu *v);
 /* engine_select_returns - those of user code, or of the kernel. */
 void engine_select_returns(struct vcpu *v, unsigned user);
 

@@ -140,6 +140,14 @@ void engine_drop_returns(struct vcpu *v)
         v->hsp_saved[i] = v->hsp_bottom[i] = hstack_bottom(v, i);
     v->hsp_base = v->host_rsp = v->hsp_bottom[v->hstack_user];
 }
+void engine_drop_user_returns(struct vcpu *v)
+{
+    if (!v->vm || !v->vm->cache)
+        return;
+    v->hsp_saved[1] = v->hsp_bottom[1] = hstack_bottom(v, 1);
+    if (v->hstack_user)
+        v->hsp_base = v->host_rsp = v->hsp_bottom[1];
+}
 void engine_select_returns(struct vcpu *v, unsigned user)
 {
     if (v->hstack_user == user)

@@ -813,9 +813,10 @@ void tlb_flush_user(struct vcpu *v, bool keep)
         kernel_flush(v);
     else
         kernel_flush_user(v);
-    if (!keep)
+    if (!keep) {
         space_flush(v->space);
-    engine_drop_returns(v);
+        engine_drop_user_returns(v);
+    }
     window_sync(v);
 }
 
@@ -866,6 +867,6 @@ void tlb_switch_to(struct vcpu *v, u16 pcid, bool noflush)
     }
     sp->last_use = ++ev->space_clock;
     v->space = sp;
-    engine_drop_returns(v);
+    engine_drop_user_returns(v); /* the kernel's are as good as its jump cache: kernel_flush() dropped them if it had to */
     window_sync(v);
 }
