@@ -140,19 +140,28 @@ static bool in_hole(unsigned level, unsigned i)
     return level == 4 && i >= XEN_HOLE_FIRST && i <= XEN_HOLE_LAST;
 }
 
+/* The first entry from i on that is present and the guest's own; 512: there is none. Most tables come and go nearly empty. */
+static unsigned next_entry(const u64 *t, unsigned level, unsigned i)
+{
+    for (;; i++) {
+        while (!(i & 7) && i < 512 && !((t[i] | t[i + 1] | t[i + 2] | t[i + 3] | t[i + 4] | t[i + 5] | t[i + 6] | t[i + 7]) & PTE_P))
+            i += 8;
+        if (i >= 512 || ((t[i] & PTE_P) && !in_hole(level, i)))
+            return i;
+    }
+}
+
 static int table_check(struct xen *x, u64 mfn, unsigned level)
 {
     u64 *t = xen_table(x, mfn);
     unsigned i;
     int r = 0;
 
-    for (i = 0; i < 512; i++) {
-        if (in_hole(level, i))
-            continue;
+    for (i = next_entry(t, level, 0); i < 512; i = next_entry(t, level, i + 1)) {
         r = entry_get(x, level, t[i], group_for(x, mfn, level, i, t[i]));
         if (r)
             break;
-        if (level > 1 && (t[i] & PTE_P) && links_kernel(x, mfn, level, i))
+        if (level > 1 && links_kernel(x, mfn, level, i))
             kernel_mark(x, PTE_MFN(t[i]), level - 1);
     }
     if (!r) {
@@ -170,9 +179,8 @@ static void table_drop(struct xen *x, u64 mfn, unsigned level)
 {
     u64 *t = xen_table(x, mfn);
 
-    for (unsigned i = 0; i < 512; i++)
-        if (!in_hole(level, i))
-            entry_put(x, level, t[i]);
+    for (unsigned i = next_entry(t, level, 0); i < 512; i = next_entry(t, level, i + 1))
+        entry_put(x, level, t[i]);
 }
 
 static int descriptors_check(struct xen *x, u64 mfn)
