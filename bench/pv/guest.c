@@ -105,6 +105,12 @@ static void pin(unsigned cpu)
 
 /* -- One CPU ------------------------------------------------------------------------------------------ */
 
+static void empty_syscall(unsigned long n)
+{
+    while (n--)
+        syscall(SYS_getppid);
+}
+
 static void clock_read(unsigned long n)
 {
     struct timespec t;
@@ -515,6 +521,7 @@ static const struct line {
     { "clock",        clock_read,     2000000 },
     { "timer",        timer_program,  1000000 },
     { "sleep",        timer_sleep,    5000 },
+    { "syscall",      empty_syscall,  2000000 },
     { "switch",       context_switch, 40000 },
     { "exec",         fork_exec,      500 },
     { "map-1",        map_1,          50000 },
