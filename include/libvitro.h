@@ -332,6 +332,14 @@ uint64_t vitro_vcpu_populate(struct vitro_vcpu *vcpu, uint64_t va, uint64_t page
 /* vitro_vcpu_copy_in, _out - guest memory at a linear address, by the rights of the guest's kernel: 0 or -EFAULT. */
 int vitro_vcpu_copy_in(struct vitro_vcpu *vcpu, uint64_t la, void *buf, size_t len);
 int vitro_vcpu_copy_out(struct vitro_vcpu *vcpu, uint64_t la, const void *buf, size_t len);
+/*
+ * vitro_vcpu_peek - the host's address of memory that the guest's kernel may read, until the function of the table returns; NULL: the
+ * TLB does not have it in one piece. Other vCPUs may write it meanwhile. vitro_vcpu_poke_begin - to write it, until
+ * vitro_vcpu_poke_end(), which no NULL needs.
+ */
+const void *vitro_vcpu_peek(struct vitro_vcpu *vcpu, uint64_t la, size_t len);
+void *vitro_vcpu_poke_begin(struct vitro_vcpu *vcpu, uint64_t la, size_t len);
+void vitro_vcpu_poke_end(struct vitro_vcpu *vcpu);
 /* vitro_vcpu_fail - stop with VITRO_EXIT_FAIL; the first message stays. */
 void vitro_vcpu_fail(struct vitro_vcpu *vcpu, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void vitro_vcpu_cpuid(struct vitro_vcpu *vcpu, uint32_t leaf, uint32_t subleaf, uint32_t r[4]);

@@ -193,6 +193,24 @@ bool mem_write_known(struct vcpu *v, gla_t la, const void *buf, unsigned len, un
     return host;
 }
 
+const void *vitro_vcpu_peek(struct vitro_vcpu *c, uint64_t la, size_t len)
+{
+    return known((struct vcpu *)c, la, (unsigned)MIN(len, PAGE_SIZE + 1), ACC_R | ACC_SYS);
+}
+
+void *vitro_vcpu_poke_begin(struct vitro_vcpu *c, uint64_t la, size_t len)
+{
+    struct vcpu *v = (struct vcpu *)c;
+
+    c_write_begin(v);
+    void *host = known(v, la, (unsigned)MIN(len, PAGE_SIZE + 1), ACC_W | ACC_SYS);
+    if (unlikely(!host))
+        c_write_end(v);
+    return host;
+}
+
+void vitro_vcpu_poke_end(struct vitro_vcpu *c) { c_write_end((struct vcpu *)c); }
+
 /* Both pages of an access are resolved before a byte moves. */
 static enum xret resolve(struct vcpu *v, gla_t la, unsigned len, unsigned acc, struct tlb_ref ref[2], unsigned *n1)
 {

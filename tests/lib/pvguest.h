@@ -110,6 +110,17 @@ int vitro_vcpu_copy_out(struct vitro_vcpu *v, uint64_t la, const void *buf, size
     (void)v;
     return copy(la, (u8 *)buf, len, true);
 }
+const void *vitro_vcpu_peek(struct vitro_vcpu *v, uint64_t la, size_t len)
+{
+    (void)v;
+    return (la & 4095) + len > PAGE_SIZE ? NULL : pv_ptr(guest, la, false);
+}
+void *vitro_vcpu_poke_begin(struct vitro_vcpu *v, uint64_t la, size_t len)
+{
+    (void)v;
+    return (la & 4095) + len > PAGE_SIZE ? NULL : pv_ptr(guest, la, true);
+}
+void vitro_vcpu_poke_end(struct vitro_vcpu *v) { (void)v; }
 void vitro_vcpu_fail(struct vitro_vcpu *v, const char *fmt, ...)
 {
     va_list ap;

@@ -10,7 +10,7 @@ static xen_call_fn *const calls[XEN_nr_hypercalls] = {
     [XEN_get_debugreg] = xen_get_debugreg, [XEN_update_descriptor] = xen_update_descriptor,
     [XEN_memory_op] = xen_memory_op, [XEN_multicall] = xen_multicall, [XEN_update_va_mapping] = xen_update_va_mapping,
     [XEN_set_timer_op] = xen_set_timer_op, [XEN_xen_version] = xen_xen_version, [XEN_console_io] = xen_console_io,
-    [XEN_vm_assist] = xen_vm_assist, [XEN_iret] = xen_iret, [XEN_vcpu_op] = xen_vcpu_op,
+    [XEN_vm_assist] = xen_vm_assist, [XEN_vcpu_op] = xen_vcpu_op,
     [XEN_set_segment_base] = xen_set_segment_base, [XEN_mmuext_op] = xen_mmuext_op, [XEN_sched_op] = xen_sched_op,
     [XEN_callback_op] = xen_callback_op, [XEN_event_channel_op] = xen_event_channel_op,
     [XEN_physdev_op] = xen_physdev_op, [XEN_grant_table_op] = xen_grant_table_op,
@@ -36,14 +36,14 @@ void xen_unlock(struct xen *x)
 static bool is_fast(u64 number)
 {
     const u64 fast = 1ull << XEN_mmu_update | 1ull << XEN_stack_switch | 1ull << XEN_fpu_taskswitch | 1ull << XEN_multicall |
-                     1ull << XEN_update_va_mapping | 1ull << XEN_iret | 1ull << XEN_set_segment_base | 1ull << XEN_mmuext_op;
+                     1ull << XEN_update_va_mapping | 1ull << XEN_set_segment_base | 1ull << XEN_mmuext_op;
     return fast >> number & 1;
 }
 
 /* Those that touch nothing but what the vCPU keeps for itself: they need no lock. */
 static bool is_own(u64 number)
 {
-    const u64 own = 1ull << XEN_stack_switch | 1ull << XEN_fpu_taskswitch | 1ull << XEN_iret | 1ull << XEN_set_segment_base;
+    const u64 own = 1ull << XEN_stack_switch | 1ull << XEN_fpu_taskswitch | 1ull << XEN_set_segment_base;
     return number < 64 && (own >> number & 1);
 }
 
@@ -97,12 +97,14 @@ enum vitro_crossing xen_syscall(void *opaque, unsigned vcpu, struct vitro_frame 
     if (!code64)
         return VITRO_REFUSE;
 
-    struct xen_call one = { .cpu = c, .frame = f, .a = { g[RDI], g[RSI], g[RDX], g[R10], g[R8] } };
-
     __atomic_store_n(&c->polling, false, __ATOMIC_RELAXED); /* it calls: so it no longer sleeps */
     if (c->runstate.state)
         cpu_runstate(c, XEN_RUNSTATE_running);
     u64 number = (u32)g[RAX];
+    if (number == XEN_iret)
+        return cpu_iret(c, f);
+
+    struct xen_call one = { .cpu = c, .frame = f, .a = { g[RDI], g[RSI], g[RDX], g[R10], g[R8] } };
     if (number == XEN_sched_op || number == XEN_vcpu_op) /* it may sleep */
         cpu_left(c);
     bool lock = !is_own(number);
@@ -111,14 +113,10 @@ enum vitro_crossing xen_syscall(void *opaque, unsigned vcpu, struct vitro_frame 
     s64 r = call(x, number, &one);
     if (lock)
         xen_unlock(x);
-    if (one.dead)
-        return VITRO_DEAD;
-    if (!one.jump)
-        g[RAX] = (u64)r;
+    g[RAX] = (u64)r;
     if (one.park || (one.halt && !cpu_upcall_due(c))) {
         cpu_runstate(c, one.park ? XEN_RUNSTATE_offline : XEN_RUNSTATE_blocked);
         return one.park ? VITRO_PARK : VITRO_HALT;
     }
-    enum vitro_crossing up = cpu_upcall(c, f);
-    return up == VITRO_STAY && one.jump ? VITRO_GO : up;
+    return cpu_upcall(c, f);
 }

@@ -142,6 +142,34 @@ static enum vitro_crossing on_soft_interrupt(void *opaque, unsigned vcpu, struct
     return bounce(c, f, &(struct bounce){ .address = g->address, .mask = g->flags & XEN_TI_MASK, .what = "INT" });
 }
 
+/* What bounce() does for a SYSCALL of 64-bit user code, where the TLB has the kernel's stack. False: it has not. */
+static bool syscall_at_once(struct xen_cpu *c, struct vitro_frame *f)
+{
+    const u64 sp = (c->kernel_sp & ~15ull) - 7 * 8, masked = __atomic_load_n(&c->info->upcall_mask, __ATOMIC_RELAXED) != 0;
+    u64 *frame = vitro_vcpu_poke_begin(c->vcpu, sp, 7 * 8);
+
+    if (unlikely(!frame))
+        return false;
+    frame[0] = f->gpr[RCX];
+    frame[1] = f->gpr[R11];
+    frame[2] = f->rip;
+    frame[3] = XEN_FLAT_CS64 | masked << 32;
+    frame[4] = (f->rflags & ~(u64)(EFL_IF | EFL_IOPL)) | (masked ? 0 : EFL_IF);
+    frame[5] = f->gpr[RSP];
+    frame[6] = XEN_FLAT_DS;
+    vitro_vcpu_poke_end(c->vcpu);
+    if (c->callback[XEN_CALLBACK_SYSCALL].mask)
+        __atomic_store_n(&c->info->upcall_mask, 1, __ATOMIC_RELAXED);
+    f->gpr[RSP] = sp;
+    f->rip = c->callback[XEN_CALLBACK_SYSCALL].address;
+    f->rflags &= ~(u64)(EFL_AC | EFL_VM | EFL_RF | EFL_NT | EFL_TF);
+    f->cs = XEN_FLAT_CS64;
+    f->ss = XEN_FLAT_DS;
+    f->cr3 = c->kernel_cr3;
+    f->kernel = true;
+    return true;
+}
+
 /* From user code; the kernel's own SYSCALL is a hypercall (calls.c). */
 enum vitro_crossing cpu_syscall(struct xen_cpu *c, struct vitro_frame *f, bool code64)
 {
@@ -149,6 +177,8 @@ enum vitro_crossing cpu_syscall(struct xen_cpu *c, struct vitro_frame *f, bool c
 
     if (!c->callback[type].address)
         return VITRO_REFUSE;
+    if (likely(code64) && syscall_at_once(c, f))
+        return VITRO_GO;
     f->cs = code64 ? XEN_FLAT_CS64 : XEN_FLAT_CS32;
     f->ss = XEN_FLAT_DS;
     return bounce(c, f, &(struct bounce){ .address = c->callback[type].address, .mask = c->callback[type].mask,
@@ -215,24 +245,22 @@ static enum vitro_crossing on_bad_frame(void *opaque, unsigned vcpu, struct vitr
 
 /* -- Out of it ------------------------------------------------------------------------------------------------- */
 
-s64 xen_iret(struct xen *x, struct xen_call *call)
+enum vitro_crossing cpu_iret(struct xen_cpu *c, struct vitro_frame *f)
 {
-    struct xen_cpu *c = call->cpu;
-    struct vitro_frame *f = call->frame;
+    const volatile struct xen_iret_frame *at = f->gpr[RSP] & 7 ? NULL : vitro_vcpu_peek(c->vcpu, f->gpr[RSP], sizeof(*at));
     struct xen_iret_frame i;
 
-    (void)x;
-    if (vitro_vcpu_copy_in(c->vcpu, f->gpr[RSP], &i, sizeof(i))) {
+    if (likely(at)) { /* each once: another vCPU may write there */
+        i = (struct xen_iret_frame){ at->rax, at->r11, at->rcx, at->flags, at->rip, at->cs, at->rflags, at->rsp, at->ss };
+    } else if (vitro_vcpu_copy_in(c->vcpu, f->gpr[RSP], &i, sizeof(i))) {
         vitro_vcpu_fail(c->vcpu, "iret: the stack of the guest's kernel at %#llx cannot be read",
                         (unsigned long long)f->gpr[RSP]);
-        call->dead = true;
-        return 0;
+        return VITRO_DEAD;
     }
     if ((i.cs & 3) == 3) {
         if (!c->user_cr3) {
             vitro_vcpu_fail(c->vcpu, "iret to user code, which has no page tables");
-            call->dead = true;
-            return 0;
+            return VITRO_DEAD;
         }
         cpu_left(c);
         f->kernel = false;
@@ -250,8 +278,7 @@ s64 xen_iret(struct xen *x, struct xen_call *call)
     }
     /* Looked at by this vCPU only. An event that it does not see now is kicked for after it was marked (port_raise()). */
     __atomic_store_n(&c->info->upcall_mask, !(i.rflags & EFL_IF), __ATOMIC_RELAXED);
-    call->jump = true;
-    return 0;
+    return cpu_upcall(c, f) == VITRO_DEAD ? VITRO_DEAD : VITRO_GO;
 }
 
 /* -- What is set by hypercall -------------------------------------------------------------------------------------- */

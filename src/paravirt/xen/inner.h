@@ -154,8 +154,6 @@ struct xen_call {
     u64 a[5];
     bool halt;      /* sleep until an event */
     bool park;      /* ... until the vCPU is up again */
-    bool jump;      /* the frame says where to go on, and RAX is set */
-    bool dead;
 };
 typedef s64 xen_call_fn(struct xen *x, struct xen_call *c);
 
@@ -212,9 +210,10 @@ u64 gdt_descriptor(const struct xen_cpu *c, u16 sel);
 
 /* -- cpu.c: traps, frames, privileged instructions ------------------------------------------------------------------- */
 xen_call_fn xen_set_trap_table, xen_set_callbacks, xen_callback_op, xen_stack_switch, xen_fpu_taskswitch, xen_set_debugreg,
-    xen_get_debugreg, xen_iret, xen_set_segment_base;
+    xen_get_debugreg, xen_set_segment_base;
 void cpu_table(struct vitro_outer *o);
-/* cpu_upcall_due - an event is pending and not masked. */
+/* cpu_iret - the hypercall that goes where the frame on the kernel's stack says. cpu_upcall_due - an event is pending and not masked. */
+enum vitro_crossing cpu_iret(struct xen_cpu *c, struct vitro_frame *f);
 enum vitro_crossing cpu_syscall(struct xen_cpu *c, struct vitro_frame *f, bool code64);
 /* xen_cpuid (version.c) - as the kernel sees it by the forced form. */
 void xen_cpuid(struct xen_cpu *c, u32 leaf, u32 subleaf, u32 r[4]);
