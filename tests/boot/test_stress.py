@@ -150,15 +150,15 @@ def stress(stressors, seconds, *args):
 
 
 def test_cpu():
-    stress(CPU, 180)
+    stress(CPU, 400)
 
 
 def test_memory():
-    stress(MEMORY, 180)
+    stress(MEMORY, 400)
 
 
 def test_processes():
-    stress(PROCESSES, 180)
+    stress(PROCESSES, 400)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ from test_stress import CPU, MEMORY, PROCESSES, stress
 
 
 def test_cpu():
-    stress(CPU, 180, "--pv", "xen")
+    stress(CPU, 400, "--pv", "xen")
 
 
 def test_memory():
-    stress(MEMORY, 180, "--pv", "xen")
+    stress(MEMORY, 400, "--pv", "xen")
 
 
 def test_processes():
-    stress(PROCESSES, 180, "--pv", "xen", "--cpus", "4")
+    stress(PROCESSES, 400, "--pv", "xen", "--cpus", "4")
 
 
 if __name__ == "__main__":
