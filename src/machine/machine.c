@@ -189,6 +189,8 @@ int machine_msr_read(void *machine, unsigned vcpu, u32 msr, u64 *value)
 int machine_msr_write(void *machine, unsigned vcpu, u32 msr, u64 value)
 {
     struct machine *m = machine;
+    if (msr == MSR_X2APIC_FIRST + APIC_ICR && lapic_icr_post(&m->apics.cpu[vcpu], value))
+        return 0;
     pthread_mutex_lock(&m->irq_lock);
     int err = lapic_msr_write(&m->apics.cpu[vcpu], msr, value);
     pthread_mutex_unlock(&m->irq_lock);
@@ -231,16 +233,20 @@ int machine_ipi_mask(void *machine, u32 first, const u64 mask[2], u32 icr)
         msg.mode = APIC_FIXED;
     if ((icr & 0x800) || (msg.mode != APIC_FIXED && msg.mode != APIC_NMI))
         return -1;
-    pthread_mutex_lock(&m->irq_lock);
     for (unsigned half = 0; half < 2; half++)
         for (u64 left = mask[half]; left; left &= left - 1) {
             u64 id = (u64)first + half * 64 + (unsigned)__builtin_ctzll(left);
             if (id >= m->apics.nr)
                 break;
+            if (msg.mode == APIC_FIXED && lapic_post(&m->apics, (u32)id, msg.vector)) {
+                taken++;
+                continue;
+            }
             msg.dest = (u32)id;
+            pthread_mutex_lock(&m->irq_lock);
             taken += (int)lapic_bus_send(&m->apics, &msg);
+            pthread_mutex_unlock(&m->irq_lock);
         }
-    pthread_mutex_unlock(&m->irq_lock);
     return taken;
 }
 

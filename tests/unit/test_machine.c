@@ -858,6 +858,61 @@ static void test_ipi_mask(void)
     teardown(&f);
 }
 
+/* IPIs to one APIC by its ID are posted without the lock: nothing of what the manual says of them may differ. */
+static void test_posted(void)
+{
+    struct fixture f;
+    u64 v;
+    setup(&f, 4);
+    struct machine *m = f.m;
+    for (unsigned i = 0; i < 3; i++)
+        x2apic_on(&f, i);
+    EQUAL(machine_ipi_mask(m, 0, (u64[]){ 0xe, 0 }, 0x41), 2); /* the fourth is switched off */
+    EQUAL(f.kicks[1], 1);
+    EQUAL(machine_ipi_mask(m, 0, (u64[]){ 0xe, 0 }, 0x0f), 2); /* an illegal vector: received, and an error */
+    EQUAL(machine_pending(m, 1), MACHINE_INTR);
+    EQUAL(machine_msr_read(m, 1, 0x822, &v), 0); /* in IRR */
+    EQUAL(v, 2);
+    EQUAL(machine_intr_ack(m, 1), 0x41);
+    EQUAL(machine_msr_read(m, 1, 0x822, &v), 0);
+    EQUAL(v, 0);
+    EQUAL(machine_msr_write(m, 1, 0x80b, 0), 0);
+
+    /* Held back by the priority, until that falls. */
+    EQUAL(machine_msr_write(m, 2, 0x808, 0x50), 0);
+    EQUAL(machine_intr_ack(m, 2), -1);
+    EQUAL(machine_pending(m, 2), 0);
+    EQUAL(machine_msr_write(m, 2, 0x808, 0), 0);
+    EQUAL(machine_pending(m, 2), MACHINE_INTR);
+    EQUAL(machine_intr_ack(m, 2), 0x41);
+
+    /* What came before the APIC was switched off stays, what comes then is lost. */
+    send(m, 1, 0x61);
+    EQUAL(machine_msr_write(m, 1, 0x80f, 0xff), 0);
+    send(m, 1, 0x71);
+    EQUAL(machine_intr_ack(m, 1), -1);
+    EQUAL(machine_msr_write(m, 1, 0x80f, 0x1ff), 0);
+    EQUAL(machine_intr_ack(m, 1), 0x61);
+    EQUAL(machine_msr_write(m, 1, 0x80b, 0), 0);
+    EQUAL(machine_pending(m, 1), 0);
+
+    /* INIT forgets it. */
+    send(m, 1, 0x62);
+    send(m, 1, 0x500);
+    EQUAL(machine_pending(m, 1), MACHINE_INIT);
+    CHECK(machine_init_take(m, 1));
+    send(m, 1, 0x63);
+    EQUAL(machine_msr_write(m, 1, 0x80f, 0x1ff), 0);
+    EQUAL(machine_pending(m, 1), 0);
+    EQUAL(machine_intr_ack(m, 1), -1);
+
+    /* And a reset. */
+    send(m, 2, 0x64);
+    machine_reset(m);
+    EQUAL(machine_pending(m, 2), 0);
+    teardown(&f);
+}
+
 /* -- I/O APIC ------------------------------------------------------------- */
 
 static void test_ioapic(void)
@@ -1642,6 +1697,7 @@ int main(int argc, char **argv)
     test_x2apic();
     test_pv_eoi();
     test_ipi_mask();
+    test_posted();
     test_ioapic();
     test_uart();
     test_uart_listening();

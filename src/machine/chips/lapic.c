@@ -7,7 +7,7 @@
  * At reset the boot CPU's LINT0 is ExtINT and LINT1 NMI, as firmware would leave them: kernels
  * that we enter directly expect virtual wire mode.
  * Paravirtual end of interrupt: Linux Documentation/virt/kvm/x86/msr.rst, MSR_KVM_PV_EOI_EN.
- * Threads: vCPU threads and the I/O thread, all under bus->lock; `pending` is also read without.
+ * Threads: vCPU threads and the I/O thread, all under bus->lock; `pending` is also read without, and interrupts are posted.
  */
 #include "machine/chips/lapic.h"
 #include "machine/layout.h"
@@ -100,8 +100,26 @@ static void publish(struct lapic *l, u32 bits)
         l->bus->kick(l->bus->opaque, l->cpu);
 }
 
+/* First the flag, then the bits: one that is posted meanwhile kicks again. What a disabled APIC was sent is lost. */
+static void take_posted(struct lapic *l)
+{
+    if (!atomic_load_explicit(&l->has_posted, memory_order_relaxed))
+        return;
+    atomic_store(&l->has_posted, false);
+    for (unsigned i = 0; i < ARRAY_SIZE(l->posted); i++) {
+        if (!atomic_load(&l->posted[i]))
+            continue;
+        u64 bits = atomic_exchange(&l->posted[i], 0);
+        l->irr[i] |= enabled(l) ? bits : 0;
+        l->tmr[i] &= enabled(l) ? ~bits : ~0ull;
+    }
+}
+
 static void lapic_update(struct lapic *l)
 {
+    take_posted(l);
+    if (atomic_load_explicit(&l->takes, memory_order_relaxed) != enabled(l))
+        atomic_store(&l->takes, enabled(l));
     u32 bits = atomic_load_explicit(&l->pending, memory_order_relaxed) & ~LAPIC_INTR;
     /* With an end left to the guest's word only its own thread can tell what is in service: let it look. */
     if (extint(l) || deliverable(l) >= 0 || (l->pv_eoi_told && highest(l->irr) >= 0))
@@ -272,6 +290,29 @@ unsigned lapic_bus_send(struct lapic_bus *bus, const struct apic_msg *msg)
             taken += accept(&bus->cpu[i], msg);
     }
     return taken;
+}
+
+bool lapic_post(struct lapic_bus *bus, u32 id, u8 vector)
+{
+    if (id >= bus->nr || vector < 16)
+        return false;
+    struct lapic *l = &bus->cpu[id];
+    prefetch_write(&l->has_posted);
+    if (!atomic_load(&l->takes))
+        return false;
+    atomic_fetch_or(&l->posted[vector >> 6], BITULL(vector & 63));
+    if (!atomic_exchange(&l->has_posted, true))
+        bus->kick(bus->opaque, id);
+    return true;
+}
+
+bool lapic_icr_post(struct lapic *l, u64 icr)
+{
+    /* One by ID: no reserved bit, no shorthand, not logical, mode fixed. */
+    if (!lapic_in_x2apic(l) || (icr & 0xffff2f00) || !lapic_post(l->bus, (u32)(icr >> 32), (u8)icr))
+        return false;
+    l->icr = icr;
+    return true;
 }
 
 /* Interrupt command, SDM vol. 3 figure 11-12:
@@ -473,6 +514,7 @@ void lapic_eoi(struct lapic *l)
 int lapic_ack(struct lapic *l)
 {
     int v;
+    take_posted(l);
     pv_eoi_sync(l);
     if (extint(l)) {
         l->extint_msg = false;
@@ -515,6 +557,7 @@ static void lvt_write(struct lapic *l, unsigned n, u32 value)
 
 static void svr_write(struct lapic *l, u32 value)
 {
+    take_posted(l);
     l->svr = value & 0x13ff;
     if (!(value & APIC_SVR_ENABLE))
         for (unsigned i = 0; i < NR_LVT; i++)
@@ -542,9 +585,11 @@ static bool reg_read(struct lapic *l, unsigned reg, u32 *value)
         *value = (u32)(l->isr[(reg & 7) / 2] >> (reg & 1) * 32);
         return true;
     case APIC_TMR ... APIC_TMR + 7:
+        take_posted(l);
         *value = (u32)(l->tmr[(reg & 7) / 2] >> (reg & 1) * 32);
         return true;
     case APIC_IRR ... APIC_IRR + 7:
+        take_posted(l);
         *value = (u32)(l->irr[(reg & 7) / 2] >> (reg & 1) * 32);
         return true;
     case APIC_ESR: *value = l->esr_latched; return true;
@@ -632,6 +677,7 @@ static int base_write(struct lapic *l, u64 value)
         return -1;
     if (!from && to == mode)                        /* disabled -> x2APIC */
         return -1;
+    take_posted(l);
     l->base = value;
     if (from != to) {
         if (!to || !from)
@@ -722,6 +768,8 @@ int lapic_msr_write(struct lapic *l, u32 msr, u64 value)
 /* SDM vol. 3 §11.4.7.1, and what INIT leaves alone: the base MSR with its mode, and the ID. */
 static void init_registers(struct lapic *l)
 {
+    atomic_store(&l->takes, false);
+    take_posted(l);
     timer_stop(l);
     l->pv_eoi = 0;
     l->pv_eoi_word = NULL;
@@ -760,9 +808,10 @@ void lapic_bus_reset(struct lapic_bus *bus)
 
 int lapic_bus_init(struct lapic_bus *bus)
 {
-    bus->cpu = calloc(bus->nr, sizeof(*bus->cpu));
+    bus->cpu = aligned_alloc(_Alignof(struct lapic), bus->nr * sizeof(*bus->cpu));
     if (!bus->cpu)
         return -ENOMEM;
+    memset(bus->cpu, 0, bus->nr * sizeof(*bus->cpu));
     for (unsigned i = 0; i < bus->nr; i++) {
         bus->cpu[i].bus = bus;
         bus->cpu[i].cpu = i;
@@ -794,6 +843,7 @@ int lapic_loaded(void *dev)
     u32 pending = atomic_load(&l->pending);
     if (pending & ~(LAPIC_INTR | LAPIC_NMI | LAPIC_INIT | LAPIC_SIPI))
         return -EINVAL;
+    atomic_store(&l->takes, enabled(l));
     if (l->tsc_deadline)
         timer_arm(l->bus->clock, &l->timer, clock_now(l->bus->clock));
     else if (l->timer_due_ns)

@@ -1,8 +1,8 @@
 /*
  * lapic.h - the local APICs of all vCPUs, and the bus that joins them with the I/O APIC and MSIs.
- * Every function is called with the interrupt controllers' lock held, except lapic_pending() and
- * lapic_timer_due() (a timer callback, which takes it). kick() is called with the lock held and
- * must not call back.
+ * Every function is called with the interrupt controllers' lock held, except lapic_pending(), lapic_post(),
+ * lapic_icr_post() and lapic_timer_due() (a timer callback, which takes it). kick() may be called with the lock held
+ * and must not call back.
  */
 #pragma once
 #include "base/types.h"
@@ -54,7 +54,10 @@ enum lapic_reg {
 struct lapic_bus;
 
 struct lapic {
-    struct lapic_bus *bus;
+    /* Interrupts that other vCPUs sent without the lock; whoever has it moves them to irr. All that a sender touches. */
+    _Atomic u64 posted[4] __attribute__((aligned(64)));
+    _Atomic bool has_posted, takes; /* takes: enabled */
+    struct lapic_bus *bus __attribute__((aligned(64)));
     unsigned cpu; /* also the initial APIC ID */
     _Atomic u32 pending;
     u64 base;     /* IA32_APIC_BASE */
@@ -93,6 +96,11 @@ void lapic_bus_fini(struct lapic_bus *bus);
 void lapic_bus_reset(struct lapic_bus *bus);
 /* lapic_bus_send - deliver a message. Number of local APICs that took it. */
 unsigned lapic_bus_send(struct lapic_bus *bus, const struct apic_msg *msg);
+/* lapic_post - a fixed, edge-triggered interrupt for the APIC with this ID, sent by a vCPU's thread that does not hold the lock.
+ * False: nothing was done; lapic_bus_send() it. (The idea of a posted-interrupt descriptor, SDM vol. 3 §30.6.) */
+bool lapic_post(struct lapic_bus *bus, u32 id, u8 vector);
+/* lapic_icr_post - the same for a write to l's ICR in x2APIC mode, by its own thread. */
+bool lapic_icr_post(struct lapic *l, u64 icr);
 /* lapic_bus_lint0 - level of the 8259's INTR output, wired to the boot CPU's LINT0. */
 void lapic_bus_lint0(struct lapic_bus *bus, bool level);
 
@@ -117,7 +125,8 @@ bool lapic_take(struct lapic *l, u32 bit);
 
 static inline u32 lapic_pending(const struct lapic *l)
 {
-    return atomic_load_explicit(&l->pending, memory_order_acquire);
+    u32 posted = atomic_load_explicit(&l->has_posted, memory_order_acquire) ? LAPIC_INTR : 0;
+    return atomic_load_explicit(&l->pending, memory_order_acquire) | posted;
 }
 static inline bool lapic_in_x2apic(const struct lapic *l)
 {
