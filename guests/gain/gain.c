@@ -27,7 +27,9 @@ static inline uint64_t rdtsc(void)
 
 enum { MSR_TSC_DEADLINE = 0x6e0 };
 
-static volatile uint32_t ticks, pings;
+/* What one processor writes and another waits for has a cache line of its own: else they are in each other's way. */
+#define ALONE __attribute__((aligned(64)))
+static volatile uint32_t ticks ALONE, pings ALONE;
 
 static void apic_on(void)
 {
@@ -51,7 +53,7 @@ static void on_apic_ipi(struct sdk_regs *r)
 
 enum { PORT_TIMER = 20, PORT_IPI = 21, TIMER = 5 };
 static uint64_t tsc_per_us;
-static volatile uint64_t sink;
+static volatile uint64_t sink ALONE;
 static struct vt_timers timers __attribute__((aligned(1024)));
 
 static void on_event_timer(void *arg) { (void)arg; ticks = ticks + 1; }
@@ -104,9 +106,9 @@ static void tick_ask(uint32_t n)
 #define AT 0x8000000000ull /* for mappings that change */
 #define TOUCHED 16u
 static uint64_t frames, *leaf;
-static volatile bool other_ready, touching;
+static volatile bool other_ready, touching ALONE;
 static void invlpg(uint64_t va) { __asm__ volatile("invlpg (%0)" ::"r"(va) : "memory"); }
-static volatile uint32_t flushes, rounds;
+static volatile uint32_t flushes ALONE, wanted ALONE, answered ALONE;
 
 static void other(void *arg)
 {
@@ -115,11 +117,12 @@ static void other(void *arg)
     event_handle(PORT_IPI, on_event_ipi, NULL);
     other_ready = true;
     irq_on();
-    for (;;) {
+    for (uint32_t seen = 0;; seen = wanted) {
         __asm__ volatile("pause");
         for (unsigned i = 0; touching && i < TOUCHED; i++)
-            sink = *(volatile uint8_t *)(AT + i * PAGE);
-        rounds = rounds + 1;
+            (void)*(volatile uint8_t *)(AT + i * PAGE);
+        if (answered != seen) /* wanted before they were read */
+            answered = seen;
     }
 }
 static void ipi_hardware(uint32_t n)
@@ -145,7 +148,7 @@ static void ipi_ask(uint32_t n)
 }
 
 /* A page loses the right to write, or gets it again, and no processor goes on with what it knew. The other one reads it
- * and its neighbours all the time, and is waited for until it has read them all. */
+ * and its neighbours all the time; read_on() waits until it has read them all once more. */
 static void on_apic_flush(struct sdk_regs *r)
 {
     (void)r;
@@ -161,11 +164,11 @@ static void shootdown_start(void)
 }
 static void read_on(void)
 {
-    uint32_t seen = rounds;
-    while (rounds - seen < 2)
+    wanted = wanted + 1;
+    while (answered != wanted)
         __asm__ volatile("pause");
 }
-static void shootdown_hardware(uint32_t n)
+static void shootdown_by_hand(uint32_t n, bool reads)
 {
     shootdown_start();
     for (uint32_t i = 0; i < n; i++) {
@@ -178,11 +181,12 @@ static void shootdown_hardware(uint32_t n)
         APIC(APIC_ICR) = 0x4000 | VECTOR_FLUSH;
         while (flushes == seen)
             __asm__ volatile("pause");
-        read_on();
+        if (reads)
+            read_on();
     }
     touching = false;
 }
-static void shootdown_ask(uint32_t n)
+static void shootdown_by_call(uint32_t n, bool reads)
 {
     struct vt_range r = { .va = AT, .pages = 1 };
 
@@ -191,10 +195,16 @@ static void shootdown_ask(uint32_t n)
         r.flags ^= VT_W;
         if (vt_call3(VT_PROTECT, 0, &r, 1) != 1)
             die("shootdown: %d\n", r.result);
-        read_on();
+        if (reads)
+            read_on();
     }
     touching = false;
 }
+
+static void shootdown_hardware(uint32_t n) { shootdown_by_hand(n, false); }
+static void shootdown_ask(uint32_t n) { shootdown_by_call(n, false); }
+static void reshoot_hardware(uint32_t n) { shootdown_by_hand(n, true); }
+static void reshoot_ask(uint32_t n) { shootdown_by_call(n, true); }
 
 /* -- Console -------------------------------------------------------------------------------------------------------------- */
 
@@ -297,6 +307,7 @@ static const struct line {
     { "tick",       100,   0,    tick_hardware,        tick_ask },
     { "ipi",        2000,  0,    ipi_hardware,         ipi_ask },
     { "shootdown-call", 300,  0,    shootdown_hardware,   shootdown_ask },
+    { "shootdown-read", 300,  0,    reshoot_hardware,     reshoot_ask },
     { "console",    100,   0,    console_hardware,     console_ask },
     { "remap-1",    2000,  1,    remap_hardware,       remap_one },
     { "remap-64",   200,   64,   remap_hardware,       remap_ask },

@@ -149,6 +149,10 @@ static bool send_event(struct paravirt *pv, u64 port)
     u64 bit = BITULL(port & 63);
     if (!cpu->vcpu || __atomic_load_n(&cpu->asleep, __ATOMIC_RELAXED))
         return false;
+    /* The other has written all three since: they come from its core one after the other else, as long as all the rest takes. */
+    prefetch_write(&page->pending[port >> 6]);
+    prefetch_write(&page->vcpu[to].upcall);
+    prefetch_write(&n->cpu[to].upcall);
     __atomic_fetch_or(&page->pending[port >> 6], bit, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&page->mask[port >> 6], __ATOMIC_SEQ_CST) & bit || !__atomic_load_n(&n->cpu[to].vector, __ATOMIC_SEQ_CST) ||
         __atomic_exchange_n(&page->vcpu[to].upcall, 1, __ATOMIC_SEQ_CST) == 1)
@@ -166,6 +170,11 @@ int native_upcall(struct native *n, unsigned vcpu)
     if (vcpu >= n->c.nr_cpus || !__atomic_load_n(&n->cpu[vcpu].upcall, __ATOMIC_RELAXED) ||
         !__atomic_exchange_n(&n->cpu[vcpu].upcall, false, __ATOMIC_SEQ_CST))
         return -1;
+    const struct vt_events *page = __atomic_load_n(&n->events, __ATOMIC_ACQUIRE);
+    if (page) { /* what its handler begins with */
+        prefetch_write(&page->pending[0]);
+        prefetch_write(&page->vcpu[vcpu].upcall);
+    }
     unsigned vector = __atomic_load_n(&n->cpu[vcpu].vector, __ATOMIC_SEQ_CST);
     return vector ? (int)vector : -1;
 }
