@@ -161,7 +161,7 @@ static int add_e1000(struct guest *vm, struct net_backend *be, const u8 mac[6])
 
 static int add_nic(struct guest *vm, const struct nic *nic, unsigned index)
 {
-    struct virtio_net_options options = { .queues = nic->queues, .packed = nic->packed };
+    struct virtio_net_options options = { .queues = nic->queues, .packed = nic->packed, .clock = machine_clock(vm->machine) };
     struct net_backend *be;
     struct virtio_dev *dev;
     int r = devices_net(nic, index, &be, options.mac);

@@ -6,6 +6,7 @@
  * send(). Each queue has its lock; a transmit queue's may be held when a receive queue's is taken, never the reverse.
  */
 #include "virtio/net.h"
+#include "machine/clock.h"
 #include "net/net.h"
 #include <errno.h>
 #include <stdlib.h>
@@ -47,6 +48,11 @@ struct virtio_net {
     atomic_uchar flow[FLOWS];      /* the pair a flow was last sent by: answers go there */
     struct vq_chain *rx_chain[VIRTIO_NET_PAIRS_MAX][2]; /* first and current, under the queue's lock */
     struct vq_chain *tx_chain[VIRTIO_NET_PAIRS_MAX];
+    struct vm_clock *clock;
+    struct vm_timer tell;
+    atomic_bool telling;           /* that timer is set */
+    unsigned untold[VIRTIO_NET_PAIRS_MAX]; /* packets sent; this and the next under the transmit queue's lock */
+    u64 sent_ns[VIRTIO_NET_PAIRS_MAX];
 };
 
 static struct virtio_net *net_of(const struct virtio_dev *dev)
@@ -139,44 +145,98 @@ static bool hdr_is_sane(const struct virtio_net *net, const struct net_hdr *h)
            (gso == NET_GSO_TCPV6 && virtio_has(&net->dev, F_HOST_TSO6));
 }
 
-static void send_chain(struct virtio_net *net, unsigned pair, const struct vq_chain *c)
+/* How long it was, whether it was sent or not. */
+static u64 send_chain(struct virtio_net *net, unsigned pair, const struct vq_chain *c)
 {
     struct iovec iov[VQ_SEGS_MAX];
     struct net_hdr hdr;
     u8 start[NET_FLOW_BYTES];
 
     if (vq_copy_out(c, 0, &hdr, HDR_LEN) != HDR_LEN || !hdr_is_sane(net, &hdr))
-        return;
+        return 0;
     u64 len = c->out_len - HDR_LEN;
     int n = vq_slice(c, false, HDR_LEN, len, iov, ARRAY_SIZE(iov));
     if (n <= 0 || len < 14 || len > NET_FRAME_MAX)
-        return;
+        return len;
     if (net->pairs_max > 1) {
         u64 got = vq_copy_out(c, HDR_LEN, start, sizeof(start));
         atomic_store(&net->flow[net_flow(start, got) % FLOWS], (unsigned char)pair);
     }
     hdr.num_buffers = 0;
     net->be->ops->send(net->be, &hdr, iov, (unsigned)n);
+    return len;
+}
+
+/*
+ * Linux's driver looks for what was sent whenever it sends something, and yet asks to be told of each packet: with small ones
+ * the interrupt is a third of all the work. So of those that follow each other it is told TELL_NS later, if it has not found out
+ * by then (its used_event has moved on). At once: of long ones, since a stream may wait for them before it sends more, of many,
+ * and of one that comes alone.
+ */
+#define TELL_NS 1000000
+#define TELL_NEAR_NS 20000
+#define TELL_LEN 256u
+#define TELL_MAX (QUEUE_SIZE / 4)
+
+static void tell_now(struct virtio_net *net, unsigned pair)
+{
+    net->untold[pair] = 0;
+    virtio_interrupt(&net->dev.queue[2 * pair + 1]);
+}
+
+static void tell_all(struct virtio_net *net)
+{
+    for (unsigned i = 0; i < net->pairs_max; i++) {
+        struct virtio_queue *q = &net->dev.queue[2 * i + 1];
+        pthread_mutex_lock(&q->lock);
+        if (net->untold[i])
+            tell_now(net, i);
+        pthread_mutex_unlock(&q->lock);
+    }
+}
+
+static void on_tell(void *opaque)
+{
+    struct virtio_net *net = opaque;
+    atomic_store(&net->telling, false);
+    tell_all(net);
+}
+
+/* q->lock held. */
+static void sent(struct virtio_net *net, unsigned pair, unsigned nr, u64 longest)
+{
+    u64 now = net->clock ? clock_now(net->clock) : 0;
+    bool near = net->clock && now - net->sent_ns[pair] < TELL_NEAR_NS;
+
+    net->sent_ns[pair] = now;
+    net->untold[pair] += nr;
+    if (!near || longest > TELL_LEN || net->untold[pair] > TELL_MAX)
+        tell_now(net, pair);
+    else if (!atomic_exchange(&net->telling, true))
+        timer_arm(net->clock, &net->tell, now + TELL_NS);
 }
 
 static void transmit(struct virtio_queue *q)
 {
     struct virtio_net *net = net_of(q->dev);
     struct vq_chain *c = net->tx_chain[q->index / 2];
-    bool any = false;
+    unsigned nr = 0;
+    u64 longest = 0;
 
     pthread_mutex_lock(&q->lock);
     do {
         vq_want_notify(&q->vq, false);
         while (virtio_pop(q, c)) {
-            send_chain(net, q->index / 2, c);
+            u64 len = send_chain(net, q->index / 2, c);
             vq_push(&q->vq, c->id, c->nr_desc, 0);
-            any = true;
+            longest = MAX(longest, len);
+            nr++;
         }
     } while (!virtio_idle(q));
-    virtio_interrupt(q);
+    if (nr)
+        sent(net, q->index / 2, nr, longest);
     pthread_mutex_unlock(&q->lock);
-    if (any && net->be->ops->sent)
+    if (nr && net->be->ops->sent)
         net->be->ops->sent(net->be);
 }
 
@@ -234,6 +294,11 @@ static void net_start(struct virtio_dev *dev)
                        (virtio_has(dev, F_GUEST_TSO4) ? NET_OFFLOAD_TSO4 : 0) |
                        (virtio_has(dev, F_GUEST_TSO6) ? NET_OFFLOAD_TSO6 : 0);
     atomic_store(&net->pairs, 1);
+    for (unsigned i = 0; i < net->pairs_max; i++) {
+        pthread_mutex_lock(&dev->queue[2 * i + 1].lock);
+        net->untold[i] = 0;
+        pthread_mutex_unlock(&dev->queue[2 * i + 1].lock);
+    }
     if (net->be->ops->set_offload)
         net->be->ops->set_offload(net->be, offload);
 }
@@ -248,6 +313,7 @@ static void net_drain(struct virtio_dev *dev)
     atomic_store(&net->held, true);
     for (unsigned i = 0; i < net->pairs_max; i++)
         pthread_mutex_unlock(&dev->queue[2 * i].lock);
+    tell_all(net); /* then the timer finds nothing to tell */
 }
 
 static void net_resume(struct virtio_dev *dev)
@@ -260,7 +326,10 @@ static void net_resume(struct virtio_dev *dev)
 
 static void net_end(struct virtio_dev *dev)
 {
-    net_of(dev)->be->ops->stop(net_of(dev)->be);
+    struct virtio_net *net = net_of(dev);
+    if (net->clock)
+        timer_cancel(net->clock, &net->tell);
+    net->be->ops->stop(net->be);
 }
 
 static void net_fini(struct virtio_dev *dev)
@@ -292,7 +361,8 @@ int virtio_net_create(struct ram *ram, struct net_backend *be, const struct virt
     }
     net->be = be;
     net->pairs_max = o->queues;
-    bool memory = true;
+    net->clock = o->clock;
+    bool memory = !o->clock || !timer_init(o->clock, &net->tell, on_tell, net);
     for (unsigned i = 0; i < o->queues; i++) {
         memory &= (net->rx_chain[i][0] = malloc(sizeof(struct vq_chain))) != NULL;
         memory &= (net->rx_chain[i][1] = malloc(sizeof(struct vq_chain))) != NULL;

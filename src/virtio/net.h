@@ -3,10 +3,12 @@
 #include "virtio/virtio.h"
 
 struct net_backend;
+struct vm_clock;
 struct virtio_net_options {
     u8 mac[6];
     unsigned queues; /* pairs, 1..VIRTIO_NET_PAIRS_MAX */
     bool packed;
+    struct vm_clock *clock; /* NULL: the driver is told of each packet that was sent at once */
 };
 #define VIRTIO_NET_PAIRS_MAX 8u
 /* virtio_net_create - takes the back end over, also on failure. 0 or -errno. */
