@@ -577,6 +577,10 @@ static void run(const struct line *line, double scale)
             n = t * 16 < PART_NS ? n * 16 : n * PART_NS / t + n / 8 + 1;
     }
     for (unsigned part = 0; part < PARTS; part++) {
+        if (others) { /* on their CPUs just now: a part without them would be the quickest */
+            spinners_stop();
+            spinners_start();
+        }
         counters_start();
         unsigned long long t = now_ns();
         line->run(n);
