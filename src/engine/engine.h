@@ -221,10 +221,10 @@ struct engine_vcpu {
     struct tlb_space space[NR_SPACES];
     u64 space_clock;
     u32 map_seen;          /* vm->map_gen at the last look */
-    bool k_nonglobal;      /* the shared kernel table, or its jump caches, holds a non-global page */
+    bool k_nonglobal;      /* the shared kernel table, or its jump caches, holds a page that is not global, and not in k_local */
     struct outer_segment { struct seg s; u32 descriptors; bool code; } outer_segment[8]; /* outer.c: found in the GDT */
     u32 outer_known[2];    /* outer.c: by what outer_descriptors (plus 1) the segments of the kernel, of user code are known */
-    struct fill_log k_user; /* outer.c: entries of the shared kernel table that are of pages of user code's half */
+    struct fill_log k_local; /* entries of the shared kernel table that are of pages of one address space */
     struct tlb_large k_large; /* of the shared kernel table and its jump caches */
     u64 code_seen[2][1024]; /* filters: pages entered as code, by the kernel and by user code */
     u8 user_slot;          /* SLOT_U or SLOT_U32: whose returns the user's prediction stack holds */

@@ -371,6 +371,13 @@ static inline bool has_code(struct vcpu *v, const struct ram_slot *rs, u64 idx)
     return __atomic_load_n(&rs->page_state[idx], __ATOMIC_RELAXED) & (PAGE_HAS_CODE | PAGE_MONITORED);
 }
 
+/*
+ * Of a page of data that is not global a log tells a switch what to forget: there are always some. Linux writes its own code through
+ * the lower half of a space of its own (text_poke(), some thousand times in a boot), and direct-map pages that were taken away for a
+ * while come back without G. Not outside 64-bit mode: extents do not ask the log.
+ */
+static inline bool is_local(const struct vcpu *v, const struct mmu_span *span) { return !span->global && (v->outer || vcpu_code64(v)); }
+
 enum xret tlb_translate(struct vcpu *v, gla_t la, unsigned acc, struct tlb_ref *ref)
 {
     struct mmu_span span;
@@ -403,7 +410,7 @@ again:
     unsigned slot = tlb_slot(v, acc);
     if (slot != SLOT_K)
         v->space->clean = false;
-    else if (!span.global && !(v->outer && !(la >> 63)))
+    else if (!span.global && !is_local(v, &span))
         v->eng->k_nonglobal = true;
     if (span.page_size > PAGE_SIZE)
         tlb_note_large(v, slot, la, span.page_size);
@@ -429,8 +436,8 @@ again:
     e->tag_r = tag; /* what may be written may be read */
     fill_note(&(slot == SLOT_K ? &v->eng->space[0] : v->space)->tlb_log[slot >= SLOT_U ? SLOT_U : slot], i);
     v->nr_tlb_fill++;
-    if (slot == SLOT_K && !(la >> 63))
-        fill_note(&v->eng->k_user, i);
+    if (slot == SLOT_K && is_local(v, &span))
+        fill_note(&v->eng->k_local, i);
     if (span.writable && !code && !rs->readonly) {
         e->tag_w = tag;
         /* The kernel's table is one, whatever alias it was reached by. */
@@ -623,25 +630,25 @@ static void kernel_flush(struct vcpu *v)
     jc_clear(&ev->space[0], SLOT_K);
     jc_clear(&ev->space[0], SLOT_KAC);
     ev->k_nonglobal = false;
-    ev->k_user.n = 0;
+    ev->k_local.n = 0;
     ev->k_large = (struct tlb_large){ 0 };
     engine_drop_returns(v);
 }
 
-/* What the kernel knows of user code's half: with SMAP that is in tables of each space, but a kernel outside ring 0 has none. */
-static void kernel_flush_user(struct vcpu *v)
+/* Another address space is next: what the kernel's table has of this one. */
+static void kernel_flush_local(struct vcpu *v)
 {
-    struct fill_log *log = &v->eng->k_user;
-    struct tlb_space *sp = &v->eng->space[0];
-    struct tlb_entry *e = table(sp, SLOT_K);
-    bool all = log->n > FILL_LOG_MAX;
-    if (!log->n)
-        return;
-    loops_clear(sp, SLOT_K);
-    for (unsigned k = 0, n = all ? table_size(SLOT_K) : log->n; k < n; k++) {
-        unsigned i = all ? k : log->index[k];
-        if (!(e[i].tag_r >> 63))
-            entry_clear(&e[i], i);
+    struct engine_vcpu *ev = v->eng;
+    struct fill_log *log = &ev->k_local;
+    struct tlb_entry *e = table(&ev->space[0], SLOT_K);
+    if (ev->k_nonglobal) {
+        kernel_flush(v);
+    } else if (log->n > FILL_LOG_MAX) {
+        table_flush(&ev->space[0], SLOT_K);
+    } else if (log->n) {
+        loops_clear(&ev->space[0], SLOT_K);
+        for (unsigned k = 0; k < log->n; k++)
+            entry_clear(&e[log->index[k]], log->index[k]);
     }
     log->n = 0;
 }
@@ -752,7 +759,7 @@ void tlb_flush_page_pcid(struct vcpu *v, gla_t la, u16 pcid)
     v->eng->watched.valid = false;
     struct tlb_space *sp = space_find(v, pcid);
     unsigned shift;
-    if (v->eng->k_nonglobal) {
+    if (v->eng->k_nonglobal || v->eng->k_local.n) {
         if ((shift = large_shift(&v->eng->k_large, la)))
             kernel_drop_range(v, la, shift);
         flush_page_in(v->space, SLOT_K, la);
@@ -780,8 +787,7 @@ void tlb_flush_pcid(struct vcpu *v, u16 pcid)
 {
     v->eng->watched.valid = false;
     struct tlb_space *sp = space_find(v, pcid);
-    if (v->eng->k_nonglobal)
-        kernel_flush(v);
+    kernel_flush_local(v);
     if (!sp)
         return;
     space_flush(sp);
@@ -792,10 +798,10 @@ void tlb_flush_pcid(struct vcpu *v, u16 pcid)
 void tlb_flush_all(struct vcpu *v, bool global_too)
 {
     v->eng->watched.valid = false;
-    if (global_too || v->eng->k_nonglobal)
+    if (global_too)
         kernel_flush(v);
-    else if (v->outer)
-        kernel_flush_user(v);
+    else
+        kernel_flush_local(v);
     if (global_too && v->vm && v->vm->cache)
         cache_cut_far(v->vm->cache);
     for (unsigned i = 0; i < NR_SPACES; i++)
@@ -809,10 +815,7 @@ void tlb_flush_all(struct vcpu *v, bool global_too)
 void tlb_flush_user(struct vcpu *v, bool keep)
 {
     v->eng->watched.valid = false;
-    if (v->eng->k_nonglobal)
-        kernel_flush(v);
-    else
-        kernel_flush_user(v);
+    kernel_flush_local(v);
     if (!keep) {
         space_flush(v->space);
         engine_drop_user_returns(v);
@@ -829,10 +832,7 @@ void tlb_switch_to(struct vcpu *v, u16 pcid, bool noflush)
 {
     v->eng->watched.valid = false;
     struct engine_vcpu *ev = v->eng;
-    if (ev->k_nonglobal)
-        kernel_flush(v);
-    else if (v->outer)
-        kernel_flush_user(v);
+    kernel_flush_local(v);
     struct tlb_space *sp = space_find(v, pcid);
     if (!sp) {
         sp = &ev->space[0];

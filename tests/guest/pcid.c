@@ -108,6 +108,59 @@ static void by_invlpg_other_space(void)
     invlpg(VA); /* ends global entries of every PCID */
 }
 
+/* The identity map, with code and data of this program, is global or not. */
+static void identity_global(bool on)
+{
+    for (u64 va = 0; va < PAGE3; va += PAGE2) {
+        u64 *pde = pt_entry((void *)va, 2);
+        for (u64 p = va; !(*pde & PTE_PS) && p < va + PAGE2; p += PAGE)
+            *pt_entry((void *)p, 1) ^= on == !(*pt_entry((void *)p, 1) & PTE_G) ? PTE_G : 0;
+        if (*pde & PTE_PS)
+            *pde ^= on == !(*pde & PTE_G) ? PTE_G : 0;
+    }
+}
+
+/* What is not global, in either half, goes at a switch, though all else stays. */
+static void among_globals(void)
+{
+    volatile u64 *high = (volatile u64 *)0xffff800000000000ull;
+    for (int i = 0; i < 2; i++)
+        ((u64 *)(sp[i].cr3 & PTE_ADDR))[256] = ((u64 *)(sp[i].cr3 & PTE_ADDR))[1];
+    identity_global(true);
+    WR(cr4, RD(cr4) | CR4_PGE);
+    bool ok = true;
+    for (int i = 0; i < 1000; i++) {
+        WR(cr3, sp[i & 1].cr3 | (i > 1 ? NOFLUSH : 0));
+        ok &= *VA == (i & 1 ? 0x200 : 0x100) && *high == *VA;
+    }
+    report("two spaces never mix among global pages", ok);
+    ok = true;
+    for (u64 i = 0; i < 100; i++) {
+        WR(cr3, sp[i & 1].cr3 | NOFLUSH);
+        *high = i;
+        ok &= *VA == i && *(volatile u64 *)sp[i & 1].page[0] == i;
+    }
+    report("nor do their stores", ok);
+    *(u64 *)sp[0].page[0] = 0x100;
+    *(u64 *)sp[1].page[0] = 0x200;
+    for (int i = 0; i < 10000; i++) { /* more than any log of them may hold */
+        invlpg(VA);
+        (void)*VA;
+    }
+    WR(cr3, sp[0].cr3 | NOFLUSH);
+    report_eq("nor after ten thousand fills", *VA, 0x100);
+    report("a flushing CR3 load shows the change", seen_after(by_cr3, 0));
+    report("invlpg after the switch shows the change", seen_after(by_invlpg_after, 0));
+    if (has(HAS_INVPCID)) {
+        report("invpcid 0, individual address", seen_after(by_address, 0));
+        report("invpcid 1, single context", seen_after(by_context, 0));
+        report("invpcid 3, all but globals", seen_after(by_all, 0));
+    }
+    identity_global(false);
+    WR(cr4, RD(cr4) & ~CR4_PGE);
+    WR(cr3, sp[0].cr3);
+}
+
 static void pcids(void)
 {
     u64 cr3 = RD(cr3);
@@ -170,6 +223,7 @@ static void pcids(void)
         report("invpcid 3, all but globals", seen_after(by_all, 0));
     }
     WR(cr4, RD(cr4) & ~CR4_PGE);
+    among_globals();
 
     /* Clearing PCIDE flushes everything. */
     WR(cr3, sp[0].cr3);
