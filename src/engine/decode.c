@@ -448,6 +448,10 @@ static u16 undefined_flags(const struct src *s)
     case I_BTS:
     case I_BTR:
     case I_BTC:
+    case I_BT_MEM:
+    case I_BTS_MEM:
+    case I_BTR_MEM:
+    case I_BTC_MEM:
     case I_TZCNT:
     case I_LZCNT:
         return EFL_OF | EFL_SF | EFL_AF | EFL_PF;

@@ -1,5 +1,5 @@
 /*
- * tr_copy.c - HOW_COPY: the guest's instruction again, with its registers renamed and its memory operand
+ * tr_copy.c - HOW_COPY, and bit strings: the guest's instruction again, with its registers renamed and its memory operand
  * guarded. Only the encoding is looked at; what the instruction computes is the host CPU's business.
  *
  * Guest registers that live in vcpu->regs are brought into scratch registers around the instruction.
@@ -333,10 +333,15 @@ void tr_copy(struct xl *x, const struct insn *in)
     bool write_flags = in->fl_write & EFL_ARITH;
     struct guard g;
     if (mem) {
-        tr_guard(x, in, in->mem_size, in->mem_acc, 0, has_high, &g);
+        if (insn_bit_string(in))
+            tr_guard_bits(x, in, &g);
+        else
+            tr_guard(x, in, in->mem_size, in->mem_acc, 0, has_high, &g);
         r.mem = &g.mem;
     }
     u32 op = hot_at(x);
+    if (mem && insn_bit_string(in) && g.mem.base == H_S1)
+        tr_ea(x, in, 0);
     if ((in->fl_read & EFL_ARITH) || (write_flags && x->live[x->cur] && (x->live[x->cur] & ~in->fl_write)) ||
         (in->fl_maybe & x->live[x->cur + 1]))
         xl_need_host(x, !mem && xl_s1_free(x));

@@ -404,6 +404,32 @@ void tr_guard(struct xl *x, const struct insn *in, unsigned size, unsigned acc, 
     g->mem = simple ? (struct hostmem){ host_gpr[in->base], H_S2, (s32)disp } : (struct hostmem){ H_S1, H_S2, 0 };
 }
 
+/* What needs a third scratch register, and what is rare, is the helper's. */
+bool tr_bits_in_line(const struct xl *x, const struct insn *in)
+{
+    return x->m64 && in->addrsize == 8 && in->opsize >= 4 && in->seg != SEG_FS && in->seg != SEG_GS && !(x->mode & MODE_WINDOW) &&
+           !(in->index != REG_NONE && gpr_in_slot(in->index)) && (tr_simple_base(x, in) || !gpr_in_slot(in->reg));
+}
+
+/* SDM vol. 2, BT: the word at EA + (index >> 5) * 4, or (index >> 6) * 8, with a sign. */
+void tr_guard_bits(struct xl *x, const struct insn *in, struct guard *g)
+{
+    struct buf *b = &x->hot;
+    bool wide = in->opsize == 8;
+    begin(x, g, in->opsize, in->mem_acc, in->seg == SEG_SS);
+    tr_ea(x, in, 0);
+    if (gpr_in_slot(in->reg)) { /* mov s2, [slot], or movsxd s2, [slot] */
+        e_rm64(b, wide ? 0x8b : 0x63, H_S2, H_VCPU, REG_OFF(in->reg));
+    } else {
+        e_rr64(b, wide ? 0x8b : 0x63, H_S2, host_gpr[in->reg]);
+    }
+    e8(b, 0x49); e8(b, 0xc1); e8(b, 0xf8 | (H_S2 & 7)); e8(b, wide ? 6 : 5); /* sar s2, imm8 */
+    e_lea_full(b, true, H_S1, H_S1, H_S2, in->opsize, 0);
+    g->form = FORM_DELTA;
+    check(x, g);
+    g->mem = tr_simple_base(x, in) ? (struct hostmem){ host_gpr[in->base], H_S2, (s32)in->disp } : (struct hostmem){ H_S1, H_S2, 0 };
+}
+
 void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct guard *g)
 {
     bool simple = x->m64;

@@ -248,6 +248,11 @@ void tr_system(struct xl *x, const struct insn *in)
             break;
         rdtsc_inline(x, in);
         return;
+    case I_BT_MEM: case I_BTS_MEM: case I_BTR_MEM: case I_BTC_MEM:
+        if (!tr_bits_in_line(x, in))
+            break;
+        tr_copy(x, in);
+        return;
     case I_MOV_FROM_SEG:
         if (in->reg > SEG_GS)
             break;

@@ -184,7 +184,7 @@ static u16 flags_scan(struct xl *x, s32 off, u16 pending, unsigned depth, const 
             off += in.len;
             continue;
         }
-        if (in.how == HOW_SYSTEM)
+        if (in.how == HOW_SYSTEM && !insn_bit_string(&in))
             return live | pending;
         off += in.len;
     }

@@ -181,6 +181,15 @@ static inline void xl_clobber(struct xl *x)
  * @disp_extra: added to the displacement (pop [rsp + x]) @plain: never the form that uses guest registers */
 void tr_guard(struct xl *x, const struct insn *in, unsigned size, unsigned acc, s32 disp_extra, bool plain,
               struct guard *g);
+/* insn_bit_string - BT, BTS, BTR or BTC with memory and a register, which says how far from the operand the word is, too. */
+static inline bool insn_bit_string(const struct insn *in)
+{
+    return in->id == I_BT_MEM || in->id == I_BTS_MEM || in->id == I_BTR_MEM || in->id == I_BTC_MEM;
+}
+/* tr_bits_in_line - does tr_copy() make this one? tr_guard_bits - then tr_guard() for its word. With the delta of that word's page
+ * the instruction itself finds it; where g->mem has s1, the operand's address has still to be brought there (tr_ea). */
+bool tr_bits_in_line(const struct xl *x, const struct insn *in);
+void tr_guard_bits(struct xl *x, const struct insn *in, struct guard *g);
 /* tr_guard_stack - the same for [rsp + disp]. */
 void tr_guard_stack(struct xl *x, s32 disp, unsigned size, unsigned acc, struct guard *g);
 /* tr_guard_linear - a read at the linear address in s1, by the system. */

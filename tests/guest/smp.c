@@ -218,7 +218,10 @@ static void count_device(unsigned cpu)
         u64 one = 1;
         asm volatile("lock xaddq %1, %0" : "+m"(*(u64 *)(DEVICE + 16)), "+r"(one)::"memory", "cc");
         u64 bit = cpu * 7;
-        asm volatile("lock btcq %1, %0" : "+m"(*(u64 *)(DEVICE + 24)) : "r"(bit) : "memory", "cc");
+        if (i & 1) /* in line, and by the helper */
+            asm volatile("lock btcq %0, 24(%1)" ::"a"(bit), "d"(DEVICE) : "memory", "cc");
+        else
+            asm volatile("mov %0, %%r8; mov %1, %%r9; lock btcq %%r8, 24(,%%r9)" ::"a"(bit), "d"(DEVICE) : "r8", "r9", "memory", "cc");
         u32 old = *(volatile u32 *)(DEVICE + 32);
         asm volatile("1: lea 1(%%rax), %%edx; lock cmpxchgl %%edx, %0; jne 1b" : "+m"(*(u32 *)(DEVICE + 32)), "+a"(old)::"rdx", "memory", "cc");
     }
