@@ -136,7 +136,7 @@ def test_pause():
 
 
 def test_refusals():
-    for args, word in ((("--rng",), "no PCI"), (("--firmware", "x"), "no firmware")):
+    for args, word in ((("--rng",), "no virtio devices"), (("--firmware", "x"), "no firmware")):
         check(word in error_line("run", "--pv", "xen", *args, status=2), word)
     check("whole interface" in error_line("run", "--pv", "xen,kvm", status=2), "--pv xen,kvm")
     check("--mem" in error_line("run", "--pv", "xen", "--mem", "24M", "--kernel", KERNEL), "--mem 24M")
