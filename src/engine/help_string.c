@@ -4,7 +4,7 @@
  *
  * A repeat runs in stretches that lie in one page of RAM on each side, by the host's own string instruction on host
  * pointers: element order, and so overlapping moves, come out as on hardware. What has no host pointer (MMIO,
- * pages with translations, an element across pages, the end of a segment) goes one element at a time through
+ * an element across pages, the end of a segment) goes one element at a time, and pages with translations by pieces, through
  * mem_read and mem_write, which also raise the fault with the right address. RSI, RDI and RCX are up to date after
  * every stretch, so faults and interrupts find an exact restart point; X_RETRY leaves RIP for the rest.
  */
@@ -14,6 +14,7 @@
 #define SYS(id) enum xret sys_##id(struct vcpu *v, const struct insn *in)
 #define FL_ZF (EFL_ZF << 8) /* in vcpu->fl */
 #define SHORT_RUN 128       /* bytes below which the host's rep costs more than a loop */
+#define PIECE 512           /* bytes that are written to a page with translations at once */
 
 struct run {
     struct vcpu *v;
@@ -245,6 +246,33 @@ static u64 host_cmps(const u8 *s, const u8 *d, u64 n, unsigned size, bool down, 
     return n;
 }
 
+/* -- Pages with translations: kernels clear and copy many that held programs --------------------------------------------- */
+
+/*
+ * piece - how many of the next elements lie in one page of RAM that holds translations, a PIECE at most, and where they would be written;
+ * 0: there is none such, or not two.
+ */
+static u64 piece(const struct run *r, u64 off, gla_t *la, const u8 **host)
+{
+    u64 n = MIN(r->left, r->burst);
+    if (n < 2 || r->down || (r->v->mode & MODE_AC) || linear(r, SEG_ES, off, r->size, ACC_W, la) != X_OK)
+        return 0;
+    u64 room = PAGE_SIZE - (*la & (PAGE_SIZE - 1));
+    n = MIN(n, (room < PIECE ? room : PIECE) >> r->shift);
+    if (r->addrsize != 8) /* the offset wraps first */
+        n = MIN(n, ((1ull << r->addrsize * 8) - off) >> r->shift);
+    gla_t same;
+    if (n < 2 || (!r->flat64 && seg_linear(r->v, SEG_ES, off, (unsigned)(n * r->size), ACC_W, &same) != X_OK))
+        return 0;
+    *host = mem_watched(r->v, *la, vcpu_acc(r->v));
+    return *host ? n : 0;
+}
+
+static enum xret piece_write(const struct run *r, gla_t la, const u8 *buf, u64 n)
+{
+    return mem_write(r->v, la, buf, (unsigned)(n * r->size), ACC_W | ACC_LOOSE | vcpu_acc(r->v));
+}
+
 /* -- MOVS, STOS, LODS ------------------------------------------------------------------------------------------ */
 
 SYS(movs)
@@ -252,6 +280,8 @@ SYS(movs)
     struct run r = run_begin(v, in);
     u64 ns = 0, nd = 0; /* how far s and d reach; the two sides' pages end at different places */
     u8 *s = NULL, *d = NULL;
+    const u8 *to;
+    gla_t la;
     while (r.left) {
         u64 si = offset_get(&r, RSI), di = offset_get(&r, RDI), n;
         if (!ns)
@@ -265,6 +295,10 @@ SYS(movs)
             nd -= n;
             s = r.down ? s - n * r.size : s + n * r.size;
             d = r.down ? d - n * r.size : d + n * r.size;
+        } else if (ns && (n = piece(&r, di, &la, &to)) && (n = MIN(n, ns)) && (u64)(to - s) >= n * r.size) {
+            if (piece_write(&r, la, s, n) != X_OK)
+                return X_FAULT;
+            ns = nd = 0;
         } else {
             u64 val;
             if (element_read(&r, r.src_seg, si, &val) != X_OK || element_write(&r, di, val) != X_OK)
@@ -282,11 +316,18 @@ SYS(movs)
 SYS(stos)
 {
     struct run r = run_begin(v, in);
+    u8 buf[PIECE];
+    const u8 *to;
+    gla_t la;
     while (r.left) {
         u64 di = offset_get(&r, RDI), n;
         u8 *d;
         if ((n = window(&r, SEG_ES, di, ACC_W, &d))) {
             host_stos(d, v->regs[RAX], n, r.size, r.down);
+        } else if ((n = piece(&r, di, &la, &to))) {
+            host_stos(buf, v->regs[RAX], n, r.size, false);
+            if (piece_write(&r, la, buf, n) != X_OK)
+                return X_FAULT;
         } else {
             if (element_write(&r, di, v->regs[RAX]) != X_OK)
                 return X_FAULT;

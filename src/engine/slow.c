@@ -292,6 +292,12 @@ enum xret mem_write(struct vcpu *v, gla_t la, const void *buf, unsigned len, uns
     return x;
 }
 
+const u8 *mem_watched(struct vcpu *v, gla_t la, unsigned acc)
+{
+    struct tlb_ref ref;
+    return !watching(v) && one_page(v, la, acc | ACC_W, &ref) == X_OK && ref.watched ? ref.host : NULL;
+}
+
 /* A host pointer at which the running instruction is one access to both pages of an operand that crosses. */
 static u8 *join(struct vcpu *v, const struct tlb_ref ref[2])
 {

@@ -219,6 +219,9 @@ enum xret mem_probe(struct vcpu *v, gla_t la, unsigned len, unsigned acc);
 /* mem_host - host pointer to [la, la+len) if it lies in one page of plain RAM (no code watch on writes),
  * else NULL with X_OK, or X_FAULT. */
 enum xret mem_host(struct vcpu *v, gla_t la, unsigned len, unsigned acc, void **host);
+/* mem_watched - the host address of a byte of RAM whose page holds translations: to write it, mem_write(). NULL: it does not, or is
+ * not to be written, or somebody watches. */
+const u8 *mem_watched(struct vcpu *v, gla_t la, unsigned acc);
 /* mem_locked - a host pointer at which a locked operation on [la, la+len) is atomic, wherever in RAM that is; translations
  * of those bytes are dropped. NULL with X_OK: MMIO, or memory that cannot be mapped twice; or X_FAULT. */
 enum xret mem_locked(struct vcpu *v, gla_t la, unsigned len, unsigned acc, void **host);

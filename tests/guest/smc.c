@@ -321,6 +321,79 @@ static void text_poke(void)
     report("int3, patch, restore, 1000 times", ok);
 }
 
+/* REP STOS and REP MOVS over pages that hold code, as a kernel clears and copies pages that held programs. */
+static u8 model[2 * PAGE];
+static void code_in(u8 *p)
+{
+    for (unsigned at = 0; at < PAGE; at += 500) {
+        emit_mov_ret(p + at, at);
+        report_eq("code in the page", call(p + at), at);
+    }
+    memcpy(model, p, PAGE);
+}
+/* rep movs of n elements of a size, as the manual has it: one after the other. */
+static void model_movs(unsigned to, unsigned from, unsigned n, unsigned size)
+{
+    for (unsigned i = 0; i < n * size; i += size) {
+        u64 x = 0;
+        memcpy(&x, model + from + i, size);
+        memcpy(model + to + i, &x, size);
+    }
+}
+static void strings_over_code(void)
+{
+    u8 *p = page, *va = (u8 *)PAGE3;
+    map(va, (u64)p, PTE_P | PTE_W);
+    unmap(va + PAGE);
+
+    code_in(p);
+    asm volatile("rep stosb" ::"D"(p + 3), "c"(PAGE - 7), "a"(0x90) : "memory");
+    memset(model + 3, 0x90, PAGE - 7);
+    report("rep stosb over code", !memcmp(p, model, PAGE));
+    emit_mov_ret(p + 500, 17);
+    report_eq("what is there now runs", call(p + 500), 17);
+    code_in(p);
+    asm volatile("rep stosq" ::"D"(p + 1), "c"(PAGE / 8 - 1), "a"(0x1122334455667788) : "memory");
+    for (unsigned i = 1; i + 8 <= PAGE - 7; i += 8)
+        memcpy(model + i, (u64[]){ 0x1122334455667788 }, 8);
+    report("rep stosq, misaligned", !memcmp(p, model, PAGE));
+
+    /* Overlapping: forwards by less than an element, by some, by more than goes at once; backwards. */
+    static const struct { u16 to, from; u8 size; } moves[] = {
+        { 103, 100, 1 }, { 103, 100, 8 }, { 101, 100, 4 }, { 700, 100, 8 }, { 100, 103, 8 }, { 100, 900, 2 }, { 164, 100, 1 },
+    };
+    for (unsigned i = 0; i < sizeof(moves) / sizeof(*moves); i++) {
+        unsigned n = 3000 / moves[i].size;
+        u8 *to = p + moves[i].to, *from = p + moves[i].from;
+        code_in(p);
+        if (moves[i].size == 1)
+            asm volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(n)::"memory");
+        else if (moves[i].size == 2)
+            asm volatile("rep movsw" : "+D"(to), "+S"(from), "+c"(n)::"memory");
+        else if (moves[i].size == 4)
+            asm volatile("rep movsl" : "+D"(to), "+S"(from), "+c"(n)::"memory");
+        else
+            asm volatile("rep movsq" : "+D"(to), "+S"(from), "+c"(n)::"memory");
+        model_movs(moves[i].to, moves[i].from, 3000 / moves[i].size, moves[i].size);
+        reportf(!memcmp(p, model, PAGE), "rep movs of %u bytes from %u to %u over code", moves[i].size, moves[i].from, moves[i].to);
+    }
+
+    /* Into a page that is not there: all before it is done, and no more. */
+    code_in(p);
+    u64 di = (u64)va + 100, cx = PAGE;
+    unsigned v = TRY("mov %0, %%rdi; mov %1, %%rcx; mov $0xcc, %%al; rep stosb", ::"r"(di), "r"(cx) : "rdi", "rcx", "rax", "memory");
+    memset(model + 100, 0xcc, PAGE - 100);
+    report("rep stosb from code into an absent page", v == PF && trap.cr2 == (u64)va + PAGE && trap.r.rcx == 100 &&
+                                                          trap.r.rdi == (u64)va + PAGE && !memcmp(p, model, PAGE));
+    /* From the end of a page: a word that crosses goes by itself. */
+    code_in(p);
+    v = TRY("mov %0, %%rdi; mov %1, %%rcx; mov $0xcccc, %%eax; rep stosw", ::"r"(di + 1), "r"(cx) : "rdi", "rcx", "rax", "memory");
+    memset(model + 101, 0xcc, PAGE - 102);
+    report("rep stosw likewise", v == PF && trap.cr2 == (u64)va + PAGE && trap.r.rdi == (u64)va + PAGE - 1 &&
+                                     !memcmp(p, model, PAGE));
+    unmap(va);
+}
+
 int main(void)
 {
     page = (u8 *)page_alloc();
@@ -331,5 +404,6 @@ int main(void)
     aliases();
     reuse();
     text_poke();
+    strings_over_code();
     return 0;
 }

@@ -77,6 +77,7 @@ enum xret mem_host(struct vcpu *c, gla_t la, unsigned len, unsigned acc, void **
         *host = p;
     return X_OK;
 }
+const u8 *mem_watched(struct vcpu *c, gla_t la, unsigned acc) { (void)c, (void)la, (void)acc; return NULL; }
 enum xret mem_locked(struct vcpu *c, gla_t la, unsigned len, unsigned acc, void **host)
 {
     return mem_host(c, la, len, acc | ACC_R | ACC_W, host);
