@@ -26,8 +26,12 @@ typedef u64 gpa_t; /* guest-physical address  */
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 /* Each argument is looked at once: it may be something that the guest changes meanwhile. */
-#define MIN(a, b) ({ __auto_type min_a = (a); __auto_type min_b = (b); min_a < min_b ? min_a : min_b; })
-#define MAX(a, b) ({ __auto_type max_a = (a); __auto_type max_b = (b); max_a > max_b ? max_a : max_b; })
+#define PASTE_(a, b) a##b
+#define PASTE(a, b) PASTE_(a, b)
+#define CHOOSE_(a, op, b, x, y) ({ __auto_type x = (a); __auto_type y = (b); x op y ? x : y; })
+#define CHOOSE(a, op, b, nr) CHOOSE_(a, op, b, PASTE(one_, nr), PASTE(other_, nr)) /* names of their own: they may stand in each other */
+#define MIN(a, b) CHOOSE(a, <, b, __COUNTER__)
+#define MAX(a, b) CHOOSE(a, >, b, __COUNTER__)
 #define BIT(n) (1u << (n))
 #define BITULL(n) (1ull << (n))
 
