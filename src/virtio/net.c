@@ -170,13 +170,12 @@ static u64 send_chain(struct virtio_net *net, unsigned pair, const struct vq_cha
 /*
  * Linux's driver looks for what was sent whenever it sends something, and yet asks to be told of each packet: with small ones
  * the interrupt is a third of all the work. So of those that follow each other it is told TELL_NS later, if it has not found out
- * by then (its used_event has moved on). At once: of long ones, since a stream may wait for them before it sends more, of many,
+ * by then (its used_event has moved on). At once: of long ones, since a stream may wait for them before it sends more, of a quarter of the ring,
  * and of one that comes alone.
  */
 #define TELL_NS 1000000
 #define TELL_NEAR_NS 20000
 #define TELL_LEN 256u
-#define TELL_MAX (QUEUE_SIZE / 4)
 
 static void tell_now(struct virtio_net *net, unsigned pair)
 {
@@ -210,7 +209,7 @@ static void sent(struct virtio_net *net, unsigned pair, unsigned nr, u64 longest
 
     net->sent_ns[pair] = now;
     net->untold[pair] += nr;
-    if (!near || longest > TELL_LEN || net->untold[pair] > TELL_MAX)
+    if (!near || longest > TELL_LEN || net->untold[pair] > net->dev.queue[2 * pair + 1].vq.size / 4u)
         tell_now(net, pair);
     else if (!atomic_exchange(&net->telling, true))
         timer_arm(net->clock, &net->tell, now + TELL_NS);
