@@ -25,11 +25,11 @@ typedef u64 gpa_t; /* guest-physical address  */
 #define container_of(p, type, member) ((type *)((char *)(p) - offsetof(type, member)))
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
-/* Each argument is looked at once: it may be something that the guest changes meanwhile. */
 #define PASTE_(a, b) a##b
 #define PASTE(a, b) PASTE_(a, b)
 #define CHOOSE_(a, op, b, x, y) ({ __auto_type x = (a); __auto_type y = (b); x op y ? x : y; })
 #define CHOOSE(a, op, b, nr) CHOOSE_(a, op, b, PASTE(one_, nr), PASTE(other_, nr)) /* names of their own: they may stand in each other */
+/* Each argument is looked at once: it may be something that the guest changes meanwhile. */
 #define MIN(a, b) CHOOSE(a, <, b, __COUNTER__)
 #define MAX(a, b) CHOOSE(a, >, b, __COUNTER__)
 #define BIT(n) (1u << (n))

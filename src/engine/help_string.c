@@ -257,8 +257,7 @@ static u64 piece(const struct run *r, u64 off, gla_t *la, const u8 **host)
     u64 n = MIN(r->left, r->burst);
     if (n < 2 || r->down || (r->v->mode & MODE_AC) || linear(r, SEG_ES, off, r->size, ACC_W, la) != X_OK)
         return 0;
-    u64 room = PAGE_SIZE - (*la & (PAGE_SIZE - 1));
-    n = MIN(n, (room < PIECE ? room : PIECE) >> r->shift);
+    n = MIN(n, MIN(PAGE_SIZE - (*la & (PAGE_SIZE - 1)), (u64)PIECE) >> r->shift);
     if (r->addrsize != 8) /* the offset wraps first */
         n = MIN(n, ((1ull << r->addrsize * 8) - off) >> r->shift);
     gla_t same;

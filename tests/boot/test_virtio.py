@@ -70,6 +70,20 @@ def connect(path, seconds=10):
             time.sleep(0.1)
 
 
+def echo_at(path):
+    """One client of a socket made there gets back what it sends."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+
+    def echo():
+        s, _ = listener.accept()
+        while data := s.recv(65536):
+            s.sendall(data)
+        s.close()
+    threading.Thread(target=echo, daemon=True).start()
+
+
 def read_until(s, pattern):
     got = b""
     while pattern not in got:
@@ -105,16 +119,7 @@ def test_vsock():
     with tempfile.TemporaryDirectory() as work:
         path = f"{work}/v.sock"
         body = random.Random(6).randbytes(3 * MIB)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(path + "_700")
-        listener.listen()
-
-        def echo_upper():
-            s, _ = listener.accept()
-            while data := s.recv(65536):
-                s.sendall(data)
-            s.close()
-        threading.Thread(target=echo_upper, daemon=True).start()
+        echo_at(path + "_700")
         text = ("vsock echo 99 2 & sleep 0.5; head -c 2000000 /dev/urandom > /tmp/r; md5sum < /tmp/r\n"
                 "vsock pipe 700 < /tmp/r | md5sum; vsock pipe 701 < /dev/null || echo refused; wait")
         with Vitro("run", "--vsock", path, *kernel(work, add=[program(work, "vsock")]), "--append",
@@ -234,16 +239,7 @@ def test_outside_pci():
         for name in ("share/file", "disk", "other"):
             with open(f"{work}/{name}", "wb") as f:
                 f.write(body)
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(f"{work}/v.sock_700")
-        listener.listen()
-
-        def echo():
-            s, _ = listener.accept()
-            while data := s.recv(65536):
-                s.sendall(data)
-            s.close()
-        threading.Thread(target=echo, daemon=True).start()
+        echo_at(f"{work}/v.sock_700")
         text = ("""for d in /sys/bus/virtio/devices/*; do
 case $(readlink -f $d) in */LNRO0005*) w=mmio;; */pci0000*) w=pci;; esac; echo device $w $(($(cat $d/device))) $(($(cat $d/status))); done
 mkdir /m; mount -t 9p -o trans=virtio,version=9p2000.L stuff /m; md5sum < /m/file; md5sum < /dev/vda; md5sum < /dev/vdb

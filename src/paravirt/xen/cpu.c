@@ -42,6 +42,20 @@ static enum vitro_crossing dead(struct xen_cpu *c, const struct vitro_frame *f, 
     return VITRO_DEAD;
 }
 
+/* The frame is on the kernel's stack, at sp: it goes on at a handler. @mask: which takes no events for now. */
+static inline void to_kernel(struct xen_cpu *c, struct vitro_frame *f, u64 sp, u64 address, bool mask)
+{
+    if (mask)
+        __atomic_store_n(&c->info->upcall_mask, 1, __ATOMIC_RELAXED);
+    f->gpr[RSP] = sp;
+    f->rip = address;
+    f->rflags &= ~(u64)(EFL_AC | EFL_VM | EFL_RF | EFL_NT | EFL_TF);
+    f->cs = XEN_FLAT_CS64;
+    f->ss = XEN_FLAT_DS;
+    f->cr3 = c->kernel_cr3;
+    f->kernel = true;
+}
+
 static enum vitro_crossing bounce(struct xen_cpu *c, struct vitro_frame *f, const struct bounce *b)
 {
     u64 frame[12], sp = f->gpr[RSP];
@@ -76,15 +90,7 @@ static enum vitro_crossing bounce(struct xen_cpu *c, struct vitro_frame *f, cons
         vitro_vcpu_use_cr3(c->vcpu, c->kernel_cr3);
     if (vitro_vcpu_copy_out(c->vcpu, sp, frame, n * 8))
         return dead(c, f, b, "the stack of the guest's kernel cannot be written");
-    if (b->mask)
-        __atomic_store_n(&c->info->upcall_mask, 1, __ATOMIC_RELAXED);
-    f->gpr[RSP] = sp;
-    f->rip = b->address;
-    f->rflags &= ~(u64)(EFL_AC | EFL_VM | EFL_RF | EFL_NT | EFL_TF);
-    f->cs = XEN_FLAT_CS64;
-    f->ss = XEN_FLAT_DS;
-    f->cr3 = c->kernel_cr3;
-    f->kernel = true;
+    to_kernel(c, f, sp, b->address, b->mask);
     return VITRO_GO;
 }
 
@@ -158,15 +164,7 @@ static bool syscall_at_once(struct xen_cpu *c, struct vitro_frame *f)
     frame[5] = f->gpr[RSP];
     frame[6] = XEN_FLAT_DS;
     vitro_vcpu_poke_end(c->vcpu);
-    if (c->callback[XEN_CALLBACK_SYSCALL].mask)
-        __atomic_store_n(&c->info->upcall_mask, 1, __ATOMIC_RELAXED);
-    f->gpr[RSP] = sp;
-    f->rip = c->callback[XEN_CALLBACK_SYSCALL].address;
-    f->rflags &= ~(u64)(EFL_AC | EFL_VM | EFL_RF | EFL_NT | EFL_TF);
-    f->cs = XEN_FLAT_CS64;
-    f->ss = XEN_FLAT_DS;
-    f->cr3 = c->kernel_cr3;
-    f->kernel = true;
+    to_kernel(c, f, sp, c->callback[XEN_CALLBACK_SYSCALL].address, c->callback[XEN_CALLBACK_SYSCALL].mask);
     return true;
 }
 
