@@ -64,10 +64,11 @@ struct vm {
     u64 stopped_tsc;          /* host TSC when the guest's clocks were stopped; 0: they run */
 };
 #define WTAG_MANY 1ull
+void engine_lock_contended(struct vm *vm);
 static inline void engine_lock(struct vm *vm)
 {
-    if (vm->smp)
-        pthread_mutex_lock(&vm->lock);
+    if (vm->smp && pthread_mutex_trylock(&vm->lock))
+        engine_lock_contended(vm);
 }
 static inline void engine_unlock(struct vm *vm)
 {

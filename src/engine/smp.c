@@ -20,6 +20,21 @@ static void note_cpu(struct vcpu *v)
         __atomic_store_n(&v->eng->smp.cpu, cpu, __ATOMIC_RELAXED);
 }
 
+/*
+ * It is held for a look-up or a translation, less than going to sleep and being woken takes. So who waits looks again for as long
+ * as that, but no longer: the host may have taken the holder's CPU away.
+ */
+#define LOCK_SPIN_CYCLES 50000
+void engine_lock_contended(struct vm *vm)
+{
+    for (u64 start = host_rdtsc(); host_rdtsc() - start < LOCK_SPIN_CYCLES;) {
+        __builtin_ia32_pause();
+        if (!pthread_mutex_trylock(&vm->lock))
+            return;
+    }
+    pthread_mutex_lock(&vm->lock);
+}
+
 /* -- Answering ---------------------------------------------------------------------------------------- */
 
 /* v is the caller's own, or offline with vm->lock held. */
