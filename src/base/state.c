@@ -112,17 +112,28 @@ void state_set_save(struct state_set *set, const char *name, const struct state_
     state_buf_free(&buf);
 }
 
+static struct state_section *find(const struct state_set *set, const char *name)
+{
+    for (unsigned i = 0; i < set->nr; i++)
+        if (!set->section[i].taken && !strcmp(set->section[i].name, name))
+            return &set->section[i];
+    return NULL;
+}
+
+bool state_set_has(const struct state_set *set, const char *name)
+{
+    return find(set, name);
+}
+
 const void *state_set_take(struct state_set *set, const char *name, size_t *len)
 {
-    for (unsigned i = 0; i < set->nr; i++) {
-        struct state_section *s = &set->section[i];
-        if (s->taken || strcmp(s->name, name))
-            continue;
-        s->taken = true;
-        *len = s->len;
-        return s->data;
-    }
-    return NULL;
+    struct state_section *s = find(set, name);
+
+    if (!s)
+        return NULL;
+    s->taken = true;
+    *len = s->len;
+    return s->data;
 }
 
 int state_set_load(struct state_set *set, const char *name, const struct state_field *fields, void *obj,

@@ -66,6 +66,8 @@ void state_set_add(struct state_set *set, const char *name, const void *bytes, s
 void state_set_save(struct state_set *set, const char *name, const struct state_field *fields, const void *obj);
 /* state_set_take - the bytes under a name, marked as taken; NULL: none, or taken before. */
 const void *state_set_take(struct state_set *set, const char *name, size_t *len);
+/* state_set_has - there is such a section, and nobody took it. */
+bool state_set_has(const struct state_set *set, const char *name);
 /* state_set_load - one object from its section. 0, or -EINVAL with a sentence that names it. */
 int state_set_load(struct state_set *set, const char *name, const struct state_field *fields, void *obj,
                    char *err, size_t err_len);

@@ -103,6 +103,8 @@ static const char *judge_vcpu(const struct vcpu *v)
         return "its privilege or interrupt state";
     if ((v->cr4 & ~m->cr4_mask) || (v->efer & ~(m->efer_mask | EFER_LMA)) || (v->cr0 >> 32))
         return "a control register";
+    if (v->outer && (paging ? !lma || (v->cpl != CPL_OUTER && v->cpl != 3) : v->cpl)) /* struct vitro_outer; paging off: not started */
+        return "its privilege";
     if ((v->xcr0 & ~m->xcr0_mask) || !(v->xcr0 & XFEATURE_X87) || v->xss)
         return "XCR0";
     if ((paging && !(v->cr0 & CR0_PE)) || lma != (paging && (v->efer & EFER_LME)) || (lma && !(v->cr4 & CR4_PAE)))

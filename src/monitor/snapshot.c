@@ -3,6 +3,7 @@
 #include "machine/state.h"
 #include "monitor/vm_inner.h"
 #include "paravirt/paravirt.h"
+#include "paravirt/xen/xen.h"
 #include "storage/disk.h"
 #include <errno.h>
 #include <limits.h>
@@ -149,6 +150,11 @@ static int save_disks(struct guest *vm, struct state_set *set, char *err)
     const struct config *c = vm->config;
     int r = c->nvram ? save_disk(set, "nvram", c->nvram, vm->nvram_disk, c->snapshot, err) : 0;
 
+    if (xen_wanted(c)) { /* the disks are the guest's */
+        r = xen_flush(paravirt_xen(vm->pv));
+        if (r)
+            snprintf(err, SNAPSHOT_ERR_LEN, "cannot bring the disks up to date: %s", strerror(-r));
+    }
     for (unsigned i = 0; i < c->nr_drives && !r; i++) {
         const struct drive *d = &c->drive[i];
         char name[32];
@@ -190,11 +196,16 @@ static void add_bytes(struct state_set *set, const char *name, void *bytes, size
 /* Everything but memory. */
 static int gather(struct guest *vm, struct state_set *set, char *err)
 {
-    const char *why = "";
     char name[32];
     size_t len = 0;
     void *bytes;
-    int r = save_options(vm->config, set);
+    int r;
+
+    if (vm->replugged) {
+        snprintf(err, SNAPSHOT_ERR_LEN, "it was given a device, or lost one, while it ran: that cannot be saved");
+        return -EOPNOTSUPP;
+    }
+    r = save_options(vm->config, set);
 
     if (r) {
         snprintf(err, SNAPSHOT_ERR_LEN, "the current folder is gone: %s", strerror(-r));
@@ -203,11 +214,7 @@ static int gather(struct guest *vm, struct state_set *set, char *err)
     r = save_disks(vm, set, err);
     if (r)
         return r;
-    r = paravirt_save(vm->pv, set, &why);
-    if (r) {
-        snprintf(err, SNAPSHOT_ERR_LEN, "%s", why);
-        return r;
-    }
+    paravirt_save(vm->pv, set);
     bytes = vitro_vm_save_model(vm->vm, &len);
     add_bytes(set, "cpu-model", bytes, len);
     r = machine_save(vm->machine, set, err, SNAPSHOT_ERR_LEN);

@@ -81,6 +81,7 @@ struct guest {
     struct net_backend *net[NICS_MAX]; /* of cards with if=vitro */
     unsigned nr_nets;
     unsigned nr_attached; /* network cards that came while the guest ran */
+    bool replugged;       /* devices came or went: they are not those of the options */
     struct counters *counters; /* NULL without --counters */
     struct vitro_vm *vm;
     struct vm_vcpu vcpu[VM_VCPUS_MAX];

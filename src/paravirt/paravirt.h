@@ -113,9 +113,9 @@ void paravirt_resume(struct paravirt *pv);
 bool paravirt_may_poll(const struct paravirt *pv, unsigned cpu);
 
 /*
- * paravirt_save, paravirt_load - for snapshots, while nothing runs; the latter after the vCPUs were loaded. 0;
- * -EOPNOTSUPP and *why is a sentence; -EINVAL with a sentence in err.
+ * paravirt_save, paravirt_load - for snapshots, while nothing runs; the latter after the vCPUs were loaded. 0, or -EINVAL with a
+ * sentence in err.
  */
 struct state_set;
-int paravirt_save(struct paravirt *pv, struct state_set *set, const char **why);
+void paravirt_save(struct paravirt *pv, struct state_set *set);
 int paravirt_load(struct paravirt *pv, struct state_set *set, char *err, size_t err_len);

@@ -1,9 +1,10 @@
 /*
  * state.c - the paravirtual interface's part of a snapshot. What the guest set up by MSRs of contract 1 is set up again
- * by the same writes. Contract 2's is native_state.c.
+ * by the same writes. Contract 2's is native_state.c, contract 3's xen/state.c.
  */
 #include "paravirt/inner.h"
 #include "paravirt/native.h"
+#include "paravirt/xen/xen.h"
 #include "base/state.h"
 #include "machine/machine.h"
 #include <errno.h>
@@ -22,15 +23,13 @@ static const struct state_field cpu_fields[] = {
     STATE(struct saved_cpu, poll_control), STATE(struct saved_cpu, migration), STATE(struct saved_cpu, eoi), STATE_END
 };
 
-int paravirt_save(struct paravirt *pv, struct state_set *set, const char **why)
+void paravirt_save(struct paravirt *pv, struct state_set *set)
 {
     struct saved_clock clock = { pv->tsc_base + vitro_vcpu_tsc_offset(pv->cpu[0].vcpu) };
     char name[32];
 
-    if (pv->xen) {
-        *why = "Xen PV guests cannot be saved";
-        return -EOPNOTSUPP;
-    }
+    if (pv->xen)
+        xen_save(pv->xen, set);
     if (pv->native)
         native_save(pv->native, set);
     state_set_save(set, "paravirt", clock_fields, &clock);
@@ -43,7 +42,6 @@ int paravirt_save(struct paravirt *pv, struct state_set *set, const char **why)
         snprintf(name, sizeof(name), "paravirt.%u", i);
         state_set_save(set, name, cpu_fields, &s);
     }
-    return 0;
 }
 
 int paravirt_load(struct paravirt *pv, struct state_set *set, char *err, size_t err_len)
@@ -71,6 +69,8 @@ int paravirt_load(struct paravirt *pv, struct state_set *set, char *err, size_t 
     }
     if (!r && pv->native)
         r = native_load(pv->native, set, err, err_len);
+    if (!r && pv->xen)
+        r = xen_load(pv->xen, set, err, err_len);
     if (!r)
         pv->tsc_base = clock.zero - vitro_vcpu_tsc_offset(pv->cpu[0].vcpu);
     return r;

@@ -1,6 +1,6 @@
 /*
  * test_fuzz_xen_io.c - a Xen PV guest that does anything to its disk's and its network card's back ends: grants, rings, indices, events,
- * nodes of xenstore, calls of the grant table. Built with AddressSanitizer it finds what reaches outside of guest memory.
+ * nodes of xenstore, calls of the grant table; and snapshots of it, as they were made or changed on the way. Built with AddressSanitizer it finds what reaches outside of guest memory.
  *
  * Input: records of 8 bytes { what, five bytes of arguments, two more }. Each input starts with both devices connected.
  */
@@ -115,21 +115,95 @@ static void connect(void)
     store("device/vif/0/state", "4");
 }
 
-static void make(bool persistent)
+static void attach_disk(bool persistent)
 {
     struct disk *disk;
     int fd = memfd_create("disk", MFD_CLOEXEC);
     char name[16];
 
-    pvguest_make(&g, "");
     bug_on(fd < 0 || ftruncate(fd, 1 << 20) || raw_disk_open(fd, false, 1 << 20, &disk));
     const struct xen_disk d = { .disk = disk, .queues = 2, .threads = true, .persistent = persistent };
     bug_on(xen_disk_attach(g.xen, &d, name));
+}
+
+static void attach_card(void)
+{
+    char name[16];
+
     card = calloc(1, sizeof(*card));
     bug_on(!card);
     card->be = (struct net_backend){ &mirror_ops, 7, 7, 1500 };
     bug_on(xen_net_attach(g.xen, &card->be, (const u8[6]){ 2, 0, 0, 0, 0, 1 }, 2, name));
+}
+
+static void make(bool persistent)
+{
+    pvguest_make(&g, "");
+    attach_disk(persistent);
+    attach_card();
     connect();
+}
+
+/* -- Snapshots: another guest goes on with what this one was; or it was changed on the way, and is refused or not ---------------- */
+
+static void same_again(const struct state_set *was, const struct frame *frame)
+{
+    struct state_set is = { 0 };
+
+    xen_save(g.xen, &is);
+    bug_on(is.failed || is.nr != was->nr);
+    for (unsigned i = 0; i < is.nr; i++) {
+        const struct state_section *a = &was->section[i], *b = &is.section[i];
+        bug_on(strcmp(a->name, b->name) || a->len != b->len || (strcmp(a->name, "xen.shared") && memcmp(a->data, b->data, a->len)));
+    }
+    for (u64 i = 0; i < g.xen->nr_frames; i++)
+        bug_on(frame[i].count != g.xen->frame[i].count || (frame[i].count && frame[i].type != g.xen->frame[i].type) ||
+               frame[i].pinned != g.xen->frame[i].pinned);
+    state_set_free(&is);
+}
+
+static void snapshot(const u8 *r, bool persistent)
+{
+    static u8 memory[PV_SIZE];
+    static struct frame frame[PV_SIZE >> PAGE_SHIFT];
+    const struct vitro_sregs sregs = g.sregs;
+    struct state_set set = { 0 };
+    char err[300] = "";
+    bool changed = r[2] & 1;
+
+    xen_io_pause(g.xen, true);
+    bool has_disk = xen_attached(g.xen, "xvda"), has_card = xen_attached(g.xen, "vif0");
+    xen_save(g.xen, &set);
+    bug_on(set.failed);
+    memcpy(memory, g.ram.host, PV_SIZE);
+    memcpy(frame, g.xen->frame, sizeof(frame));
+    xen_io_pause(g.xen, false);
+    pvguest_free(&g);
+
+    pvguest_bare(&g, 1);
+    if (has_disk)
+        attach_disk(persistent);
+    if (has_card)
+        attach_card();
+    memcpy(g.ram.host, memory, PV_SIZE);
+    g.sregs = sregs;
+    g.cr3 = sregs.cr3;
+    struct state_section *s = &set.section[r[3] % set.nr];
+    if (changed && s->len)
+        ((u8 *)s->data)[(r[4] | r[5] << 8) % s->len] ^= r[6] | 1;
+    if (changed && r[7] & 1 && s->len)
+        s->len--;
+    int bad = xen_load(g.xen, &set, err, sizeof(err));
+    bug_on(bad && (!changed || !err[0]));
+    if (!bad && !changed)
+        same_again(&set, frame);
+    state_set_free(&set);
+    if (!bad) {
+        xen_io_pause(g.xen, false);
+        return;
+    }
+    pvguest_free(&g);
+    make(persistent);
 }
 
 /* A request of one of the four rings, in place. */
@@ -219,6 +293,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
                 xen_detach(g.xen, r[2] & 1 ? "xvda" : "vif0", r[2] & 2);
             else if (!(r[1] & 60))
                 connect();
+            break;
+        case 13:
+            if (!(r[1] & 15))
+                snapshot(r, size & 1);
             break;
         case 12: call(XEN_event_channel_op, XEN_EVTCHNOP_close, &bell[r[1] % 3], 4); break;
         default: call(XEN_event_channel_op, XEN_EVTCHNOP_send, &bell[r[0] % 3], 4);

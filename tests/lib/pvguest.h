@@ -28,7 +28,8 @@ struct pvguest {
     struct ram view;
     struct machine *machine;
     struct xen *xen;
-    struct vitro_sregs sregs;
+    char vcpu[64];              /* their addresses: the engine's vCPUs */
+    struct vitro_sregs sregs;   /* of the first; others have none */
     struct vitro_regs regs;
     u64 gpr[16];
     struct vitro_frame frame;   /* as the last call left it */
@@ -208,7 +209,10 @@ void vitro_vcpu_refuse_store(struct vitro_vcpu *v) { (void)v; guest->refused++; 
 void vitro_vcpu_store_again(struct vitro_vcpu *v) { (void)v; guest->again++; }
 const void *vitro_vcpu_store_before(const struct vitro_vcpu *v) { (void)v; return guest->before; }
 uint64_t vitro_vcpu_tsc_offset(const struct vitro_vcpu *v) { (void)v; return 0; }
-void vitro_vcpu_get_sregs(struct vitro_vcpu *v, struct vitro_sregs *s) { (void)v; memset(s, 0, sizeof(*s)); }
+void vitro_vcpu_get_sregs(struct vitro_vcpu *v, struct vitro_sregs *s)
+{
+    *s = v == (struct vitro_vcpu *)guest->vcpu ? guest->sregs : (struct vitro_sregs){ 0 };
+}
 void vitro_vcpu_set_sregs(struct vitro_vcpu *v, const struct vitro_sregs *s) { (void)v; guest->sregs = *s; }
 void vitro_vcpu_set_regs(struct vitro_vcpu *v, const struct vitro_regs *r) { (void)v; guest->regs = *r; }
 
@@ -284,13 +288,9 @@ static void must(bool ok, const char *what)
     abort();
 }
 
-static inline void pvguest_make_cpus(struct pvguest *g, const char *cmdline, unsigned cpus)
+/* pvguest_bare - without a kernel. */
+static inline void pvguest_bare(struct pvguest *g, unsigned cpus)
 {
-    static const struct boot_e820 e820 = { 0, PV_SIZE, BOOT_E820_RAM };
-    u8 image[4096];
-    struct boot_xen k;
-    char err[BOOT_ERR_LEN] = "";
-
     memset(g, 0, sizeof(*g));
     guest = g;
     g->shutdown = -1;
@@ -306,7 +306,17 @@ static inline void pvguest_make_cpus(struct pvguest *g, const char *cmdline, uns
                                    .shutdown_opaque = g, .shutdown = shut_down, .start = start };
     must(!xen_create(&xc, &g->xen), "no guest");
     for (unsigned i = 0; i < cpus; i++)
-        xen_attach(g->xen, i, (struct vitro_vcpu *)g);
+        xen_attach(g->xen, i, (struct vitro_vcpu *)&g->vcpu[i]);
+}
+
+static inline void pvguest_make_cpus(struct pvguest *g, const char *cmdline, unsigned cpus)
+{
+    static const struct boot_e820 e820 = { 0, PV_SIZE, BOOT_E820_RAM };
+    u8 image[4096];
+    struct boot_xen k;
+    char err[BOOT_ERR_LEN] = "";
+
+    pvguest_bare(g, cpus);
     const struct boot_input in = { .kernel_name = "kernel", .kernel = image, .kernel_size = pv_image(image), .e820 = &e820,
                                    .nr_e820 = 1 };
     must(!xenimage_load(&g->view, &in, &k, err), err);

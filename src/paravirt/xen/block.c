@@ -436,6 +436,114 @@ static const char *vbd_connect(struct backend *b)
     return NULL;
 }
 
+/* -- Snapshots: nothing is under way ---------------------------------------------------------------------------------------- */
+
+struct saved_vbd_ring {
+    u32 port;
+    bool bound, persistent; /* bound: the guest has not closed the port since */
+};
+struct saved_kept {
+    u32 ref, frame;
+};
+/* clang-format off */
+static const struct state_field ring_fields[] = {
+    STATE(struct saved_vbd_ring, port), STATE(struct saved_vbd_ring, bound), STATE(struct saved_vbd_ring, persistent), STATE_END
+};
+/* clang-format on */
+
+static int vbd_flush(struct backend *b)
+{
+    return disk_flush(vbd_of(b)->disk);
+}
+
+static void vbd_save(struct backend *b, struct state_set *set, const char *name)
+{
+    struct vbd *d = vbd_of(b);
+    char part[32];
+
+    for (unsigned i = 0; i < d->nr_rings; i++) {
+        const struct vbd_ring *q = &d->ring[i];
+        struct state_buf kept = { 0 };
+        snprintf(part, sizeof(part), "%s.queue%u", name, i);
+        state_set_save(set, part, ring_fields, &(struct saved_vbd_ring){ q->port, b->x->port[q->port].opaque == q, q->persistent });
+        snprintf(part, sizeof(part), "%s.ring%u", name, i);
+        ring_save(&q->ring, set, part);
+        for (u32 ref = 0; q->kept && ref < GRANTS; ref++)
+            if (q->kept[ref])
+                state_put(&kept, &(struct saved_kept){ ref, q->kept[ref] - 1 }, sizeof(struct saved_kept));
+        snprintf(part, sizeof(part), "%s.kept%u", name, i);
+        xen_save_list(set, part, &kept);
+    }
+}
+
+static int kept_load(struct vbd_ring *q, struct state_set *set, const char *part, char *err, size_t err_len)
+{
+    size_t nr;
+    const u8 *bytes = xen_load_list(set, part, sizeof(struct saved_kept), &nr, err, err_len);
+
+    if (!bytes)
+        return -EINVAL;
+    if (nr > (q->kept ? KEPT_MAX : 0))
+        return xen_impossible(err, err_len, part, "list");
+    for (size_t i = 0; i < nr; i++) {
+        struct saved_kept s;
+        memcpy(&s, bytes + i * sizeof(s), sizeof(s));
+        if (s.ref >= GRANTS || q->kept[s.ref] || !grant_load(q->d->b.x, s.ref, true, s.frame))
+            return xen_impossible(err, err_len, part, "grant");
+        q->kept[s.ref] = s.frame + 1;
+        q->nr_kept++;
+    }
+    return 0;
+}
+
+/* x->lock held. */
+static int queue_load(struct vbd_ring *q, unsigned i, struct state_set *set, const char *name, char *err, size_t err_len)
+{
+    struct xen *x = q->d->b.x;
+    struct saved_vbd_ring s;
+    char part[32];
+
+    snprintf(part, sizeof(part), "%s.queue%u", name, i);
+    int r = state_set_load(set, part, ring_fields, &s, err, err_len);
+    if (r)
+        return r;
+    if (s.port >= XEN_EVTCHNS || (s.persistent && !q->d->persistent) || (s.bound && !port_bind(x, s.port, on_notify, q)))
+        return xen_impossible(err, err_len, part, "port");
+    q->port = s.port;
+    q->persistent = s.persistent;
+    if (q->persistent && !(q->kept = calloc(GRANTS, sizeof(q->kept[0]))))
+        return xen_impossible(err, err_len, part, "memory");
+    snprintf(part, sizeof(part), "%s.ring%u", name, i);
+    r = ring_load(x, &q->ring, 1u << RING_ORDER_MAX, sizeof(struct xen_blkif_request), set, part, err, err_len);
+    if (r)
+        return r;
+    snprintf(part, sizeof(part), "%s.kept%u", name, i);
+    return kept_load(q, set, part, err, err_len);
+}
+
+static int vbd_load(struct backend *b, struct state_set *set, const char *name, char *err, size_t err_len)
+{
+    struct vbd *d = vbd_of(b);
+    char part[32];
+    int r = 0;
+
+    pthread_mutex_lock(&b->x->lock);
+    for (unsigned i = 0; i < d->queues && !r; i++) {
+        snprintf(part, sizeof(part), "%s.queue%u", name, i);
+        if (i && !state_set_has(set, part)) /* the front end took fewer */
+            break;
+        d->nr_rings = i + 1;
+        r = queue_load(&d->ring[i], i, set, name, err, err_len);
+    }
+    pthread_mutex_unlock(&b->x->lock);
+    if (r)
+        vbd_disconnect(b);
+    else
+        for (unsigned i = 0; i < d->nr_rings; i++)
+            d->ring[i].connected = true;
+    return r;
+}
+
 /* The vCPUs stand still: nothing new comes. */
 static void vbd_pause(struct backend *b, bool on)
 {
@@ -467,7 +575,7 @@ static void vbd_free(struct backend *b)
 
 static const struct backend_class vbd_class = {
     .type = "vbd", .publish = vbd_publish, .connect = vbd_connect, .disconnect = vbd_disconnect, .pause = vbd_pause,
-    .end = vbd_end, .free = vbd_free,
+    .flush = vbd_flush, .save = vbd_save, .load = vbd_load, .end = vbd_end, .free = vbd_free,
 };
 
 int xen_disk_attach(struct xen *x, const struct xen_disk *disk, char name[16])

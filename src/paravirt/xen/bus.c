@@ -290,6 +290,66 @@ void xen_io_pause(struct xen *x, bool on)
             b->class->pause(b, on);
 }
 
+/* -- Snapshots: each device's state; of one that is connected, its class's --------------------------------------- */
+
+/* clang-format off */
+static const struct state_field backend_fields[] = {
+    STATE(struct backend, state), STATE(struct backend, connected), STATE(struct backend, leaving), STATE(struct backend, forced),
+    STATE_END
+};
+/* clang-format on */
+
+static void section_of(const struct backend *b, char name[20]) { snprintf(name, 20, "xen.%s.%u", b->class->type, b->id); }
+
+void bus_save(struct xen *x, struct state_set *set)
+{
+    char name[20];
+
+    for (struct backend *b = x->bus->first; b; b = b->next) {
+        if (b->gone)
+            continue;
+        section_of(b, name);
+        state_set_save(set, name, backend_fields, b);
+        if (b->connected)
+            b->class->save(b, set, name);
+    }
+}
+
+int xen_flush(struct xen *x)
+{
+    int r = 0;
+
+    for (struct backend *b = x->bus->first; b && !r; b = b->next)
+        if (!b->gone && b->class->flush)
+            r = b->class->flush(b);
+    return r;
+}
+
+int bus_load(struct xen *x, struct state_set *set, char *err, size_t err_len)
+{
+    struct backend s = { 0 };
+    char name[20];
+    int r = 0;
+
+    for (struct backend *b = x->bus->first; b && !r; b = b->next) {
+        section_of(b, name);
+        r = state_set_load(set, name, backend_fields, &s, err, err_len);
+        if (r)
+            break;
+        bool served = s.state == XENBUS_CONNECTED || s.state == XENBUS_CLOSING || s.state == XENBUS_CLOSED;
+        if ((s.connected ? !served : s.state == XENBUS_CONNECTED) || s.state < XENBUS_INIT_WAIT || s.state > XENBUS_CLOSED)
+            return xen_impossible(err, err_len, name, "state");
+        if (s.connected)
+            r = b->class->load(b, set, name, err, err_len);
+        b->connected = s.connected && !r;
+        b->state = s.state;
+        b->leaving = s.leaving;
+        b->forced = s.forced;
+    }
+    x->bus->dirty = true; /* it may have been */
+    return r;
+}
+
 /* -- What classes ask ------------------------------------------------------------------------------------------------- */
 
 bool bus_read(struct backend *b, const char *dir, const char *name, u64 max, u64 *out)

@@ -95,7 +95,7 @@ void port_unbind(struct xen *x, u32 port, const void *opaque)
         *p = (struct port){ .state = XEN_EVTCHN_unbound, .vcpu = p->vcpu };
 }
 
-static bool virq_is_global(u32 virq)
+bool virq_is_global(u32 virq)
 {
     return virq != XEN_VIRQ_TIMER && virq != XEN_VIRQ_DEBUG && virq != XEN_VIRQ_XENOPROF && virq != XEN_VIRQ_XENPMU;
 }
@@ -247,6 +247,14 @@ static bool notify_backend(struct xen *x, struct xen_cpu *c, u32 port, bool rest
 #define GATHER 8
 #define GATHER_NS 1000000
 
+void ports_look_later(struct xen *x)
+{
+    struct vm_clock *clock = machine_clock(x->c.machine);
+
+    if (!__atomic_exchange_n(&x->gather_armed, true, __ATOMIC_SEQ_CST))
+        timer_arm(clock, &x->gather_timer, clock_now(clock) + GATHER_NS);
+}
+
 static bool gather(struct xen *x, struct xen_cpu *c, u32 port)
 {
     struct port *p = &x->port[port];
@@ -263,10 +271,7 @@ static bool gather(struct xen *x, struct xen_cpu *c, u32 port)
         return false;
     c->gathering[c->nr_gathering] = port;
     __atomic_store_n(&c->nr_gathering, c->nr_gathering + 1, __ATOMIC_RELEASE);
-    if (!__atomic_exchange_n(&x->gather_armed, true, __ATOMIC_SEQ_CST)) {
-        struct vm_clock *clock = machine_clock(x->c.machine);
-        timer_arm(clock, &x->gather_timer, clock_now(clock) + GATHER_NS);
-    }
+    ports_look_later(x);
     return true;
 }
 

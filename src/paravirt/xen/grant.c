@@ -98,6 +98,62 @@ void grant_put(struct xen *x, u32 ref, bool write, u64 frame, bool written)
         __atomic_fetch_and(&g->table[ref].flags, (u16)~gone, __ATOMIC_SEQ_CST);
 }
 
+/* -- Snapshots ------------------------------------------------------------------------------------------------ */
+
+static const struct state_field grant_fields[] = { STATE(struct grants, nr_frames), STATE_END };
+
+struct saved_mapping {
+    u64 frame, pte;
+    u32 ref, handle;
+    u64 write;
+};
+
+void grants_save(const struct xen *x, struct state_set *set)
+{
+    const struct grants *g = x->grants;
+    struct state_buf buf = { 0 };
+
+    state_set_save(set, "xen.grants", grant_fields, g);
+    for (u32 i = 0; i < MAPPINGS; i++) {
+        const struct mapping *m = &g->map[i];
+        if (m->used)
+            state_put(&buf, &(struct saved_mapping){ m->frame, m->pte, m->ref, i, m->write }, sizeof(struct saved_mapping));
+    }
+    xen_save_list(set, "xen.mappings", &buf);
+}
+
+bool grant_load(struct xen *x, u32 ref, bool write, u64 frame)
+{
+    struct grants *g = x->grants;
+
+    if (ref >= g->nr_frames * (PAGE_SIZE / sizeof(g->table[0])) || g->use[ref].reads == 0xffff || frame >= x->nr_frames ||
+        (write && frame_get(x, frame, FRAME_WRITABLE)))
+        return false;
+    g->use[ref].reads++;
+    g->use[ref].writes += write;
+    return true;
+}
+
+int grants_load(struct xen *x, struct state_set *set, char *err, size_t err_len)
+{
+    struct grants *g = x->grants;
+    size_t nr;
+    int r = state_set_load(set, "xen.grants", grant_fields, g, err, err_len);
+    const u8 *bytes = r ? NULL : xen_load_list(set, "xen.mappings", sizeof(struct saved_mapping), &nr, err, err_len);
+
+    if (!r && (!g->nr_frames || g->nr_frames > GRANT_FRAMES))
+        return xen_impossible(err, err_len, "xen.grants", "table");
+    for (size_t i = 0; bytes && i < nr; i++) {
+        struct saved_mapping s;
+        memcpy(&s, bytes + i * sizeof(s), sizeof(s));
+        if (s.handle >= MAPPINGS || g->map[s.handle].used || s.write > 1 ||
+            (s.pte != ~0ull && (s.pte & 7 || s.pte >> PAGE_SHIFT >= x->nr_frames)) || !grant_load(x, s.ref, s.write, s.frame))
+            return xen_impossible(err, err_len, "xen.mappings", "mapping");
+        g->map[s.handle] = (struct mapping){ .frame = s.frame, .pte = s.pte, .ref = s.ref, .used = true, .write = s.write };
+    }
+    return bytes ? 0 : -EINVAL;
+}
+
 /* -- The table ---------------------------------------------------------------------------------------------------- */
 
 static bool is_self(u16 dom) { return dom == XEN_DOMID_SELF || dom == DOM_GUEST; }

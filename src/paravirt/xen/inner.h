@@ -183,6 +183,8 @@ void xen_unlock(struct xen *x);
 xen_call_fn xen_update_va_mapping, xen_mmuext_op;
 /* mmu_flush_asked - of struct vitro_outer: another vCPU's hypercall wants a flush, and waits with the lock held. */
 void mmu_flush_asked(void *opaque, unsigned vcpu);
+/* mmu_pin - one more use of a frame as a page table, which is the guest's pin. 0 or -XEN_EINVAL. */
+int mmu_pin(struct xen *x, u64 mfn, enum frame_type type);
 /* mmu_flush_page - of every vCPU's translations. */
 void mmu_flush_page(struct xen *x, struct xen_cpu *c, u64 va);
 
@@ -202,6 +204,8 @@ void space_flushed(struct xen_cpu *c);
 
 /* -- memory.c: reservations, the machine-to-physical table, descriptor tables -------------------------------------- */
 xen_call_fn xen_memory_op, xen_set_gdt, xen_update_descriptor, xen_vm_assist;
+/* frame_gone - a frame is not the guest's any more. False: it is used, or was gone. */
+bool frame_gone(struct xen *x, u64 mfn);
 /* descriptor_fix - make a descriptor one that a guest may have. False: it may not. */
 bool descriptor_fix(u64 *d);
 int gdt_load(struct xen_cpu *c, const u64 *mfn, unsigned nr);
@@ -244,11 +248,19 @@ u32 port_open(struct xen *x);
 /* ports_init - once. ports_left - c's kernel is about to be left, or was not for long: look again at what is gathered. No lock held. */
 int ports_init(struct xen *x);
 void ports_left(struct xen_cpu *c);
+/* ports_look_later - somebody has gathered: look at it soon, if no kernel is left before. */
+void ports_look_later(struct xen *x);
+/* virq_is_global - one vCPU has it for all. */
+bool virq_is_global(u32 virq);
 
 /* -- vcpu.c: processors ----------------------------------------------------------------------------------------------------- */
 xen_call_fn xen_vcpu_op;
 #define CR4_GUESTS (CR4_TSD | CR4_DE | CR4_OSFXSR | CR4_OSXMMEXCPT | CR4_FSGSBASE | CR4_OSXSAVE)
 #define CR4_ALWAYS (CR4_PAE | CR4_PGE | CR4_OSFXSR | CR4_OSXMMEXCPT)
+#define CR0_ALWAYS (CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG) /* but for TS, all of it */
+#define EFER_ALWAYS (EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE)
+#define LDT_ATTR (SEG_P | 2u) /* the type of an LDT */
+#define GDT_LIMIT ((XEN_GDT_RESERVED_PAGE + 1) * PAGE_SIZE - 1)
 /* vcpu_sregs - what every vCPU of the guest has when it starts, but for its page tables, CS and SS. */
 /* runstate_set - XEN_RUNSTATE_*; on the vCPU's thread. */
 void runstate_set(struct xen_cpu *c, unsigned state);
@@ -275,5 +287,6 @@ void console_notified(struct xen *x);
 struct store *store_create(struct xen *x);
 void store_destroy(struct store *s);
 void store_attach(struct store *s, struct xen_store_ring *ring);
+struct xen_store_ring *store_ring(const struct store *s);
 /* store_notified - the guest rang: serve its ring. With the lock held. */
 void store_notified(struct store *s);

@@ -5,6 +5,7 @@
  * Locks: a device's own (of a ring, a queue) before x->lock; with x->lock held nobody calls a disk, a network or a device.
  */
 #pragma once
+#include "base/state.h"
 #include "paravirt/xen/inner.h"
 #include "vitro/xen_io.h"
 
@@ -16,6 +17,8 @@
 xen_call_fn xen_grant_table_op;
 int grants_create(struct xen *x);
 void grants_destroy(struct xen *x);
+void grants_save(const struct xen *x, struct state_set *set);
+int grants_load(struct xen *x, struct state_set *set, char *err, size_t err_len);
 /*
  * grant_get - begin to use a page that the guest granted to domain 0: read it, or (write) read and write it. A page that
  * is written is no page table meanwhile.
@@ -27,6 +30,8 @@ void grants_destroy(struct xen *x);
 enum xen_gntst grant_get(struct xen *x, u32 ref, bool write, u64 *frame);
 /* grant_put - the end of it. written: the page's contents changed. */
 void grant_put(struct xen *x, u32 ref, bool write, u64 frame, bool written);
+/* grant_load - a use that there was when a snapshot was made, and of which the table knows. False: it cannot have been. */
+bool grant_load(struct xen *x, u32 ref, bool write, u64 frame);
 /* grant_page - where a frame that grant_get() gave is. */
 static inline u8 *grant_page(const struct xen *x, u64 frame) { return x->c.host + (frame << PAGE_SHIFT); }
 
@@ -78,6 +83,20 @@ bool ring_publish(struct xen_ring *r);
 /* ring_awaits - it wants to be told of an answer behind the first `told`, and there is one. */
 bool ring_awaits(const struct xen_ring *r, u32 told);
 
+/* ring_save, ring_load - a ring that is mapped; the latter of at most pages_max pages, x->lock held. 0, or -EINVAL with a sentence. */
+void ring_save(const struct xen_ring *r, struct state_set *set, const char *name);
+int ring_load(struct xen *x, struct xen_ring *r, unsigned pages_max, unsigned entry, struct state_set *set, const char *name,
+              char *err, size_t err_len);
+
+/* -- state.c: snapshots. What all have in common that put something aside. ------------------------------------------------------- */
+/* xen_impossible - -EINVAL, and a sentence: of the section `name`, no such `what`. */
+int xen_impossible(char *err, size_t err_len, const char *name, const char *what);
+/* xen_save_list - a section of the bytes in buf, which is freed. xen_load_list - one of so many times `each` bytes; NULL: no. */
+void xen_save_list(struct state_set *set, const char *name, struct state_buf *buf);
+const u8 *xen_load_list(struct state_set *set, const char *name, size_t each, size_t *nr, char *err, size_t err_len);
+void store_save(const struct store *s, struct state_set *set);
+int store_load(struct store *s, struct state_set *set, char *err, size_t err_len);
+
 /* -- bus.c: devices and their states ---------------------------------------------------------------------------------------------- */
 struct backend;
 
@@ -91,6 +110,12 @@ struct backend_class {
     void (*disconnect)(struct backend *b);
     /* While no vCPU runs: nothing of the guest's is touched in between. */
     void (*pause)(struct backend *b, bool on);
+    /* What the guest wrote is in the file: 0 or -errno. NULL: nothing is kept. */
+    int (*flush)(struct backend *b);
+    /* Of a device that is connected and paused. Sections are called "NAME..."; load: no lock held; -EINVAL with a sentence: it is
+     * disconnected then. */
+    void (*save)(struct backend *b, struct state_set *set, const char *name);
+    int (*load)(struct backend *b, struct state_set *set, const char *name, char *err, size_t err_len);
     /* What is behind it on the host; disconnected, and for good. */
     void (*end)(struct backend *b);
     void (*free)(struct backend *b);
@@ -110,6 +135,8 @@ struct backend {
 };
 int bus_create(struct xen *x);
 void bus_destroy(struct xen *x);
+void bus_save(struct xen *x, struct state_set *set);
+int bus_load(struct xen *x, struct state_set *set, char *err, size_t err_len);
 /* bus_changed - x->lock held: a node of the store has changed. */
 void bus_changed(struct xen *x, const char *path);
 /*

@@ -9,7 +9,7 @@
 
 /* -- Reservations that change (ballooning) ---------------------------------------------------------------------- */
 
-static bool give_back(struct xen *x, u64 mfn)
+bool frame_gone(struct xen *x, u64 mfn)
 {
     if (frame_get(x, mfn, FRAME_GONE)) /* it is used */
         return false;
@@ -17,11 +17,18 @@ static bool give_back(struct xen *x, u64 mfn)
         frame_put(x, mfn);
         return false;
     }
-    madvise(xen_table(x, mfn), PAGE_SIZE, MADV_REMOVE); /* what the host does not take back stays as it is */
-    ram_written(x->c.ram, mfn << PAGE_SHIFT, PAGE_SIZE);
     x->m2p[mfn] = ~0ull;
     x->nr_gone++;
     x->gone_from = MIN(x->gone_from, mfn);
+    return true;
+}
+
+static bool give_back(struct xen *x, u64 mfn)
+{
+    if (!frame_gone(x, mfn))
+        return false;
+    madvise(xen_table(x, mfn), PAGE_SIZE, MADV_REMOVE); /* what the host does not take back stays as it is */
+    ram_written(x->c.ram, mfn << PAGE_SHIFT, PAGE_SIZE);
     return true;
 }
 

@@ -89,7 +89,7 @@ s64 xen_update_va_mapping(struct xen *x, struct xen_call *c)
 
 /* -- mmuext_op ------------------------------------------------------------------------------------------------------- */
 
-static int pin(struct xen *x, u64 mfn, enum frame_type type)
+int mmu_pin(struct xen *x, u64 mfn, enum frame_type type)
 {
     int r = frame_get(x, mfn, type);
 
@@ -154,7 +154,7 @@ static int one_op(struct xen *x, struct xen_call *c, const struct xen_mmuext_op 
 
     switch (op->cmd) {
     case XEN_MMUEXT_PIN_L1: case XEN_MMUEXT_PIN_L2: case XEN_MMUEXT_PIN_L3: case XEN_MMUEXT_PIN_L4:
-        return pin(x, op->arg1, (enum frame_type)(op->cmd - XEN_MMUEXT_PIN_L1 + FRAME_L1));
+        return mmu_pin(x, op->arg1, (enum frame_type)(op->cmd - XEN_MMUEXT_PIN_L1 + FRAME_L1));
     case XEN_MMUEXT_UNPIN:
         return unpin(x, op->arg1);
     case XEN_MMUEXT_NEW_BASEPTR:

@@ -44,6 +44,7 @@ struct vif {
     atomic_bool held;                 /* the machine stands still: frames wait; written under the rx_locks */
     bool sg;                          /* the front end takes frames in several pages */
     bool csum;                        /* and unfinished checksums */
+    u32 offload;                      /* NET_OFFLOAD_*, of frames for the guest */
     atomic_uchar flow[FLOWS];         /* the queue a flow was last sent by: answers go there */
     struct net_hash hash;
     struct vif_queue queue[QUEUES_MAX];
@@ -496,9 +497,9 @@ static const char *vif_connect(struct backend *b)
     }
     v->sg = sg;
     v->csum = !no_csum && csum6;
+    v->offload = !v->csum ? 0 : NET_OFFLOAD_CSUM | (sg && tso4 ? NET_OFFLOAD_TSO4 : 0) | (sg && tso6 ? NET_OFFLOAD_TSO6 : 0);
     if (v->be->ops->set_offload)
-        v->be->ops->set_offload(v->be, !v->csum ? 0 : NET_OFFLOAD_CSUM | (sg && tso4 ? NET_OFFLOAD_TSO4 : 0) |
-                                                     (sg && tso6 ? NET_OFFLOAD_TSO6 : 0));
+        v->be->ops->set_offload(v->be, v->offload);
     atomic_store(&v->nr_queues, queues);
     hash_switch(&v->hash, true);
     for (unsigned i = 0; i < queues; i++) {
@@ -519,6 +520,112 @@ static void vif_pause(struct backend *b, bool on)
         pthread_mutex_unlock(&v->queue[i].rx_lock);
     if (!on)
         v->be->ops->room(v->be);
+}
+
+/* -- Snapshots --------------------------------------------------------------------------------------------------------------- */
+
+/* clang-format off */
+static const struct state_field vif_fields[] = {
+    STATE(struct vif, sg), STATE(struct vif, csum), STATE(struct vif, offload), STATE(struct vif, flow), STATE_END
+};
+/* clang-format on */
+
+struct saved_vif_queue {
+    u32 tx_port, rx_port, told;
+    bool tx_bound, rx_bound, untold; /* bound: the guest has not closed the port since */
+};
+/* clang-format off */
+#define F(field) STATE(struct saved_vif_queue, field)
+static const struct state_field queue_fields[] = {
+    F(tx_port), F(rx_port), F(told), F(tx_bound), F(rx_bound), F(untold), STATE_END
+};
+#undef F
+/* clang-format on */
+
+static void vif_save(struct backend *b, struct state_set *set, const char *name)
+{
+    struct vif *v = vif_of(b);
+    char part[32];
+
+    snprintf(part, sizeof(part), "%s.offers", name);
+    state_set_save(set, part, vif_fields, v);
+    for (unsigned i = 0; i < atomic_load(&v->nr_queues); i++) {
+        const struct vif_queue *q = &v->queue[i];
+        const struct saved_vif_queue s = {
+            .tx_port = q->tx_port, .rx_port = q->rx_port, .told = q->told, .untold = q->untold,
+            .tx_bound = b->x->port[q->tx_port].opaque == q, .rx_bound = b->x->port[q->rx_port].opaque == q,
+        };
+        snprintf(part, sizeof(part), "%s.queue%u", name, i);
+        state_set_save(set, part, queue_fields, &s);
+        snprintf(part, sizeof(part), "%s.tx%u", name, i);
+        ring_save(&q->tx, set, part);
+        snprintf(part, sizeof(part), "%s.rx%u", name, i);
+        ring_save(&q->rx, set, part);
+    }
+    hash_save(&v->hash, set, name);
+}
+
+/* x->lock held. */
+static int queue_load(struct vif_queue *q, unsigned i, struct state_set *set, const char *name, char *err, size_t err_len)
+{
+    struct xen *x = q->v->b.x;
+    struct saved_vif_queue s;
+    char part[32];
+
+    snprintf(part, sizeof(part), "%s.queue%u", name, i);
+    int r = state_set_load(set, part, queue_fields, &s, err, err_len);
+    if (r)
+        return r;
+    bool split = s.tx_port != s.rx_port;
+    if (s.tx_port >= XEN_EVTCHNS || s.rx_port >= XEN_EVTCHNS ||
+        (s.tx_bound && !port_bind(x, s.tx_port, split ? on_tx_notify : on_notify, q)) ||
+        (s.rx_bound && split && !port_bind(x, s.rx_port, on_rx_notify, q)))
+        return xen_impossible(err, err_len, part, "port");
+    q->tx_port = s.tx_port;
+    q->rx_port = s.rx_port;
+    q->told = s.told;
+    snprintf(part, sizeof(part), "%s.tx%u", name, i);
+    r = ring_load(x, &q->tx, 1, sizeof(struct xen_netif_tx_request), set, part, err, err_len);
+    snprintf(part, sizeof(part), "%s.rx%u", name, i);
+    if (!r)
+        r = ring_load(x, &q->rx, 1, sizeof(struct xen_netif_rx_request), set, part, err, err_len);
+    if (!r && s.untold)
+        tell_later(q, q->told);
+    return r;
+}
+
+/* What is behind the card has frames for the guest already: it is held until it goes on. */
+static int vif_load(struct backend *b, struct state_set *set, const char *name, char *err, size_t err_len)
+{
+    struct vif *v = vif_of(b);
+    unsigned queues = 0;
+    char part[32];
+
+    vif_pause(b, true);
+    snprintf(part, sizeof(part), "%s.offers", name);
+    int r = state_set_load(set, part, vif_fields, v, err, err_len);
+    pthread_mutex_lock(&b->x->lock);
+    for (unsigned i = 0; i < v->queues && !r; i++) {
+        snprintf(part, sizeof(part), "%s.queue%u", name, i);
+        if (i && !state_set_has(set, part)) /* the front end took fewer */
+            break;
+        queues = i + 1;
+        r = queue_load(&v->queue[i], i, set, name, err, err_len);
+    }
+    if (!r)
+        r = hash_load(&v->hash, queues, set, name, err, err_len);
+    pthread_mutex_unlock(&b->x->lock);
+    if (r) {
+        vif_disconnect(b);
+        return r;
+    }
+    v->offload &= NET_OFFLOAD_CSUM | NET_OFFLOAD_TSO4 | NET_OFFLOAD_TSO6;
+    if (v->be->ops->set_offload)
+        v->be->ops->set_offload(v->be, v->offload);
+    atomic_store(&v->nr_queues, queues);
+    for (unsigned i = 0; i < queues; i++)
+        queue_switch(&v->queue[i], true);
+    return 0;
 }
 
 static void vif_end(struct backend *b)
@@ -543,7 +650,7 @@ static void vif_free(struct backend *b)
 
 static const struct backend_class vif_class = {
     .type = "vif", .publish = vif_publish, .connect = vif_connect, .disconnect = vif_disconnect, .pause = vif_pause,
-    .end = vif_end, .free = vif_free,
+    .save = vif_save, .load = vif_load, .end = vif_end, .free = vif_free,
 };
 
 int xen_net_attach(struct xen *x, struct net_backend *be, const u8 mac[6], unsigned queues, char name[16])

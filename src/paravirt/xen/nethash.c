@@ -237,3 +237,63 @@ void hash_disconnect(struct net_hash *h)
     port_unbind(h->b->x, h->port, h);
     ring_unmap(h->b->x, &h->ring);
 }
+
+/* -- Snapshots --------------------------------------------------------------------------------------------------------------- */
+
+struct saved_hash {
+    u32 port, flags, size, map[HASH_MAP_MAX];
+    u8 key[HASH_KEY_MAX];
+    bool has_ring, bound, on; /* bound: the guest has not closed the port since */
+};
+/* clang-format off */
+#define F(field) STATE(struct saved_hash, field)
+static const struct state_field hash_fields[] = {
+    F(port), F(flags), F(size), F(map), F(key), F(has_ring), F(bound), F(on), STATE_END
+};
+#undef F
+/* clang-format on */
+
+void hash_save(const struct net_hash *h, struct state_set *set, const char *card)
+{
+    struct saved_hash s = { .port = h->port, .flags = h->flags, .size = h->size, .has_ring = h->ring.nr_pages,
+                            .bound = h->b->x->port[h->port].opaque == h, .on = atomic_load(&h->on) };
+    char name[32];
+
+    memcpy(s.map, h->map, sizeof(s.map));
+    memcpy(s.key, h->key, sizeof(s.key));
+    snprintf(name, sizeof(name), "%s.hash", card);
+    state_set_save(set, name, hash_fields, &s);
+    snprintf(name, sizeof(name), "%s.ctrl", card);
+    if (s.has_ring)
+        ring_save(&h->ring, set, name);
+}
+
+int hash_load(struct net_hash *h, unsigned queues, struct state_set *set, const char *card, char *err, size_t err_len)
+{
+    struct saved_hash s;
+    char name[32];
+
+    snprintf(name, sizeof(name), "%s.hash", card);
+    int r = state_set_load(set, name, hash_fields, &s, err, err_len);
+    if (r)
+        return r;
+    for (u32 i = 0; i < HASH_MAP_MAX; i++)
+        if (s.map[i] >= queues)
+            return xen_impossible(err, err_len, name, "queue");
+    if ((s.flags & ~HASH_FLAGS) || s.size > HASH_MAP_MAX || s.port >= XEN_EVTCHNS ||
+        (s.bound && !port_bind(h->b->x, s.port, on_notify, h)))
+        return xen_impossible(err, err_len, name, "state");
+    snprintf(name, sizeof(name), "%s.ctrl", card);
+    r = s.has_ring ? ring_load(h->b->x, &h->ring, 1, sizeof(struct xen_netif_ctrl_request), set, name, err, err_len) : 0;
+    if (r)
+        return r;
+    h->queues = queues;
+    h->port = s.port;
+    h->flags = s.flags;
+    h->size = s.size;
+    memcpy(h->map, s.map, sizeof(h->map));
+    memcpy(h->key, s.key, sizeof(h->key));
+    atomic_store(&h->on, s.on);
+    h->connected = s.has_ring;
+    return 0;
+}

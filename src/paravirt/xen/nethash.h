@@ -38,6 +38,10 @@ const char *hash_connect(struct net_hash *h, unsigned queues);
 /* hash_switch - it is served from now on, or no more; no lock held. hash_disconnect - switched off, with x->lock held. */
 void hash_switch(struct net_hash *h, bool on);
 void hash_disconnect(struct net_hash *h);
+/* hash_save, hash_load - for snapshots, of a card that is connected and paused; the latter in place of hash_connect() and
+ * hash_switch(), x->lock held. Sections are called "CARD.hash" and "CARD.ctrl". */
+void hash_save(const struct net_hash *h, struct state_set *set, const char *card);
+int hash_load(struct net_hash *h, unsigned queues, struct state_set *set, const char *card, char *err, size_t err_len);
 /* hash_frame - of a frame for the guest. False: no algorithm is chosen, the queue is the back end's to choose. */
 bool hash_frame(struct net_hash *h, const u8 *frame, size_t len, struct net_hashed *out);
 /* hash_toeplitz - of n (at most HASH_KEY_MAX - 4) bytes. */

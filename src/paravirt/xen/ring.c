@@ -6,6 +6,7 @@
  * the event field after it: both fully fenced.
  */
 #include "paravirt/xen/io.h"
+#include <stdio.h>
 #include <string.h>
 
 static struct xen_ring_header *header(const struct xen_ring *r) { return (struct xen_ring_header *)r->page[0]; }
@@ -23,6 +24,15 @@ static void access(const struct xen_ring *r, u32 i, void *buf, size_t len, bool 
     }
 }
 
+/* As many entries as fit, rounded down to a power of two. */
+static void ring_size(struct xen_ring *r)
+{
+    u64 fit = (r->nr_pages * PAGE_SIZE - sizeof(struct xen_ring_header)) / r->entry;
+
+    for (r->size = 1; r->size * 2 <= fit; r->size *= 2)
+        ;
+}
+
 bool ring_map(struct xen *x, struct xen_ring *r, const u32 *ref, unsigned nr_pages, unsigned entry)
 {
     *r = (struct xen_ring){ .entry = entry };
@@ -36,9 +46,7 @@ bool ring_map(struct xen *x, struct xen_ring *r, const u32 *ref, unsigned nr_pag
         r->page[i] = grant_page(x, r->frame[i]);
         r->nr_pages = i + 1;
     }
-    u64 fit = (nr_pages * PAGE_SIZE - sizeof(struct xen_ring_header)) / entry;
-    for (r->size = 1; r->size * 2 <= fit; r->size *= 2)
-        ;
+    ring_size(r);
     r->req_cons = r->rsp_prod = r->rsp_seen = __atomic_load_n(&header(r)->rsp_prod, __ATOMIC_ACQUIRE);
     return true;
 }
@@ -91,4 +99,44 @@ bool ring_publish(struct xen_ring *r)
 bool ring_awaits(const struct xen_ring *r, u32 told)
 {
     return r->rsp_seen - __atomic_load_n(&header(r)->rsp_event, __ATOMIC_SEQ_CST) < r->rsp_seen - told;
+}
+
+/* -- Snapshots: where its pages are, and how far we are ------------------------------------------------------ */
+
+/* clang-format off */
+static const struct state_field ring_fields[] = {
+    STATE(struct xen_ring, frame), STATE(struct xen_ring, ref), STATE(struct xen_ring, nr_pages), STATE(struct xen_ring, req_cons),
+    STATE(struct xen_ring, rsp_prod), STATE(struct xen_ring, rsp_seen), STATE(struct xen_ring, broken), STATE_END
+};
+/* clang-format on */
+
+void ring_save(const struct xen_ring *r, struct state_set *set, const char *name)
+{
+    state_set_save(set, name, ring_fields, r);
+}
+
+int ring_load(struct xen *x, struct xen_ring *r, unsigned pages_max, unsigned entry, struct state_set *set, const char *name,
+              char *err, size_t err_len)
+{
+    struct xen_ring s = { 0 };
+    int ret = state_set_load(set, name, ring_fields, &s, err, err_len);
+
+    if (ret)
+        return ret;
+    if (!s.nr_pages || s.nr_pages > pages_max)
+        return xen_impossible(err, err_len, name, "ring");
+    *r = (struct xen_ring){ .entry = entry, .req_cons = s.req_cons, .rsp_prod = s.rsp_prod, .rsp_seen = s.rsp_seen,
+                            .broken = s.broken };
+    for (unsigned i = 0; i < s.nr_pages; i++) {
+        if (!grant_load(x, s.ref[i], true, s.frame[i])) {
+            ring_unmap(x, r);
+            return xen_impossible(err, err_len, name, "page");
+        }
+        r->ref[i] = s.ref[i];
+        r->frame[i] = s.frame[i];
+        r->page[i] = grant_page(x, s.frame[i]);
+        r->nr_pages = i + 1;
+    }
+    ring_size(r);
+    return 0;
 }

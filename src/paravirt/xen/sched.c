@@ -41,6 +41,7 @@ u64 xen_now(const struct xen *x)
 void xen_clock_skip(struct xen *x, u64 ticks)
 {
     x->tsc_base += ticks; /* the guest's copies are in terms of its own TSC, which did not count them either */
+    time_wall(x);         /* the host's clock went on */
 }
 
 struct xen_time_info time_info(const struct xen_cpu *c)
@@ -66,7 +67,7 @@ void time_wall(struct xen *x)
     x->shared->wc_sec = (u32)(ns / NS_PER_SEC);
     x->shared->wc_sec_hi = (u32)(ns / NS_PER_SEC >> 32);
     x->shared->wc_nsec = (u32)(ns % NS_PER_SEC);
-    x->shared->wc_version = 2;
+    x->shared->wc_version += 2; /* who was reading it reads again */
 }
 
 /* -- Timers: callbacks on the machine's I/O thread ---------------------------------------------------------- */

@@ -142,6 +142,11 @@ void store_attach(struct store *s, struct xen_store_ring *ring)
     s->ring = ring;
 }
 
+struct xen_store_ring *store_ring(const struct store *s)
+{
+    return s->ring;
+}
+
 /* -- As domain 0 ------------------------------------------------------------------------------------------------------------------ */
 
 /* What is new belongs to `owner`; the other side may do `others`. */

@@ -68,16 +68,16 @@ static s64 register_runstate(struct xen_cpu *c, struct vitro_vcpu *v, u64 arg)
 
 void vcpu_sregs(struct xen_cpu *c, struct vitro_sregs *s)
 {
-    c->cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_PG;
+    c->cr0 = CR0_ALWAYS;
     c->cr4 = CR4_ALWAYS;
     vitro_vcpu_get_sregs(c->vcpu, s);
     s->ds = s->es = s->fs = s->gs = s->ldt = s->tr = (struct vitro_segment){ .attr = SEG_UNUSABLE };
     s->gdt_base = GDT_AREA + c->index * GDT_AREA_STRIDE;
-    s->gdt_limit = (XEN_GDT_RESERVED_PAGE + 1) * PAGE_SIZE - 1;
+    s->gdt_limit = GDT_LIMIT;
     s->idt_base = s->idt_limit = 0;
     s->cr0 = c->cr0;
     s->cr4 = c->cr4;
-    s->efer = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE;
+    s->efer = EFER_ALWAYS;
 }
 
 /* A segment register from the new vCPU's GDT. Null is good enough for data. */
@@ -170,7 +170,7 @@ static s64 initialise(struct xen *x, struct xen_cpu *c, struct vitro_vcpu *from,
     s->gs.base = g.gs_base_kernel;
     c->start_gs_user = g.gs_base_user;
     if (g.ldt_ents)
-        s->ldt = (struct vitro_segment){ .base = g.ldt_base, .limit = (u32)g.ldt_ents * 8 - 1, .attr = SEG_P | 2 /* LDT */ };
+        s->ldt = (struct vitro_segment){ .base = g.ldt_base, .limit = (u32)g.ldt_ents * 8 - 1, .attr = LDT_ATTR };
     start_regs(&g.user_regs, &c->start_regs);
     __atomic_store_n(&c->info->upcall_mask, 1, __ATOMIC_SEQ_CST);
     c->initialised = true;

@@ -101,5 +101,14 @@ int xen_detach(struct xen *x, const char *name, bool force);
 bool xen_attached(struct xen *x, const char *name);
 /* xen_device - the name of the i-th device there is. False: there are not so many. */
 bool xen_device(struct xen *x, unsigned i, char name[16]);
+/* xen_flush - while everything is paused: what the guest wrote to its disks is in their files. 0 or -errno. */
+int xen_flush(struct xen *x);
+/*
+ * xen_save, xen_load - for snapshots, while everything is paused; the latter in place of xen_build(), behind the vCPUs' own state and
+ * the machine's, with the devices attached: it is paused afterwards. 0, or -EINVAL with a sentence.
+ */
+struct state_set;
+void xen_save(struct xen *x, struct state_set *set);
+int xen_load(struct xen *x, struct state_set *set, char *err, size_t err_len);
 /* xen_io_pause - while no vCPU runs: back ends touch nothing of the guest's until it is switched off again. */
 void xen_io_pause(struct xen *x, bool on);
