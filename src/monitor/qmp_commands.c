@@ -282,7 +282,6 @@ CMD(x_attach)
         return control_fail(e, "the VM is paused: resume it first");
     if (xen_attach_device(vm, disk, net, name, err))
         return control_fail(e, "%s", err);
-    vm->replugged = true;
     *ret = json_pack("{s:s}", "name", name);
     return 0;
 }
@@ -296,7 +295,6 @@ CMD(x_detach)
         return -1;
     if (!name || xen_detach(paravirt_xen(vm->pv), name, json_is_true(json_object_get(args, "force"))))
         return control_fail(e, "x-detach wants the 'name' of a device; x-query-devices lists them");
-    vm->replugged = true;
     return 0;
 }
 

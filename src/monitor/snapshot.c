@@ -19,24 +19,33 @@ static void put_text(struct state_buf *buf, const char *s)
     state_put(buf, s, strlen(s) + 1);
 }
 
-static int save_options(const struct config *c, struct state_set *set)
+static void put_option(struct state_buf *buf, const char *name, const char *value, const char *cwd)
 {
+    u8 has = value != NULL;
+
+    put_text(buf, name);
+    state_put(buf, &has, 1);
+    if (has && option_is_path(name, value) && value[0] != '/') {
+        state_put(buf, cwd, strlen(cwd));
+        state_put(buf, "/", 1);
+    }
+    put_text(buf, has ? value : "");
+}
+
+static int save_options(struct guest *vm, struct state_set *set)
+{
+    const struct config *c = vm->config;
     struct state_buf buf = { 0 };
     char cwd[PATH_MAX] = "";
+    unsigned at = 0;
 
     if (!getcwd(cwd, sizeof(cwd)))
         return -errno;
-    for (unsigned i = 0; i < c->nr_given; i++) {
-        const char *name = c->given[i].name, *value = c->given[i].value;
-        u8 has = value != NULL;
-        put_text(&buf, name);
-        state_put(&buf, &has, 1);
-        if (has && option_is_path(name, value) && value[0] != '/') {
-            state_put(&buf, cwd, strlen(cwd));
-            state_put(&buf, "/", 1);
-        }
-        put_text(&buf, has ? value : "");
-    }
+    for (unsigned i = 0; i < c->nr_given; i++)
+        if (!xen_wanted(c) || (strcmp(c->given[i].name, "disk") && strcmp(c->given[i].name, "net")))
+            put_option(&buf, c->given[i].name, c->given[i].value, cwd);
+    for (const struct xen_plug *p; (p = xen_plug(vm, &at));) /* they may be others now */
+        put_option(&buf, p->option, p->value, cwd);
     set->failed |= buf.failed;
     state_set_add(set, "options", buf.data ? buf.data : (u8 *)"", buf.len);
     state_buf_free(&buf);
@@ -145,16 +154,38 @@ static int check_disk(struct state_set *set, const char *name, const char *path,
     return 0;
 }
 
+/* As the options will have them; the disks themselves are the guest's. */
+static int save_xen_disks(struct guest *vm, struct state_set *set, char *err)
+{
+    unsigned at = 0, nr = 0;
+    int r = xen_flush(paravirt_xen(vm->pv));
+
+    if (r) {
+        snprintf(err, SNAPSHOT_ERR_LEN, "cannot bring the disks up to date: %s", strerror(-r));
+        return r;
+    }
+    r = xen_save_devices(vm, set);
+    if (r) {
+        snprintf(err, SNAPSHOT_ERR_LEN, "it has more devices than options can name");
+        return r;
+    }
+    for (const struct xen_plug *p; !r && (p = xen_plug(vm, &at));) {
+        char name[32];
+        if (strcmp(p->option, "disk"))
+            continue;
+        snprintf(name, sizeof(name), "disk.%u", nr++);
+        r = save_disk(set, name, p->drive.path, NULL, (vm->config->snapshot || p->drive.snapshot) && !p->drive.readonly, err);
+    }
+    return r;
+}
+
 static int save_disks(struct guest *vm, struct state_set *set, char *err)
 {
     const struct config *c = vm->config;
-    int r = c->nvram ? save_disk(set, "nvram", c->nvram, vm->nvram_disk, c->snapshot, err) : 0;
 
-    if (xen_wanted(c)) { /* the disks are the guest's */
-        r = xen_flush(paravirt_xen(vm->pv));
-        if (r)
-            snprintf(err, SNAPSHOT_ERR_LEN, "cannot bring the disks up to date: %s", strerror(-r));
-    }
+    if (xen_wanted(c))
+        return save_xen_disks(vm, set, err);
+    int r = c->nvram ? save_disk(set, "nvram", c->nvram, vm->nvram_disk, c->snapshot, err) : 0;
     for (unsigned i = 0; i < c->nr_drives && !r; i++) {
         const struct drive *d = &c->drive[i];
         char name[32];
@@ -199,13 +230,7 @@ static int gather(struct guest *vm, struct state_set *set, char *err)
     char name[32];
     size_t len = 0;
     void *bytes;
-    int r;
-
-    if (vm->replugged) {
-        snprintf(err, SNAPSHOT_ERR_LEN, "it was given a device, or lost one, while it ran: that cannot be saved");
-        return -EOPNOTSUPP;
-    }
-    r = save_options(vm->config, set);
+    int r = save_options(vm, set);
 
     if (r) {
         snprintf(err, SNAPSHOT_ERR_LEN, "the current folder is gone: %s", strerror(-r));

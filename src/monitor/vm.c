@@ -645,6 +645,7 @@ static void destroy(struct guest *vm)
         vitro_vm_destroy(vm->vm);
     for (unsigned i = 0; i < vm->config->nr_drives; i++)
         disk_close(vm->disk[i]);
+    xen_plugs_free(vm);
     counters_destroy(vm);
     ram_fini(&vm->view);
     pmem_unmap(vm);

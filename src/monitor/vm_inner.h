@@ -17,6 +17,7 @@
 
 struct disk;
 struct machine;
+struct state_set;
 struct paravirt;
 struct gdbstub;
 struct control;
@@ -81,7 +82,8 @@ struct guest {
     struct net_backend *net[NICS_MAX]; /* of cards with if=vitro */
     unsigned nr_nets;
     unsigned nr_attached; /* network cards that came while the guest ran */
-    bool replugged;       /* devices came or went: they are not those of the options */
+    struct xen_plug *plug; /* [nr_plugs]: a Xen PV guest's devices; some may be gone */
+    unsigned nr_plugs;
     struct counters *counters; /* NULL without --counters */
     struct vitro_vm *vm;
     struct vm_vcpu vcpu[VM_VCPUS_MAX];
@@ -123,6 +125,17 @@ int xen_devices(struct guest *vm);
 /* xen_attach_device - a disk or a network card, as --disk or --net have it, while the guest runs; what it is called. 0, or -errno and
  * a sentence in err (DISK_ERR_LEN). */
 int xen_attach_device(struct guest *vm, const char *disk, const char *net, char name[16], char *err);
+/* xen_plug - the first of its devices from *i on that is still there; *i is behind it then. NULL: no more. */
+struct xen_plug {
+    char name[16];
+    const char *option;  /* "disk" or "net", and */
+    char *value;         /* what makes it again with that */
+    struct drive drive;  /* of a disk */
+};
+const struct xen_plug *xen_plug(struct guest *vm, unsigned *i);
+void xen_plugs_free(struct guest *vm);
+/* xen_save_devices - what they are called, for xen_devices() of another VM. 0, or -E2BIG: more than options can name. */
+int xen_save_devices(struct guest *vm, struct state_set *set);
 /* xen_ask - ask the guest to "poweroff" or "suspend"; NULL, or a sentence. */
 const char *xen_ask(struct guest *vm, const char *what);
 

@@ -15,6 +15,7 @@ from test_snapshot import Running, path, refused, sections, vitro  # first: it s
 from test_control import Qmp
 from test_disk import Image
 from test_net import Server
+from test_xen_life import until
 
 XEN = ("--pv", "xen", "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd", os.path.join(GUEST, "initrd.img"), "--append", "quiet")
 TROUBLE = (b"WARNING:", b"BUG:", b"Oops", b"Call Trace", b"soft lockup", b"detected stalls", b"I/O error")
@@ -180,6 +181,36 @@ def test_reboot():
         v.send("reboot -f\n")
         v.to_shell()
         ends_well(v)
+
+
+def test_devices_that_came_and_went():
+    """The snapshot has the devices that there are, under their names, and new ones find a place."""
+    with Image(8) as first, Image(8, fill=True) as second, Image(8, fill=True) as third:
+        with linux("xen-plug", "--net", "user", "--disk", first.path), Vitro("console", "xen-plug") as c:
+            c.to_shell()
+            q = Qmp("xen-plug")
+            q.do("qmp_capabilities")
+            check(q.do("x-attach", disk=second.path)["return"] == {"name": "xvdb"}, "no disk")
+            check(q.do("x-attach", net="user")["return"] == {"name": "vif1"}, "no card")
+            c.command("until [ -e /dev/xvdb -a -e /sys/class/net/eth1 ]; do sleep 0.1; done; cat /sys/class/net/eth1/address",
+                      rb"\n52:54:00:12:34:5e", 60)
+            for device in "xvda", "vif0":
+                q.do("x-detach", name=device)
+            c.command("until [ ! -e /dev/xvda -a ! -e /sys/class/net/eth0 ]; do sleep 0.1; done; echo both-gone", rb"\nboth-gone", 60)
+            until("they are gone", lambda: q.do("x-query-devices")["return"] == ["xvdb", "vif1"])
+            vitro("snapshot", "xen-plug", path("xen-plug"), "--quit")
+        for file, name in (path("xen-plug"), "xen-plug1"), (path("xen-plug1"), "xen-plug2"):
+            with Running(name, "--restore", file), Vitro("console", name) as v:
+                q = Qmp(name)
+                q.do("qmp_capabilities")
+                check(sorted(q.do("x-query-devices")["return"]) == ["vif1", "xvdb"], "other devices")
+                v.command("echo 3 > /proc/sys/vm/drop_caches; md5sum /dev/xvdb", second.md5().encode(), 60)
+                v.command("ip link set eth1 up; udhcpc -i eth1 -q -n -s /bin/true", rb"lease of 10.0.2.15 obtained", 60)
+                check(q.do("x-attach", disk=third.path)["return"] == {"name": "xvda"}, "no disk")
+                v.command("until [ -e /dev/xvda ]; do sleep 0.1; done; md5sum /dev/xvda", third.md5().encode(), 60)
+                q.do("x-detach", name="xvda")
+                until("it is gone", lambda: "xvda" not in q.do("x-query-devices")["return"])
+                vitro("snapshot", name, path(name), "--quit")
 
 
 # -- Files that are not what they were ---------------------------------------------------------------------

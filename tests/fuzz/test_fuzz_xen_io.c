@@ -119,7 +119,7 @@ static void attach_disk(bool persistent)
 {
     struct disk *disk;
     int fd = memfd_create("disk", MFD_CLOEXEC);
-    char name[16];
+    char name[16] = "";
 
     bug_on(fd < 0 || ftruncate(fd, 1 << 20) || raw_disk_open(fd, false, 1 << 20, &disk));
     const struct xen_disk d = { .disk = disk, .queues = 2, .threads = true, .persistent = persistent };
@@ -128,7 +128,7 @@ static void attach_disk(bool persistent)
 
 static void attach_card(void)
 {
-    char name[16];
+    char name[16] = "";
 
     card = calloc(1, sizeof(*card));
     bug_on(!card);

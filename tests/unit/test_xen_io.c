@@ -242,7 +242,7 @@ static int disk_fd;
 static void disk_make(bool readonly, unsigned queues, bool persistent)
 {
     struct disk *disk;
-    char name[16];
+    char name[16] = "";
 
     pvguest_make(&g, "");
     put(DATA, &(struct xen_gnttab_setup){ .dom = XEN_DOMID_SELF, .nr_frames = 4, .frame_list = DATA + 64 }, sizeof(struct xen_gnttab_setup));
@@ -661,7 +661,7 @@ static u32 net_port;
 
 static void net_make_queues(unsigned queues)
 {
-    char name[16];
+    char name[16] = "";
 
     pvguest_make(&g, "");
     put(DATA, &(struct xen_gnttab_setup){ .dom = XEN_DOMID_SELF, .nr_frames = 2, .frame_list = DATA + 64 }, sizeof(struct xen_gnttab_setup));

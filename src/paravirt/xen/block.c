@@ -593,10 +593,11 @@ int xen_disk_attach(struct xen *x, const struct xen_disk *disk, char name[16])
         pthread_mutex_init(&d->ring[i].lock, NULL);
     }
     d->b.class = &vbd_class;
-    d->b.id = bus_free_id(x, &vbd_class, FIRST_ID, 16);
+    unsigned wish = name[0] ? ((u8)name[3] - 'a') * 16u : 0;
+    d->b.id = bus_free_id(x, &vbd_class, FIRST_ID + wish, 16);
     unsigned at = (d->b.id - FIRST_ID) / 16;
-    snprintf(d->b.name, sizeof(d->b.name), "xvd%c", 'a' + at);
-    r = at >= 16 ? -ENOSPC : disk_aio_create(d->disk, !disk->threads, &d->aio);
+    snprintf(d->b.name, sizeof(d->b.name), "xvd%c", 'a' + (at & 15));
+    r = name[0] && strcmp(name, d->b.name) ? -EINVAL : at >= 16 ? -ENOSPC : disk_aio_create(d->disk, !disk->threads, &d->aio);
     if (!r)
         r = bus_add(x, &d->b);
     if (r) {

@@ -676,8 +676,13 @@ int xen_net_attach(struct xen *x, struct net_backend *be, const u8 mac[6], unsig
         return -ENOMEM;
     }
     v->b.class = &vif_class;
-    v->b.id = bus_free_id(x, &vif_class, 0, 1);
+    v->b.id = bus_free_id(x, &vif_class, name[0] ? (unsigned)strtoul(name + 3, NULL, 10) : 0, 1);
     snprintf(v->b.name, sizeof(v->b.name), "vif%u", v->b.id);
+    if (name[0] && strcmp(name, v->b.name)) {
+        be->ops->free(be);
+        vif_free(&v->b);
+        return -EINVAL;
+    }
     const struct net_port port = { on_receive, v };
     int r = be->ops->start(be, &port);
     if (!r)

@@ -90,10 +90,11 @@ struct xen_disk {
     bool threads;    /* no io_uring */
     bool persistent; /* offer persistent grants */
 };
-/* xen_disk_attach - a disk, and what it is called ("xvda"). On success the disk is the guest's, and closed with it. 0; -ENOSPC:
- * there are 16; -errno. */
+/* xen_disk_attach - a disk, and what it is called ("xvda"). On success the disk is the guest's, and closed with it.
+ * @name: in: what it is to be called, or nothing: the first name that is free
+ * 0; -ENOSPC: there are 16; -EINVAL: it cannot be called that; -errno. */
 int xen_disk_attach(struct xen *x, const struct xen_disk *disk, char name[16]);
-/* xen_net_attach - a network card, and what it is called ("vif0"). What is behind it is the guest's, also on failure. 0 or -errno. */
+/* xen_net_attach - a network card, and what it is called ("vif0"), likewise. What is behind it is the guest's, also on failure. 0 or -errno. */
 int xen_net_attach(struct xen *x, struct net_backend *be, const u8 mac[6], unsigned queues, char name[16]);
 /* xen_detach - ask the guest to let go of a device, or (force) take it away at once; it is gone when xen_attached() says so. 0 or
  * -ENOENT. */
