@@ -94,6 +94,16 @@ void *vitro_vcpu_save(struct vitro_vcpu *c, size_t *len)
 
 /* -- Loading: first into a vCPU that does not run, which is put back if anything is wrong ------------------- */
 
+/* What no kernel outside ring 0 (struct vitro_outer) can have changed: its level, and flags that take ring 0. Without paging it is one
+ * that has not started. */
+static bool outer_sound(const struct vcpu *v)
+{
+    if (!(v->cr0 & CR0_PG))
+        return !v->cpl;
+    return (v->efer & EFER_LMA) && (v->cpl == CPL_OUTER || v->cpl == 3) &&
+           (v->eflags & (EFL_IF | EFL_IOPL | EFL_VM)) == EFL_IF;
+}
+
 static const char *judge_vcpu(const struct vcpu *v)
 {
     const struct cpu_model *m = v->model;
@@ -103,8 +113,8 @@ static const char *judge_vcpu(const struct vcpu *v)
         return "its privilege or interrupt state";
     if ((v->cr4 & ~m->cr4_mask) || (v->efer & ~(m->efer_mask | EFER_LMA)) || (v->cr0 >> 32))
         return "a control register";
-    if (v->outer && (paging ? !lma || (v->cpl != CPL_OUTER && v->cpl != 3) : v->cpl)) /* struct vitro_outer; paging off: not started */
-        return "its privilege";
+    if (v->outer && !outer_sound(v))
+        return "its privilege outside ring 0";
     if ((v->xcr0 & ~m->xcr0_mask) || !(v->xcr0 & XFEATURE_X87) || v->xss)
         return "XCR0";
     if ((paging && !(v->cr0 & CR0_PE)) || lma != (paging && (v->efer & EFER_LME)) || (lma && !(v->cr4 & CR4_PAE)))

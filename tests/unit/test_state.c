@@ -421,6 +421,35 @@ static void test_vcpu(void)
     drop_cpu(&b);
 }
 
+/* A vCPU of a guest whose kernel runs outside ring 0 (struct vitro_outer). */
+static void test_vcpu_outside_ring_0(void)
+{
+    static const struct { u8 cpl; u32 flags; bool good; } c[] = {
+        { CPL_OUTER, EFL_IF, true }, { 3, EFL_IF, true }, { 0, EFL_IF, false }, { 2, EFL_IF, false }, { CPL_OUTER, 0, false },
+        { 3, EFL_IF | EFL_IOPL, false }, { 3, EFL_IF | EFL_VM, false },
+    };
+    struct cpu a, b;
+    char err[300];
+    size_t len;
+
+    make_cpu(&a);
+    make_cpu(&b);
+    b.v->outer = true;
+    for (unsigned i = 0; i < ARRAY_SIZE(c); i++) {
+        a.v->cr0 |= CR0_PE | CR0_PG;
+        a.v->cr4 |= CR4_PAE;
+        a.v->efer |= EFER_LME | EFER_LMA;
+        a.v->cpl = c[i].cpl;
+        vcpu_set_eflags(a.v, EFL_R1 | c[i].flags);
+        u8 *bytes = vitro_vcpu_save(a.c, &len);
+        int r = vitro_vcpu_load(b.c, bytes, len, err, sizeof(err));
+        CHECK_MSG(c[i].good ? !r : r == -EINVAL && strstr(err, "ring 0"), "CPL %u, flags %#x: %d", c[i].cpl, c[i].flags, r);
+        free(bytes);
+    }
+    drop_cpu(&a);
+    drop_cpu(&b);
+}
+
 static void test_clock(void)
 {
     struct cpu a;
@@ -477,6 +506,7 @@ int main(void)
     test_machine();
     test_hostile_machine();
     test_vcpu();
+    test_vcpu_outside_ring_0();
     test_clock();
     test_model();
     return check_done("test_state");

@@ -4,6 +4,7 @@
 #include "paravirt/xen/store.h"
 #include "tests/lib/check.h"
 #include "tests/lib/pvguest.h"
+#include <time.h>
 
 #define DATA PV_AT(PV_DATA)
 #define PFN(la) (((la) - PV_BASE) >> PAGE_SHIFT)
@@ -151,6 +152,14 @@ static void test_all_of_it(void)
     for (u64 i = 0; i < g.xen->nr_frames; i++)
         CHECK_MSG(frames[i].count == g.xen->frame[i].count && frames[i].pinned == g.xen->frame[i].pinned &&
                   (!frames[i].count || frames[i].type == g.xen->frame[i].type), "frame %#llx", (unsigned long long)i);
+    /* The wall clock is the host's again, however old the file. */
+    struct timespec host;
+    const u32 version = g.xen->shared->wc_version;
+    g.xen->shared->wc_sec = 0;
+    xen_clock_skip(g.xen, 0);
+    clock_gettime(CLOCK_REALTIME, &host);
+    u64 wall = g.xen->shared->wc_sec + (g.xen->shared->wc_nsec + xen_now(g.xen)) / NS_PER_SEC;
+    CHECK(g.xen->shared->wc_version == version + 2 && wall + 60 > (u64)host.tv_sec && wall < (u64)host.tv_sec + 60);
     /* And it works. */
     CHECK((u64)((u8 *)g.xen->cpu[0].info - (u8 *)g.ram.host) == info);
     CHECK(g.xen->cpu[0].trap[14].address == old.trap[14].address && g.xen->cpu[0].kernel_sp == old.kernel_sp);
