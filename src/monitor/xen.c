@@ -225,7 +225,7 @@ int xen_devices(struct guest *vm)
     char err[SNAPSHOT_ERR_LEN] = "it has other devices than the options say";
     int r = c->saved ? state_set_load(&c->saved->set, "xen.devices", devices_fields, &s, err, sizeof(err)) : 0;
 
-    vm->nr_attached = s.nr_attached & 0xff;
+    vm->nr_attached = s.nr_attached;
     for (unsigned i = 0; i < c->nr_nics + c->nr_drives && !r; i++) {
         bool net = i < c->nr_nics;
         unsigned k = net ? i : i - c->nr_nics;

@@ -2,9 +2,12 @@
  * tests/fuzz/test_fuzz_xen_io.c. */
 #include "base/state.h"
 #include "paravirt/xen/store.h"
+#include "storage/disk.h"
 #include "tests/lib/check.h"
 #include "tests/lib/pvguest.h"
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
 #define DATA PV_AT(PV_DATA)
 #define PFN(la) (((la) - PV_BASE) >> PAGE_SHIFT)
@@ -247,6 +250,48 @@ static void test_not_believed(void)
     state_set_free(&set);
 }
 
+static void attach_disk(char name[16])
+{
+    int fd = memfd_create("disk", MFD_CLOEXEC);
+    struct disk *disk;
+
+    bug_on(fd < 0 || ftruncate(fd, 1 << 20) || raw_disk_open(fd, false, 1 << 20, &disk));
+    CHECK(!xen_disk_attach(g.xen, &(struct xen_disk){ .disk = disk, .queues = 1, .threads = true }, name));
+}
+
+/* Devices under the names that are wanted; and one that only one of the two guests has. */
+static void test_other_devices(void)
+{
+    struct state_set set;
+    char name[16] = "xvdc", vif[16] = "vifx";
+
+    furnish();
+    attach_disk(name);
+    CHECK(!strcmp(name, "xvdc"));
+    struct disk *none = NULL;
+    static const char *const bad[] = { "xvdc", "xvdq", "xvd", "vif0", "xvda " };
+    for (unsigned i = 0; i < ARRAY_SIZE(bad); i++) {
+        snprintf(vif, sizeof(vif), "%s", bad[i]);
+        CHECK_MSG(xen_disk_attach(g.xen, &(struct xen_disk){ .disk = none }, vif) == -EINVAL, "%s", bad[i]);
+    }
+    save(&set);
+    keep();
+    pvguest_free(&g);
+    CHECK(!load(&set) && state_set_has(&set, "xen.vbd.51744")); /* nobody took it: who restores refuses that */
+    state_set_free(&set);
+    save(&set);
+    keep();
+    pvguest_free(&g);
+    pvguest_bare(&g, 3);
+    memcpy(g.ram.host, memory, PV_SIZE);
+    g.sregs = sregs;
+    name[0] = 0;
+    attach_disk(name);
+    CHECK(xen_load(g.xen, &set, refusal, sizeof(refusal)) && !strcmp(refusal, "xen.vbd.51712: is missing"));
+    pvguest_free(&g);
+    state_set_free(&set);
+}
+
 /* Lists, with anything in them. */
 static void test_lists(u64 n)
 {
@@ -290,6 +335,7 @@ int main(void)
 {
     test_all_of_it();
     test_not_believed();
+    test_other_devices();
     test_lists(300);
     return check_done("unit/xen_state");
 }
