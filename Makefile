@@ -239,7 +239,7 @@ setup:
 	@tools/setup-packages
 
 guest: $(GUEST)/vmlinuz $(GUEST)/initrd.img
-guests: guest $(GUEST)/vmlinuz-generic $(GUEST)/vmlinuz-rt $(GUEST)/initrd-i386.img
+guests: guest $(GUEST)/vmlinuz-generic $(GUEST)/vmlinuz-rt $(GUEST)/initrd-i386.img $(GUEST)/xen.gz
 
 # Again when fetch-guest changes: it also leaves the modules that the initramfs takes.
 $(GUEST)/vmlinuz: tools/fetch-guest
@@ -254,6 +254,9 @@ $(GUEST)/vmlinuz-rt: | $(GUEST)/vmlinuz-generic
 $(GUEST)/vmlinuz-i386: | $(GUEST)/vmlinuz-rt
 	$(call say,FETCH,$@)
 	$(Q)tools/fetch-guest i386 $(GUEST)
+$(GUEST)/xen.gz: | $(GUEST)/vmlinuz-i386
+	$(call say,FETCH,$@)
+	$(Q)tools/fetch-guest xen $(GUEST)
 $(GUEST)/initrd-i386.img: tools/mk-initrd | $(GUEST)/vmlinuz-i386
 	$(call say,INITRD,$@)
 	$(Q)tools/mk-initrd $@ --busybox $(GUEST)/busybox-i386 --modules $(GUEST)/modules/$$(cat $(GUEST)/version-i386)

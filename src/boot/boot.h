@@ -83,7 +83,7 @@ struct boot_entry {
 #define BOOT_ERR_LEN 320
 
 /*
- * boot_load - look at what the kernel is (bzImage or ELF) and load it.
+ * boot_load - look at what the kernel is (bzImage, Multiboot or ELF; these two may be gzipped) and load it.
  * @err: BOOT_ERR_LEN bytes; on failure one sentence that names the file and the remedy
  *
  * 0, or -ENOEXEC (not a kernel we know), -EINVAL (damaged), -ENOMEM (does not fit the guest's
@@ -96,7 +96,7 @@ int boot_load(struct ram *ram, const struct boot_input *in,
 
 bool bzimage_probe(const u8 *image, u64 size);
 /*
- * payload_open - the ELF file in a bzImage, unpacked if need be; what is no bzImage is its own payload.
+ * payload_open - the ELF file in a bzImage, unpacked if need be, or what a .gz file holds; all else is its own payload.
  * -ENOEXEC (a compression that is not known, or was not built in), -EINVAL, -ENOMEM. To be closed after 0.
  */
 struct payload {
@@ -104,6 +104,7 @@ struct payload {
     u64 size;
     u8 *unpacked; /* NULL: elf points into the image */
 };
+bool payload_is_gzip(const u8 *image, u64 size);
 int payload_open(struct payload *p, const char *name, const u8 *image, u64 size, char *err);
 void payload_close(struct payload *p);
 /* What a kernel's Xen notes say. Pseudo-physical address = virtual address - virt_base for [lo, hi), where it was loaded. */

@@ -224,8 +224,7 @@ int boot_fill_params(const struct boot_input *in, u8 *params, char *err)
     return 0;
 }
 
-int boot_load(struct ram *ram, const struct boot_input *in,
-              struct boot_entry *entry, char *err)
+static int load(struct ram *ram, const struct boot_input *in, struct boot_entry *entry, char *err)
 {
     bool bzimage = bzimage_probe(in->kernel, in->kernel_size);
 
@@ -251,4 +250,21 @@ int boot_load(struct ram *ram, const struct boot_input *in,
                      "%s: not a kernel; --kernel wants a bzImage (such as "
                      "/boot/vmlinuz-*) or a 64-bit ELF file",
                      in->kernel_name);
+}
+
+int boot_load(struct ram *ram, const struct boot_input *in, struct boot_entry *entry, char *err)
+{
+    struct payload p;
+
+    if (!payload_is_gzip(in->kernel, in->kernel_size))
+        return load(ram, in, entry, err);
+    int r = payload_open(&p, in->kernel_name, in->kernel, in->kernel_size, err);
+    if (r)
+        return r;
+    struct boot_input unpacked = *in;
+    unpacked.kernel = p.elf;
+    unpacked.kernel_size = p.size;
+    r = load(ram, &unpacked, entry, err);
+    payload_close(&p);
+    return r;
 }

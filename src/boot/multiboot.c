@@ -3,8 +3,11 @@
  * 0.6.96, §3; Multiboot2 Specification 2.0, §3.
  * Not done: the video mode and EFI parts of both; a header that insists on them is refused.
  */
+#define _GNU_SOURCE
 #include "boot/boot.h"
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define INFO 0x10000u
@@ -55,14 +58,54 @@ static u32 get32(const u8 *p)
     return v;
 }
 
-/* What both versions begin with. */
+/*
+ * A Multiboot loader is a BIOS's: kernels look into the BIOS data area and may go back to real mode to ask for more, as Xen does for
+ * memory, video and disks. There is no BIOS here, and that is what they are told: services come back with carry set, "not
+ * supported", and interrupts of hardware change nothing. (Ralf Brown's Interrupt List, MEM.LST: 0040:0013; F000:FF53 is the IRET of
+ * every BIOS.)
+ */
+#define BDA_BASE_MEMORY 0x413u /* u16, KiB */
+#define BIOS_IRET 0xf000ff53u
+#define BIOS_FAIL (BIOS_IRET + 1)
+static int bios_absent(struct ram *ram, const struct boot_input *in, char *err)
+{
+    /* iret; then: push bp; mov bp, sp; or byte [bp + 6], 1; pop bp; iret */
+    static const u8 code[] = { 0xcf, 0x55, 0x89, 0xe5, 0x80, 0x4e, 0x06, 0x01, 0x5d, 0xcf };
+    u8 *low = ram_ptr(ram, 0, 0x500), *top = ram_ptr(ram, 0xfff53, sizeof(code));
+    u16 base = (u16)lower_kib(in);
+
+    if (!low || !top)
+        return boot_fail(err, -ENOMEM, "no memory for the real-mode interrupt table");
+    for (unsigned vector = 0; vector < 256; vector++) {
+        bool irq = vector < 0x10 || (vector >= 0x70 && vector < 0x78);
+        u32 to = irq ? BIOS_IRET : BIOS_FAIL;
+        memcpy(low + 4 * vector, &to, sizeof(to));
+    }
+    memcpy(low + BDA_BASE_MEMORY, &base, sizeof(base));
+    memcpy(top, code, sizeof(code));
+    return 0;
+}
+
+/*
+ * What both versions begin with. The command line starts with the kernel's name, as GRUB 0.97, SYSLINUX and QEMU have it; kernels drop
+ * the first word of any loader that they do not know (Xen, xen/arch/x86/setup.c).
+ */
 static int prepare(struct ram *ram, const struct boot_input *in, const struct boot_image *image,
                    struct boot_entry *e, struct boot_placed *placed, struct area *a, char *err)
 {
-    int r = boot_place_cmdline(ram, in, BOOT_CMDLINE_MAX - 1, err);
+    struct boot_input named = *in;
+    char *words = NULL;
+
+    if (asprintf(&words, "%s%s%s", in->kernel_name, in->cmdline && *in->cmdline ? " " : "", in->cmdline ? in->cmdline : "") < 0)
+        return boot_fail(err, -ENOMEM, "no memory for the command line");
+    named.cmdline = words;
+    int r = boot_place_cmdline(ram, &named, BOOT_CMDLINE_MAX - 1, err);
+    free(words);
 
     if (!r)
         r = boot_env32(ram, e, err);
+    if (!r)
+        r = bios_absent(ram, in, err);
     if (r)
         return r;
     *a = (struct area){ .base = ram_ptr(ram, INFO, INFO_SIZE) };
@@ -292,7 +335,7 @@ int multiboot2_load(struct ram *ram, const struct boot_input *in, struct boot_en
 
     const u32 memory[2] = { (u32)lower_kib(in), (u32)upper_kib(in) };
     area_put(&a, (u32[2]){ 0 }, 8, 8); /* total size, filled in at the end */
-    tag_text(&a, 1, NULL, 0, in->cmdline ? in->cmdline : "");
+    tag_text(&a, 1, NULL, 0, (const char *)ram_ptr(ram, BOOT_CMDLINE, BOOT_CMDLINE_MAX));
     tag_text(&a, 2, NULL, 0, LOADER_NAME);
     for (int i = 0; i < n; i++)
         tag_text(&a, 3, (u32[2]){ placed[i].at, placed[i].at + placed[i].size }, 2, placed[i].cmdline);
@@ -307,7 +350,7 @@ int multiboot2_load(struct ram *ram, const struct boot_input *in, struct boot_en
         tag(&a, 15, rsdp, 36);
     tag(&a, 0, NULL, 0);
     if (a.failed)
-        return boot_fail(err, -E2BIG, "the command line and the modules' names are too long together");
+        return boot_fail(err, -E2BIG, "the command line and the modules' names are too long together; shorten --append");
     memcpy(a.base, &a.len, 4);
     e.rax = MB2_EAX;
     *entry = e;

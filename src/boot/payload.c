@@ -1,8 +1,8 @@
 /*
  * payload.c - the kernel inside a bzImage: its ELF file, compressed as the build chose. Whoever boots a kernel by its own
- * start-up code never needs it; Xen's PV loader does.
+ * start-up code never needs it; Xen's PV loader does. And the kernel inside a .gz file, as boot loaders take it.
  * Source: Linux Documentation/arch/x86/boot.rst (payload_offset, payload_length). The last four bytes of the payload
- * are the size of what comes out.
+ * are the size of what comes out; RFC 1952 §2.3.1 (ISIZE) has the same for gzip.
  * Not done: bzip2, LZMA alone and LZO, which no distribution uses any more.
  */
 #include "boot/boot.h"
@@ -129,17 +129,25 @@ static const struct packing {
     },
 };
 
+bool payload_is_gzip(const u8 *image, u64 size)
+{
+    return size > 2 && image[0] == 0x1f && image[1] == 0x8b;
+}
+
 int payload_open(struct payload *p, const char *name, const u8 *image, u64 size, char *err)
 {
     *p = (struct payload){ .elf = image, .size = size };
-    if (!bzimage_probe(image, size))
+    u64 at = 0, len = size;
+    if (bzimage_probe(image, size)) {
+        if (size < BP_PAYLOAD_LENGTH + 4)
+            goto damaged;
+        u64 setup = ((image[BP_SETUP_SECTS] ? image[BP_SETUP_SECTS] : 4u) + 1u) * 512ull;
+        at = setup + get32(image + BP_PAYLOAD_OFFSET);
+        len = get32(image + BP_PAYLOAD_LENGTH);
+    } else if (!payload_is_gzip(image, size)) {
         return 0;
-    if (size < BP_PAYLOAD_LENGTH + 4)
-        goto damaged;
-
-    u64 setup = ((image[BP_SETUP_SECTS] ? image[BP_SETUP_SECTS] : 4u) + 1u) * 512ull;
-    u64 at = setup + get32(image + BP_PAYLOAD_OFFSET), len = get32(image + BP_PAYLOAD_LENGTH);
-    if (len < 16 || at > size || len > size - at)
+    }
+    if (len < 18 || len > 0xffffffff || at > size || len > size - at)
         goto damaged;
 
     const u8 *in = image + at;
@@ -170,7 +178,7 @@ int payload_open(struct payload *p, const char *name, const u8 *image, u64 size,
     p->size = out_len;
     return 0;
 damaged:
-    return boot_fail(err, -EINVAL, "%s: damaged: no compressed kernel where its header says; get the file again", name);
+    return boot_fail(err, -EINVAL, "%s: damaged: no compressed kernel where there should be one; get the file again", name);
 }
 
 void payload_close(struct payload *p)

@@ -79,7 +79,7 @@ static const struct option options[] = {
     { "detach",     NULL,     OPT_FLAG | OPT_THIS_RUN,  AT(detach),     NULL, 0, 0,
       "run in the background; `vitro console NAME` shows its serial console" },
     { "kernel",     "FILE",   OPT_STR,   AT(kernel),     NULL, 0, 0,
-      "bzImage, 64-bit ELF, Multiboot or PVH kernel to boot (default: the guest `make run` fetched)" },
+      "bzImage, or a 64-bit ELF, Multiboot or PVH kernel, gzipped or not, to boot (default: the guest `make run` fetched)" },
     { "initrd",     "FILE",   OPT_STR,   AT(initrd),     NULL, 0, 0,
       "initial RAM disk" },
     { "module",     "FILE",   OPT_MODULE, 0, NULL, 0, 0,

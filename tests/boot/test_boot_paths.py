@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Kernels without a boot loader: Multiboot 1 and 2, PVH, with modules; Debian's kernel by its PVH entry."""
+"""Kernels without a boot loader: Multiboot 1 and 2, PVH, with modules; Xen's hypervisor; Debian's kernel by its PVH entry."""
+import gzip
 import json
 import lzma
 import os
@@ -32,7 +33,7 @@ def run_kind(kind, says):
         with Vitro("run", "--kernel", kernel, "--append", "console=none a b", "--module", module + " x=1", stdin=None) as v:
             check(v.wait(20) == 43, v.tail())
             lines = v.seen.decode().split("\n")
-            for want in (says, "console=none a b", "in the module", module + " x=1"):
+            for want in (says, ("" if kind == "PVH" else kernel + " ") + "console=none a b", "in the module", module + " x=1"):
                 check(want in lines, f"{want!r} is not in {lines}")
 
 
@@ -46,6 +47,35 @@ def test_multiboot2():
 
 def test_pvh():
     run_kind("PVH", "pvh")
+
+
+def xen(cpus):
+    """The real hypervisor, whose own code runs in ring 0 here, and Debian's kernel as its first domain."""
+    with Vitro("run", "--kernel", f"{GUEST}/xen.gz", "--module", f"{GUEST}/vmlinuz-generic console=hvc0", "--module", f"{GUEST}/initrd.img",
+               "--append", "console=com1 com1=115200,8n1", "--cpus", str(cpus)) as v:
+        v.expect(rb"Xen version 4\.", 60)
+        v.expect(rb"Brought up %d CPUs" % cpus, 60)
+        v.to_shell()
+        v.command("cat /sys/hypervisor/type; echo cpus $(nproc).", rb"\nxen\s+cpus %d\." % cpus)
+        v.send("poweroff\n")
+        v.expect(rb"Entering ACPI S5 state", 60)
+        check(v.wait(30) == 0, v.tail())
+
+
+def test_xen_hypervisor():
+    if os.environ.get("TESTS_FAST") == "1":
+        raise Skip("slow in the TORTURE build")
+    for cpus in (1, 2, 4):
+        xen(cpus)
+
+
+def test_gzipped_kernels():
+    with tempfile.TemporaryDirectory() as d:
+        for name, data in (("cut.gz", open(f"{GUEST}/xen.gz", "rb").read()[:100000]), ("text.gz", gzip.compress(b"not a kernel" * 99)),
+                           ("short.gz", b"\x1f\x8b")):
+            with open(os.path.join(d, name), "wb") as f:
+                f.write(data)
+            check(name in error_line("run", "--kernel", os.path.join(d, name)), f"{name}: no name")
 
 
 def test_no_such_module():

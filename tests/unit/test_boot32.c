@@ -30,7 +30,8 @@ static void world_init(struct world *w)
         abort();
     ram_init(&w->ram);
     u8 *h = w->b.host;
-    CHECK(!ram_add_slot(&w->ram, 0, 0xa0000, h, false) && !ram_add_slot(&w->ram, MIB, 15 * MIB, h + MIB, false));
+    CHECK(!ram_add_slot(&w->ram, 0, 0xa0000, h, false) && !ram_add_slot(&w->ram, 0xe0000, 0x20000, h + 0xe0000, false) &&
+          !ram_add_slot(&w->ram, MIB, 15 * MIB, h + MIB, false));
     w->e820[0] = (struct boot_e820){ 0, 0x9fc00, BOOT_E820_RAM };
     w->e820[1] = (struct boot_e820){ MIB, 15 * MIB, BOOT_E820_RAM };
     w->module[0] = (struct boot_module){ "one arg", (const u8 *)"first module", 12 };
@@ -126,7 +127,7 @@ static void test_mb1(void)
     CHECK(w.entry.rip == LOAD + 0x40 && w.entry.rax == 0x2badb002 && flat32(&w.entry));
     gpa_t i = w.entry.rbx;
     CHECK((r32(&w, i) & 0x4d) == 0x4d && r32(&w, i + 4) == 639 && r32(&w, i + 8) == 15 * 1024);
-    CHECK(!strcmp(text(&w, r32(&w, i + 16)), "hello") && r32(&w, i + 20) == 2);
+    CHECK(!strcmp(text(&w, r32(&w, i + 16)), "kernel.img hello") && r32(&w, i + 20) == 2);
     gpa_t m = r32(&w, i + 24), m0 = r32(&w, m), m1 = r32(&w, m + 16);
     CHECK(r32(&w, m + 4) - m0 == 12 && !memcmp(text(&w, m0), "first module", 12) && !(m0 & 4095));
     CHECK(!strcmp(text(&w, r32(&w, m + 8)), "one arg") && !strcmp(text(&w, r32(&w, m + 24)), "two"));
@@ -178,7 +179,7 @@ static void test_mb2(void)
         if (!type)
             break;
         if (type == 1)
-            CHECK(!strcmp(text(&w, i + t + 8), "hello") && size == 14);
+            CHECK(!strcmp(text(&w, i + t + 8), "kernel.img hello") && size == 25);
         if (type == 3) {
             CHECK(!strcmp(text(&w, i + t + 16), modules ? "two" : "one arg"));
             CHECK(!memcmp(text(&w, r32(&w, i + t + 8)), modules ? "second" : "first module", 6));

@@ -1,6 +1,7 @@
 /*
  * A kernel of a few lines with a Multiboot 1, Multiboot 2 or PVH entry (-DMB1, -DMB2, -DPVH): says on COM1 how it was
- * started, its command line and its first module, and leaves by the debug-exit port with 21 (status 43).
+ * started, its command line and its first module, and leaves by the debug-exit port with 21 (status 43). By Multiboot it goes back to
+ * real mode first, and asks the BIOS for memory: the answer has to be "not supported", and nothing else may change.
  */
     .code32
     .text
@@ -71,6 +72,15 @@ leave:
     lidt none               /* the segments are what they should be: this reloads them */
     mov %ds, %ax
     mov %ax, %es
+#if MAGIC
+    mov $real, %esi
+    mov $0x8000, %edi
+    mov $real_end - real, %ecx
+    rep movsb
+    lgdt gdt
+    lidt vectors
+    ljmp $8, $0x8000
+#endif
     mov $0x501, %dx
     mov $21, %eax
     out %eax, %dx
@@ -88,6 +98,53 @@ puts:
 2:  mov $'\n', %al
     out %al, %dx
     ret
+    .code16
+real:
+    mov $16, %ax
+    mov %ax, %ds
+    mov %ax, %es
+    mov %ax, %ss
+    mov %cr0, %eax
+    and $~1, %al
+    mov %eax, %cr0
+    ljmp $0, $0x8000 + 1f - real
+1:  xor %ax, %ax
+    mov %ax, %ds
+    mov %ax, %es
+    mov %ax, %ss
+    mov $0x7000, %sp
+    mov $1, %edi            /* 21 + 0x10 * what is wrong */
+    cmpw $639, 0x413        /* BIOS data area: KiB of base memory */
+    jne 2f
+    inc %edi
+    mov $0xe820, %eax
+    clc
+    int $0x15
+    jnc 2f
+    cmp $0xe820, %eax
+    jne 2f
+    inc %edi
+    stc
+    int $8                  /* as the timer's interrupt would: carry stays what it was */
+    jnc 2f
+    clc
+    int $8
+    jc 2f
+    xor %edi, %edi
+2:  shl $4, %di
+    lea 21(%edi), %eax
+    mov $0x501, %dx
+    out %eax, %dx
+    hlt
+real_end:
+    .align 8
+gdt:     .word 23
+         .long gdt_table
+gdt_table:
+    .quad 0, 0x00009b000000ffff, 0x000093000000ffff
+vectors: .word 0x3ff
+         .long 0
+    .code32
 mb1: .asciz "multiboot 1"
 mb2: .asciz "multiboot 2"
 pvh: .asciz "pvh"
