@@ -15,7 +15,7 @@ from test_snapshot import Running, path, refused, sections, vitro  # first: it s
 from test_control import Qmp
 from test_disk import Image
 from test_net import Server
-from test_xen_life import until
+from test_xen_life import resident, until
 
 XEN = ("--pv", "xen", "--kernel", os.path.join(GUEST, "vmlinuz"), "--initrd", os.path.join(GUEST, "initrd.img"), "--append", "quiet")
 TROUBLE = (b"WARNING:", b"BUG:", b"Oops", b"Call Trace", b"soft lockup", b"detected stalls", b"I/O error")
@@ -150,6 +150,20 @@ def test_balloon():
         vitro("balloon", name, "512M")
         until_kib(v, 512 << 10)
         v.command("dd if=/dev/zero of=/tmp/z bs=1M count=200 2>/dev/null; md5sum /tmp/z", rb"3566de3a97906edb98d004d6b947ae9b", 60)
+        ends_well(v)
+
+
+def test_balloon_gives_memory_back():
+    """Also memory that was mapped from the file."""
+    with linux("xen-back", mem="512M"), Vitro("console", "xen-back") as c:
+        c.to_shell()
+        vitro("snapshot", "xen-back", path("xen-back"), "--quit")
+    with Vitro("run", "--restore", path("xen-back"), "--name", "xen-back2") as v:
+        v.command("dd if=/dev/zero of=/tmp/z bs=1M count=250 2>/dev/null; rm /tmp/z; echo used", rb"\nused", 60)
+        before = resident(v)
+        vitro("balloon", "xen-back2", "256M")
+        until_kib(v, 256 << 10)
+        check(resident(v) < before - (100 << 20), f"resident: {before >> 20} MiB, then {resident(v) >> 20}")
         ends_well(v)
 
 

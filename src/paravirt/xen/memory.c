@@ -27,7 +27,9 @@ static bool give_back(struct xen *x, u64 mfn)
 {
     if (!frame_gone(x, mfn))
         return false;
-    madvise(xen_table(x, mfn), PAGE_SIZE, MADV_REMOVE); /* what the host does not take back stays as it is */
+    /* What the host does not take back stays as it is. Memory mapped from a snapshot is private: of that only our copy goes. */
+    if (madvise(xen_table(x, mfn), PAGE_SIZE, MADV_REMOVE))
+        madvise(xen_table(x, mfn), PAGE_SIZE, MADV_DONTNEED);
     ram_written(x->c.ram, mfn << PAGE_SHIFT, PAGE_SIZE);
     return true;
 }
