@@ -254,9 +254,9 @@ $(GUEST)/vmlinuz-rt: | $(GUEST)/vmlinuz-generic
 $(GUEST)/vmlinuz-i386: | $(GUEST)/vmlinuz-rt
 	$(call say,FETCH,$@)
 	$(Q)tools/fetch-guest i386 $(GUEST)
-$(GUEST)/xen.gz: | $(GUEST)/vmlinuz-i386
+$(GUEST)/xen.gz: tools/fetch-guest | $(GUEST)/vmlinuz-i386
 	$(call say,FETCH,$@)
-	$(Q)tools/fetch-guest xen $(GUEST)
+	$(Q)tools/fetch-guest payloads $(GUEST)
 $(GUEST)/initrd-i386.img: tools/mk-initrd | $(GUEST)/vmlinuz-i386
 	$(call say,INITRD,$@)
 	$(Q)tools/mk-initrd $@ --busybox $(GUEST)/busybox-i386 --modules $(GUEST)/modules/$$(cat $(GUEST)/version-i386)

@@ -95,6 +95,8 @@ int boot_load(struct ram *ram, const struct boot_input *in,
 /* -- The loaders behind it ------------------------------------------------------------------- */
 
 bool bzimage_probe(const u8 *image, u64 size);
+/* bzimage_needs_bios - its header is of a protocol whose only sure entry is the 16-bit one (bzimage_load_16). */
+bool bzimage_needs_bios(const u8 *image, u64 size);
 /*
  * payload_open - the ELF file in a bzImage, unpacked if need be, or what a .gz file holds; all else is its own payload.
  * -ENOEXEC (a compression that is not known, or was not built in), -EINVAL, -ENOMEM. To be closed after 0.

@@ -3,8 +3,9 @@
  * to be and entered at its offset 0x200, or at its start if the kernel is a 32-bit one; the real-mode part is only read for
  * its header.
  * Source: Linux Documentation/arch/x86/boot.rst.
- * By the 16-bit protocol (bzimage_load_16) all of it is run, by a BIOS; the pieces are only prepared here.
- * Not done: kernels before protocol 2.12; loading above 4 GiB.
+ * By the 16-bit protocol (bzimage_load_16) all of it is run, by a BIOS; the pieces are only prepared here. What has a header of before
+ * 2.12 may have no other entry (iPXE's and SYSLINUX's images look like kernels, to be started by boot loaders).
+ * Not done: the protocols before 2.02; loading above 4 GiB.
  */
 #include "boot/boot.h"
 #include "boot/params.h"
@@ -52,9 +53,31 @@ bool bzimage_probe(const u8 *image, u64 size)
            get16(image + BP_BOOT_FLAG) == 0xaa55;
 }
 
+static u16 version_of(const u8 *image) { return get16(image + BP_VERSION); }
+
+bool bzimage_needs_bios(const u8 *image, u64 size)
+{
+    return bzimage_probe(image, size) && version_of(image) >= BP_VERSION_16_MIN && version_of(image) < BP_VERSION_MIN;
+}
+
+/* What the fields say that the version in the header does not have yet. */
+static void fill_old_header(u8 *h, u64 kernel_size, u64 setup)
+{
+    u16 version = version_of(h);
+    if (version < 0x0204)
+        put32(h + BP_SYSSIZE, kernel_size > setup ? (u32)((kernel_size - setup) / 16) : 0);
+    if (version < 0x0203)
+        put32(h + BP_INITRD_ADDR_MAX, 0x37ffffff);
+    if (version < 0x0206)
+        put32(h + BP_CMDLINE_SIZE, 255);
+    if (version < 0x020a)
+        memset(h + BP_PREF_ADDRESS, 0, 12); /* and init_size */
+    if (version < 0x020c)
+        memset(h + BP_XLOADFLAGS, 0, 2);
+}
+
 /* Check everything in the header that loading relies on. */
-static int bzimage_parse(const struct boot_input *in, struct bzimage *k,
-                         char *err)
+static int bzimage_parse(const struct boot_input *in, struct bzimage *k, bool by_bios, char *err)
 {
     const char *name = in->kernel_name;
     const u8 *h = k->header;
@@ -62,25 +85,26 @@ static int bzimage_parse(const struct boot_input *in, struct bzimage *k,
     memset(k->header, 0, sizeof(k->header));
     memcpy(k->header, in->kernel, MIN(in->kernel_size, sizeof(k->header)));
 
-    u16 version = get16(h + BP_VERSION);
-    if (version < BP_VERSION_MIN)
+    u16 version = version_of(h);
+    if (version < (by_bios ? BP_VERSION_16_MIN : BP_VERSION_MIN))
         return boot_fail(err, -ENOEXEC,
                          "%s: boot protocol %u.%02u is too old; Linux 3.8 "
                          "(protocol 2.12) or later is needed",
                          name, version >> 8, version & 0xffu);
     if (in->kernel_size < BP_INIT_SIZE + 4)
         goto truncated;
+    u64 setup = ((h[BP_SETUP_SECTS] ? h[BP_SETUP_SECTS] : 4u) + 1u) * 512ull;
+    fill_old_header(k->header, in->kernel_size, setup);
     k->wide = get16(h + BP_XLOADFLAGS) & XLF_KERNEL_64;
     if (!(h[BP_LOADFLAGS] & LOADED_HIGH))
         return boot_fail(err, -EINVAL, "%s: a zImage, which loads low; use a "
                          "bzImage", name);
 
-    u64 setup = ((h[BP_SETUP_SECTS] ? h[BP_SETUP_SECTS] : 4u) + 1u) * 512ull;
     u64 sys = get32(h + BP_SYSSIZE) * 16ull;
-    if (setup + sys > in->kernel_size)
+    if (setup + sys > in->kernel_size + (version < BP_VERSION_MIN ? 15 : 0)) /* sizes were rounded up */
         goto truncated;
     k->code = in->kernel + setup;
-    k->code_size = sys;
+    k->code_size = MIN(sys, in->kernel_size - MIN(setup, in->kernel_size));
     if (k->code_size <= 0x200)
         return boot_fail(err, -EINVAL, "%s: damaged: no code behind the header; "
                          "get the file again", name);
@@ -104,7 +128,7 @@ int bzimage_load(struct ram *ram, const struct boot_input *in,
     struct bzimage k;
     struct boot_entry e;
     gpa_t initrd;
-    int r = bzimage_parse(in, &k, err);
+    int r = bzimage_parse(in, &k, false, err);
 
     if (r)
         return r;
@@ -167,7 +191,7 @@ int bzimage_load_16(struct ram *ram, const struct boot_input *in, struct boot_16
     if (!bzimage_probe(in->kernel, in->kernel_size))
         return boot_fail(err, -ENOEXEC, "%s: not a bzImage, and firmware starts nothing else by --kernel; leave out --firmware",
                          in->kernel_name);
-    int r = bzimage_parse(in, &k, err);
+    int r = bzimage_parse(in, &k, true, err);
     if (r)
         return r;
     if (!boot_ram_has(ram, in, k.pref, k.init_size))

@@ -138,7 +138,8 @@ bool elf_note(const u8 *image, u64 size, u32 type, u32 *value)
         return false;
     for (unsigned i = 0; i < f.phnum; i++) {
         Elf64_Phdr ph = elf_segment(&f, i);
-        u64 align = ph.p_align == 8 ? 8 : 4, at = ph.p_offset;
+        const u64 align = 4; /* Xen's notes, whatever p_align says (xen.c) */
+        u64 at = ph.p_offset;
         if (ph.p_type != PT_NOTE || ph.p_offset > size || ph.p_filesz > size - ph.p_offset)
             continue;
         u64 end = at + ph.p_filesz;

@@ -40,6 +40,7 @@
 
 #define BP_MAGIC_VALUE 0x53726448u /* "HdrS" */
 #define BP_VERSION_MIN 0x020c      /* 2.12: xloadflags */
+#define BP_VERSION_16_MIN 0x0202   /* 2.02: cmd_line_ptr */
 #define LOADED_HIGH 0x01
 #define CAN_USE_HEAP 0x80
 #define XLF_KERNEL_64 0x0001       /* 64-bit entry point at 0x200 */

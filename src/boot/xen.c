@@ -28,8 +28,10 @@ static void note_take(struct boot_xen *x, u32 type, const u8 *desc, u32 len)
     }
 }
 
-static void notes_read(struct boot_xen *x, const u8 *at, u64 len, u64 align)
+/* Names and descriptions are padded to 4 bytes, whatever the segment's alignment says (Xen's libelf; GRUB's has 8). */
+static void notes_read(struct boot_xen *x, const u8 *at, u64 len)
 {
+    const u64 align = 4;
     while (len >= sizeof(Elf64_Nhdr)) {
         Elf64_Nhdr n;
         memcpy(&n, at, sizeof(n));
@@ -46,6 +48,19 @@ static void notes_read(struct boot_xen *x, const u8 *at, u64 len, u64 align)
     }
 }
 
+/* A segment, which may lie in several pieces of RAM. */
+static int place(struct ram *ram, gpa_t at, const u8 *from, u64 filesz, u64 memsz)
+{
+    static const u8 zeros[PAGE_SIZE];
+    int r = ram_write(ram, at, from, filesz);
+
+    for (u64 n, done = filesz; !r && done < memsz; done += n) {
+        n = MIN(memsz - done, sizeof(zeros));
+        r = ram_write(ram, at + done, zeros, n);
+    }
+    return r;
+}
+
 int xenimage_load(struct ram *ram, const struct boot_input *in, struct boot_xen *x, char *err)
 {
     const char *name = in->kernel_name;
@@ -56,6 +71,7 @@ int xenimage_load(struct ram *ram, const struct boot_input *in, struct boot_xen 
     if (r)
         return r;
     *x = (struct boot_xen){ .lo = ~0ull };
+    u64 ram_end = in->nr_e820 ? in->e820[0].addr + in->e820[0].size : 0; /* such a guest has one piece */
     if (p.size < sizeof(h) || !elf_probe(p.elf, p.size)) {
         r = boot_fail(err, -ENOEXEC, "%s: neither a bzImage nor an ELF file", name);
         goto out;
@@ -76,7 +92,7 @@ int xenimage_load(struct ram *ram, const struct boot_input *in, struct boot_xen 
         if (ph[i].p_offset > p.size || ph[i].p_filesz > p.size - ph[i].p_offset)
             goto damaged;
         if (ph[i].p_type == PT_NOTE)
-            notes_read(x, p.elf + ph[i].p_offset, ph[i].p_filesz, ph[i].p_align == 8 ? 8 : 4);
+            notes_read(x, p.elf + ph[i].p_offset, ph[i].p_filesz);
     }
     if (!x->pv || !x->has_entry) {
         r = boot_fail(err, -ENOEXEC, "%s: no Xen PV kernel: it has no such ELF notes; Linux needs CONFIG_XEN_PV", name);
@@ -96,15 +112,12 @@ int xenimage_load(struct ram *ram, const struct boot_input *in, struct boot_xen 
             continue;
         if (ph[i].p_filesz > ph[i].p_memsz || ph[i].p_memsz > BITULL(40) || at > BITULL(40))
             goto damaged;
-        u8 *to = boot_ram_has(ram, in, at, ph[i].p_memsz) ? ram_ptr(ram, at, ph[i].p_memsz) : NULL;
-        if (!to) {
+        if (at > ram_end || ph[i].p_memsz > ram_end - at || place(ram, at, p.elf + ph[i].p_offset, ph[i].p_filesz, ph[i].p_memsz)) {
             r = boot_fail(err, -ENOMEM, "%s: its kernel's segment of %llu KiB at %#llx is outside the guest's memory; give it "
                           "more with --mem", name, (unsigned long long)(ph[i].p_memsz + 1023) / 1024,
                           (unsigned long long)at);
             goto out;
         }
-        memcpy(to, p.elf + ph[i].p_offset, ph[i].p_filesz);
-        memset(to + ph[i].p_filesz, 0, ph[i].p_memsz - ph[i].p_filesz);
         x->lo = MIN(x->lo, at);
         x->hi = MAX(x->hi, at + ph[i].p_memsz);
     }

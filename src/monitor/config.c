@@ -1,10 +1,12 @@
 /* config.c - what the command line left open: the default guest, and the kernel's command line. */
 #include "monitor/config.h"
+#include "boot/boot.h"
 #include "monitor/firmware.h"
 #include "monitor/snapshot.h"
 #include "monitor/vnc.h"
 #include "paravirt/paravirt.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <stdlib.h>
 #include <string.h>
@@ -39,15 +41,15 @@ static bool names_console(const char *s)
     return false;
 }
 
-/* What the kernel is told: a console unless the user names one, then the user's words. */
-static int make_cmdline(struct config *c)
+/* What the kernel is told: a console, for Linux and its like and unless the user names one, then the user's words. */
+static int make_cmdline(struct config *c, bool linux_like)
 {
     /* The leading space lets names_console look one byte back. */
     char user[CONFIG_CMDLINE_MAX];
     int n = snprintf(user, sizeof(user), " %s", c->append ? c->append : "");
     if (n >= 0 && (size_t)n < sizeof(user))
         n = snprintf(c->cmdline, sizeof(c->cmdline), "%s%s",
-                     names_console(user) ? "" : c->pv & PV_BIT(PV_XEN) ? "console=hvc0" : "console=ttyS0",
+                     !linux_like || names_console(user) ? "" : c->pv & PV_BIT(PV_XEN) ? "console=hvc0" : "console=ttyS0",
                      user[1] ? user : "");
     if (n < 0 || (size_t)n >= sizeof(c->cmdline)) {
         say("--append: longer than any kernel takes (%d bytes)",
@@ -57,6 +59,19 @@ static int make_cmdline(struct config *c)
     if (c->cmdline[0] == ' ')
         memmove(c->cmdline, c->cmdline + 1, strlen(c->cmdline));
     return STATUS_OK;
+}
+
+/* What cannot be read is complained about when it is loaded. */
+static bool kernel_needs_bios(const struct config *c)
+{
+    u8 head[1024] = { 0 };
+    int fd = c->kernel && !(c->pv & PV_BIT(PV_XEN)) ? open(c->kernel, O_RDONLY | O_CLOEXEC) : -1;
+
+    if (fd < 0)
+        return false;
+    ssize_t n = pread(fd, head, sizeof(head), 0);
+    close(fd);
+    return n > 0 && bzimage_needs_bios(head, (u64)n);
 }
 
 int config_complete(struct config *c)
@@ -85,7 +100,8 @@ int config_complete(struct config *c)
         say("%s", refused);
         return STATUS_USAGE;
     }
-    if (c->firmware || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->nr_option_roms || c->boot.given || c->screen == SCREEN_ON || c->vnc))) {
+    bool needs_bios = kernel_needs_bios(c);
+    if (c->firmware || needs_bios || (!c->kernel && !c->initrd && !c->append && (c->nr_drives || c->nr_option_roms || c->boot.given || c->screen == SCREEN_ON || c->vnc))) {
         if (c->nr_modules || (!c->kernel && (c->initrd || c->append))) {
             say("--%s does not go with --firmware%s", c->nr_modules ? "module" : c->initrd ? "initrd" : "append",
                 c->nr_modules ? "; leave one out" : " alone, which starts what is on a disk; name a --kernel, too");
@@ -94,7 +110,7 @@ int config_complete(struct config *c)
         if (!firmware_find(c->firmware, c->firmware_path, sizeof(c->firmware_path)))
             return STATUS_FAIL;
         c->firmware = c->firmware_path;
-        return c->kernel ? make_cmdline(c) : STATUS_OK;
+        return c->kernel ? make_cmdline(c, !needs_bios) : STATUS_OK;
     }
     if (c->boot.given || c->nr_option_roms || c->screen == SCREEN_ON || c->screenshot || c->nvram || c->vnc) {
         say("--%s is for firmware; it does not go with --kernel without --firmware",
@@ -131,7 +147,7 @@ int config_complete(struct config *c)
         if (c->drive[i].kind == DRIVE_DISK && !c->drive[i].bus_given)
             c->drive[i].bus = DRIVE_VIRTIO;
 
-    return make_cmdline(c);
+    return make_cmdline(c, true);
 }
 
 void config_forget_snapshot(struct config *c)

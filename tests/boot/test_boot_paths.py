@@ -69,6 +69,13 @@ def test_xen_hypervisor():
         xen(cpus)
 
 
+def test_ipxe_as_a_kernel():
+    """It looks like a kernel of an old boot protocol, whose only entry is the 16-bit one: it is started by a BIOS without being asked to."""
+    with Vitro("run", "--kernel", f"{GUEST}/ipxe.lkrn", "--net", "user", "--append", "echo told-$(( 1 + 1 ))x ${net0/mac}", "--screen=off") as v:
+        v.expect(rb"iPXE initialising devices", 60)
+        v.expect(rb"52:54:00:[0-9a-f:]{8}", 60)
+
+
 def test_gzipped_kernels():
     with tempfile.TemporaryDirectory() as d:
         for name, data in (("cut.gz", open(f"{GUEST}/xen.gz", "rb").read()[:100000]), ("text.gz", gzip.compress(b"not a kernel" * 99)),

@@ -46,6 +46,20 @@ def test_generic_kernel():
     check("Hypervisor detected: Xen PV" in boot("true; ", kernel=kernel), "not as a Xen PV guest")
 
 
+def test_grub():
+    """Debian's GRUB for Xen's PV guests: a kernel that is not Linux, linked at 0, with a console ring, xenstore and a disk of its own."""
+    with tempfile.NamedTemporaryFile() as disk:
+        subprocess.run(["mformat", "-i", disk.name, "-C", "-T", "20480", "::"], check=True)
+        subprocess.run(["mcopy", "-i", disk.name, "-", "::/told.txt"], input=b"from the disk\n", check=True)
+        with Vitro("run", "--pv", "xen", "--kernel", f"{GUEST}/grub-xen.bin", "--disk", disk.name) as v:
+            v.expect(rb"GNU GRUB +version", 60)
+            v.expect(rb"grub> ", 60)
+            v.command("ls", rb"\(xen/xvda\)")
+            v.command("cat (xen/xvda)/told.txt", rb"from the disk")
+            v.send("halt\n")
+            check(v.wait(60) == 0, v.tail())
+
+
 def test_memory_sizes():
     for size, least in ("128M", 80), ("3G", 2800):
         seen = boot("grep MemTotal /proc/meminfo; ", "--mem", size)

@@ -234,6 +234,52 @@ static void test_bzimage_corrupt(void)
     world_fini(&w);
 }
 
+/* Old headers do not say everything: what the version does not have yet is not looked at. */
+static void test_bzimage_old(void)
+{
+    static const struct { u16 version; bool bios; u32 cmdline_max; } row[] = {
+        { 0x20c, false, 2047 }, { 0x20b, true, 2047 }, { 0x207, true, 2047 }, { 0x205, true, 255 }, { 0x203, true, 255 },
+        { 0x202, true, 255 }, { 0x201, false, 0 },
+    };
+    static char words[3000];
+    static u8 k[KERNEL_SIZE];
+    struct boot_16 b;
+    struct world w;
+
+    world_init(&w, 32 * MIB);
+    for (unsigned i = 0; i < ARRAY_SIZE(row); i++) {
+        u16 version = row[i].version;
+        make_bzimage(k);
+        put(k + BP_VERSION, version, 2);
+        if (version < 0x20a)
+            memset(k + BP_PREF_ADDRESS, 0xee, 12);
+        if (version < 0x206)
+            put(k + BP_CMDLINE_SIZE, 0xeeeeeeee, 4);
+        if (version < 0x204)
+            put(k + BP_SYSSIZE, 0xeeeeeeee, 4);
+        CHECK(bzimage_needs_bios(k, sizeof(k)) == row[i].bios && !bzimage_needs_bios(k, 64));
+        w.in.kernel = k;
+        w.in.kernel_size = sizeof(k);
+        w.in.cmdline = "hello";
+        int r = bzimage_load_16(&w.ram, &w.in, &b, w.err);
+        CHECK_MSG(r == (version < 0x202 ? -ENOEXEC : 0), "version %#x: %d %s", version, r, w.err);
+        if (r)
+            continue;
+        CHECK(b.setup_size == 5 * 512 && b.kernel_size == 0x4000 && b.kernel == k + 5 * 512 && b.cmdline_size == 6);
+        free(b.setup);
+        w.in.kernel_size -= 15; /* rounded up, by those who made such */
+        r = bzimage_load_16(&w.ram, &w.in, &b, w.err);
+        CHECK(r == (version < 0x20c ? 0 : -EINVAL) && (r || b.kernel_size == 0x4000 - (version < 0x204 ? 16 : 15)));
+        if (!r)
+            free(b.setup);
+        memset(words, 'x', sizeof(words) - 1);
+        words[row[i].cmdline_max + 1] = '\0';
+        w.in.cmdline = words;
+        CHECK(bzimage_load_16(&w.ram, &w.in, &b, w.err) == (version < 0x20c ? -E2BIG : -EINVAL));
+    }
+    world_fini(&w);
+}
+
 static void test_does_not_fit(void)
 {
     static u8 k[KERNEL_SIZE];
@@ -385,6 +431,7 @@ int main(void)
     test_bzimage_32();
     test_bzimage_truncated();
     test_bzimage_corrupt();
+    test_bzimage_old();
     test_does_not_fit();
     test_elf();
     test_foreign();
