@@ -3,12 +3,13 @@
  * Made once for a VM, read-only afterwards: any thread may look. The policy is the table in cpuid.c.
  */
 #pragma once
+#include "engine/mmu.h"
 #include "engine/vcpu.h"
 #include "libvitro.h"
 
 /* Frequency of the local APIC's timer before its divider; CPUID 0x15 tells the guest. */
 #define CPU_APIC_BUS_KHZ VITRO_APIC_KHZ
-#define CPU_PHYS_BITS 46
+#define CPU_PHYS_BITS MMU_PHYS_BITS
 #define CPU_LINEAR_BITS 48
 
 /* Where CPUID bits come from: the host, or a test's table. */

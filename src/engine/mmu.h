@@ -5,8 +5,11 @@
 #pragma once
 #include "engine/vcpu.h"
 
-/* MAXPHYADDR; CPUID 0x80000008 must say the same. Table entries with a bit above it fault. */
-#define MMU_PHYS_BITS 46
+/*
+ * MAXPHYADDR, which CPUID 0x80000008 tells; table entries with a bit above it fault. The most RAM and what lies above it
+ * (src/machine/layout.h) need this much. More costs time: UEFI makes page tables for all of it, which took it 4 s for 46 bits.
+ */
+#define MMU_PHYS_BITS 41
 
 /* What a walk found: enough to fill a TLB entry. */
 struct mmu_span {

@@ -150,6 +150,23 @@ static void mov_from_seg_inline(struct xl *x, const struct insn *in)
         s1_to_gpr(x, in->rm);
     }
 }
+/* SGDT, SIDT: limit, then base. UEFI's first half finds its services by SIDT, millions of times. */
+static void table_inline(struct xl *x, const struct insn *in)
+{
+    struct buf *b = &x->hot;
+    struct guard g;
+    bool gdt = in->id == I_SGDT;
+    tr_guard(x, in, x->m64 ? 10 : 6, ACC_W, 0, true, &g);
+    u32 op = hot_at(x);
+    e_lea_full(b, true, H_S2, g.mem.base, g.mem.index, 1, g.mem.disp);
+    struct hostmem limit = { H_S2, REG_NONE, 0 }, base = { H_S2, REG_NONE, 2 };
+    e8(b, rex(0, H_S1, 0, H_VCPU)); e8(b, 0x0f); e8(b, 0xb7); /* movzx s1d, word */
+    e_modrm_disp(b, H_S1, H_VCPU, gdt ? VOFF(gdtr.limit) : VOFF(idtr.limit));
+    e_mem(b, 0x89, 2, H_S1, &limit);
+    e_load_vcpu(b, H_S1, gdt ? VOFF(gdtr.base) : VOFF(idtr.base));
+    e_mem(b, 0x89, x->m64 ? 8 : 4, H_S1, &base);
+    tr_guard_end(x, &g, op, true);
+}
 static void rdbase_inline(struct xl *x, const struct insn *in)
 {
     s32 off = SEG_OFF(in->id == I_RDFSBASE ? SEG_FS : SEG_GS, base);
@@ -257,6 +274,11 @@ void tr_system(struct xl *x, const struct insn *in)
         if (in->reg > SEG_GS)
             break;
         mov_from_seg_inline(x, in);
+        return;
+    case I_SGDT: case I_SIDT:
+        if (!cpl0) /* CR4.UMIP */
+            break;
+        table_inline(x, in);
         return;
     case I_RDFSBASE: case I_RDGSBASE:
         if (!(x->mode & MODE_FSGS) || !x->m64 || in->has_mem)

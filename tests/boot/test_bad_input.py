@@ -60,7 +60,7 @@ def test_truncated_kernel():
 def test_corrupt_header():
     """The load address, and the protocol's version; then a kernel that only says that it has no 64-bit entry: it boots."""
     for at, form, value, words in ((0x258, "<Q", 1 << 60, "damaged"), (0x258, "<Q", 0x1234, "damaged"),
-                                   (0x206, "<H", 0x0205, "too old")):
+                                   (0x206, "<H", 0x0201, "too old")):
         data = bytearray(open(KERNEL, "rb").read())
         struct.pack_into(form, data, at, value)
         with in_file(data) as f:

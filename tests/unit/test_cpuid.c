@@ -111,7 +111,7 @@ static void check_model(struct cpu_model *m, unsigned level, struct vcpu *v)
         CHECK(!(r[A] | r[B] | r[C] | r[D]));
     }
     cpu_model_cpuid(m, v, 0x80000008, 0, r);
-    CHECK((r[A] & 0xff) == 46 && (r[A] >> 8 & 0xff) == 48);
+    CHECK((r[A] & 0xff) == 41 && (r[A] >> 8 & 0xff) == 48);
     cpu_model_cpuid(m, v, 0x15, 0, r);
     CHECK((u64)r[C] * r[B] / r[A] == m->tsc_khz * 1000);
     /* The embedder's leaves: those given, and nothing else. */

@@ -281,6 +281,20 @@ int main(void)
     run_user(u_verw, XO | 3, 0);
     report_eq("... of an execute-only one", trap.ebx, 0);
 
+    /* What SGDT and SIDT store: six bytes, in a page, across two, and beyond a segment's limit none. */
+    extern char gdtr[], idtr[];
+    u32 two = page_alloc(), wrong = page_alloc() != two + 4096;
+    for (u32 at = two + 4085; at < two + 4100 && !wrong; at++) {
+        u8 *to = (u8 *)at;
+        memset(to - 1, 0xa5, 8);
+        asm volatile("sidt (%0)" ::"r"(to) : "memory");
+        wrong |= memcmp(to, idtr, 6) || to[-1] != 0xa5 || to[6] != 0xa5;
+        memset(to - 1, 0xa5, 8);
+        asm volatile("sgdtw (%0)" ::"r"(to) : "memory");
+        wrong |= memcmp(to, gdtr, 6) || to[-1] != 0xa5 || to[6] != 0xa5;
+    }
+    report_eq("sgdt and sidt store six bytes, in a page and across two", wrong, 0);
+
     ldt[1] = gdt[BASE / 8];
     gdt_set(LDT_SEL, (u32)ldt, sizeof(ldt) - 1, 0x82, 0);
     asm volatile("lldt %w0" ::"r"(LDT_SEL));
