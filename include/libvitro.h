@@ -195,6 +195,12 @@ int vitro_vm_add_memory(struct vitro_vm *vm, uint64_t gpa, uint64_t size, void *
  * other vCPUs, and after an MMIO write this one, at their next event poll. -EINVAL: no slot starts there, misaligned. */
 int vitro_vm_set_memory(struct vitro_vm *vm, uint64_t gpa, void *host, unsigned flags);
 
+/* vitro_vm_show_memory - memory of a device, such as a frame buffer behind a PCI BAR, that the guest puts where it likes: at gpa now, and no longer
+ * where it was. From where, and seen when, as vitro_vm_set_memory(). Errors as vitro_vm_add_memory(), and then it is nowhere: accesses
+ * are MMIO's. A place once used is remembered until the VM ends; there is room for some twenty. */
+#define VITRO_NOWHERE (~0ull)
+int vitro_vm_show_memory(struct vitro_vm *vm, void *host, uint64_t size, uint64_t gpa);
+
 /* vitro_vm_memory_written - any thread: a device has written guest memory [gpa, gpa+len) through its host mapping.
  * To be called after the bytes are there and before the guest is told: translations made from them are dropped before
  * any vCPU takes another event, so the guest cannot run the old code once it has seen an interrupt. Cheap (a load a

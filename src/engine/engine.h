@@ -442,7 +442,14 @@ bool tlb_guest_address(struct vcpu *v, u64 host, gla_t *la);
 
 /* engine_drop_written - drop what translations there are of the bytes devices wrote. dma.c */
 void engine_drop_written(struct vcpu *v);
+/* engine_kill_code - of a slot that goes, or becomes other memory; vm->lock held. engine_remapped - every vCPU is to see it; gives that
+ * lock up. remap.c */
+void engine_kill_code(struct vm *vm, const struct ram_slot *rs);
+void engine_remapped(struct vm *vm);
 /* engine_see_remap - flush this vCPU's TLB if memory was exchanged since the last time. remap.c */
+/* engine_kill_code - of a slot that goes, or becomes other memory; vm->lock held. engine_remapped - every vCPU is to see it; gives the lock up. */
+void engine_kill_code(struct vm *vm, const struct ram_slot *rs);
+void engine_remapped(struct vm *vm);
 void engine_see_remap(struct vcpu *v);
 
 /* -- Signals (fault.c) ----------------------------------------------------------------------------------- */

@@ -96,20 +96,45 @@ void vitro_vm_destroy(struct vitro_vm *pub)
 int vitro_vm_add_memory(struct vitro_vm *pub, uint64_t gpa, uint64_t size, void *host, unsigned flags)
 {
     struct vm *vm = &pub->vm;
-    int r = ram_add_slot(&vm->ram, gpa, size, host, flags & VITRO_MEM_READONLY);
-    if (r)
-        return r;
-    /* ram_add_slot may keep slots in another order than they come: make the write-tag arrays follow. */
-    u64 *fresh = mmap(NULL, (size >> PAGE_SHIFT) * sizeof(u64) * WTAG_WAYS, PROT_READ | PROT_WRITE,
-                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    unsigned at = vm->ram.nr_slots; /* where it will be, and may be found at once */
+    if (at == RAM_MAX_SLOTS)
+        return -ENOSPC;
+    u64 wtag_len = (size >> PAGE_SHIFT) * sizeof(u64) * WTAG_WAYS;
+    u64 *fresh = mmap(NULL, MAX(wtag_len, PAGE_SIZE), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (fresh == MAP_FAILED)
         return -ENOMEM;
-    unsigned at = 0;
-    while (vm->ram.slot[at].gpa != gpa)
-        at++;
-    memmove(&vm->wtag[at + 1], &vm->wtag[at], (vm->ram.nr_slots - 1 - at) * sizeof(vm->wtag[0]));
     vm->wtag[at] = fresh;
+    int r = ram_add_slot(&vm->ram, gpa, size, host, flags & VITRO_MEM_READONLY);
+    if (r) {
+        vm->wtag[at] = NULL;
+        munmap(fresh, MAX(wtag_len, PAGE_SIZE));
+        return r;
+    }
     return flags & VITRO_MEM_AHEAD ? ram_ask_ahead(&vm->ram, gpa) : 0;
+}
+
+int vitro_vm_show_memory(struct vitro_vm *pub, void *host, uint64_t size, uint64_t gpa)
+{
+    struct vm *vm = &pub->vm;
+    struct ram_slot *back = NULL;
+    int r = 0;
+    pthread_mutex_lock(&vm->lock);
+    for (unsigned i = 0; i < vm->ram.nr_slots; i++) {
+        struct ram_slot *rs = &vm->ram.slot[i];
+        if (rs->host != host || rs->size != size)
+            continue;
+        if (!rs->absent)
+            engine_kill_code(vm, rs);
+        __atomic_store_n(&rs->absent, true, __ATOMIC_RELAXED);
+        if (rs->gpa == gpa)
+            back = rs;
+    }
+    if (back)
+        __atomic_store_n(&back->absent, false, __ATOMIC_RELAXED);
+    else if (gpa != VITRO_NOWHERE)
+        r = vitro_vm_add_memory(pub, gpa, size, host, 0);
+    engine_remapped(vm);
+    return r;
 }
 
 void vitro_vm_set_a20(struct vitro_vm *pub, bool on)

@@ -32,8 +32,8 @@ static const u64 open_bus = ~0ull;
 /* Not ram_ptr(): that is compiled like any other code and might use the guest's vector registers. */
 static __attribute__((noinline)) const void *entry_ptr_any(const struct ram *ram, gpa_t gpa)
 {
-    for (unsigned i = 0; i < ram->nr_slots; i++)
-        if (gpa - ram->slot[i].gpa < ram->slot[i].size)
+    for (unsigned i = 0, n = ram_nr_slots(ram); i < n; i++)
+        if (ram_slot_has(&ram->slot[i], gpa))
             return ram->slot[i].host + (gpa - ram->slot[i].gpa);
     return &open_bus;
 }

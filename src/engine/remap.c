@@ -9,6 +9,24 @@
 
 #include "engine/engine.h"
 
+void engine_kill_code(struct vm *vm, const struct ram_slot *rs)
+{
+    for (u64 off = 0; off < rs->size; off += PAGE_SIZE) {
+        bool left;
+        if (rs->page_state[off >> PAGE_SHIFT] & PAGE_HAS_CODE)
+            cache_kill_range(NULL, vm->cache, rs->gpa + off, PAGE_SIZE, NULL, &left);
+    }
+}
+
+void engine_remapped(struct vm *vm)
+{
+    __atomic_fetch_add(&vm->map_gen, 1, __ATOMIC_SEQ_CST);
+    pthread_mutex_unlock(&vm->lock);
+    for (unsigned i = 0; i < ARRAY_SIZE(vm->vcpu); i++)
+        if (vm->vcpu[i])
+            __atomic_fetch_or(&vm->vcpu[i]->event, EVENT_RESCHED, __ATOMIC_SEQ_CST);
+}
+
 int vitro_vm_set_memory(struct vitro_vm *pub, uint64_t gpa, void *host, unsigned flags)
 {
     struct vm *vm = (struct vm *)pub; /* its only member */
@@ -16,18 +34,10 @@ int vitro_vm_set_memory(struct vitro_vm *pub, uint64_t gpa, void *host, unsigned
     if (!rs || rs->gpa != gpa || ((u64)host & ~PAGE_MASK))
         return -EINVAL;
     pthread_mutex_lock(&vm->lock);
-    for (u64 off = 0; off < rs->size; off += PAGE_SIZE) {
-        bool left;
-        if (rs->page_state[off >> PAGE_SHIFT] & PAGE_HAS_CODE)
-            cache_kill_range(NULL, vm->cache, gpa + off, PAGE_SIZE, NULL, &left);
-    }
+    engine_kill_code(vm, rs);
     rs->host = host;
     rs->readonly = flags & VITRO_MEM_READONLY;
-    __atomic_fetch_add(&vm->map_gen, 1, __ATOMIC_SEQ_CST);
-    pthread_mutex_unlock(&vm->lock);
-    for (unsigned i = 0; i < ARRAY_SIZE(vm->vcpu); i++)
-        if (vm->vcpu[i])
-            __atomic_fetch_or(&vm->vcpu[i]->event, EVENT_RESCHED, __ATOMIC_SEQ_CST);
+    engine_remapped(vm);
     return 0;
 }
 

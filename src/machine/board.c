@@ -260,6 +260,16 @@ static void on_shadow(void *opaque, gpa_t gpa, u64 size, unsigned mode)
         m->config.shadow(m->config.opaque, gpa, size, mode);
 }
 
+static void on_frame_buffer(void *opaque, void *host, u64 size, gpa_t gpa)
+{
+    struct machine *m = opaque;
+    bool in_window = gpa < LAYOUT_ECAM ? gpa + size <= LAYOUT_ECAM : gpa >= LAYOUT_PCI_MMIO && gpa + size <= LAYOUT_PCI_MMIO_END;
+    if (!in_window) /* over the interrupt controllers, the firmware: these come first */
+        gpa = ~0ull;
+    if (m->config.show)
+        m->config.show(m->config.opaque, host, size, gpa);
+}
+
 static void on_console_tx(void *opaque, const u8 *bytes, size_t len)
 {
     struct machine *m = opaque;
@@ -512,7 +522,7 @@ int board_init(struct machine *m)
     err = init_ide(m);
     if (err)
         goto no_ide;
-    const struct vga_wiring vga = { .host = &m->pci, .clock = &m->clock };
+    const struct vga_wiring vga = { .host = &m->pci, .clock = &m->clock, .show = on_frame_buffer, .opaque = m };
     err = m->config.vga ? vga_init(&m->vga, &vga) : 0;
     if (!err && m->config.vga && (err = vga_keep(&m->vga, m)))
         vga_fini(&m->vga);

@@ -67,6 +67,8 @@ struct machine_config {
     bool firmware;      /* firmware will run: leave to it what it does before a system starts */
     /* Who answers in [gpa, gpa + size), below 1 MiB: SHADOW_READ, SHADOW_WRITE; else ROM. May be NULL. */
     void (*shadow)(void *opaque, gpa_t gpa, u64 size, unsigned mode);
+    /* Memory of a device's, at gpa from now on; ~0: nowhere. It stays MMIO where this does nothing. May be NULL. */
+    void (*show)(void *opaque, void *host, u64 size, gpa_t gpa);
     void (*firmware_log)(void *opaque, const u8 *bytes, size_t len); /* port 0x402; may be NULL */
     const char *boot_order; /* letters of acdn; NULL or "": the firmware's own */
     bool boot_menu;

@@ -51,7 +51,9 @@ static void update_bars(struct pci_dev *dev)
         u32 need = bar->kind == PCI_BAR_IO ? PCI_COMMAND_IO : PCI_COMMAND_MEMORY;
         if (!(command & need) || !at || at + bar->size - 1 < at)
             at = PCI_UNMAPPED;
-        atomic_store_explicit(&bar->at, at, memory_order_release);
+        u64 was = atomic_exchange_explicit(&bar->at, at, memory_order_acq_rel);
+        if (was != at && bar->moved)
+            bar->moved(bar->dev, at);
     }
 }
 

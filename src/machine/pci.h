@@ -48,6 +48,8 @@ struct pci_bar {
     /* Where it is mapped now, or PCI_UNMAPPED. Written under the bridge's lock, read without:
      * an access that races with a remapping sees the old place or the new one. */
     _Atomic u64 at;
+    /* It moved; at may be PCI_UNMAPPED. Under the bridge's lock. NULL: nobody cares. */
+    void (*moved)(void *dev, u64 at);
 };
 #define PCI_UNMAPPED (~0ull)
 

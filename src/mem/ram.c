@@ -34,13 +34,14 @@ int ram_add_slot(struct ram *ram, gpa_t gpa, u64 size, void *host,
     u8 *state = calloc(size >> PAGE_SHIFT, 1);
     if (!state)
         return -ENOMEM;
-    ram->slot[ram->nr_slots++] = (struct ram_slot){
+    ram->slot[ram->nr_slots] = (struct ram_slot){
         .gpa = gpa,
         .size = size,
         .host = host,
         .readonly = readonly,
         .page_state = state,
     };
+    __atomic_store_n(&ram->nr_slots, ram->nr_slots + 1, __ATOMIC_RELEASE);
     return 0;
 }
 
@@ -62,11 +63,9 @@ void ram_ask(struct ram_slot *s, u64 piece)
 
 struct ram_slot *ram_find(struct ram *ram, gpa_t gpa)
 {
-    for (unsigned i = 0; i < ram->nr_slots; i++) {
-        struct ram_slot *s = &ram->slot[i];
-        if (gpa - s->gpa < s->size)
-            return s;
-    }
+    for (unsigned i = 0, n = ram_nr_slots(ram); i < n; i++)
+        if (ram_slot_has(&ram->slot[i], gpa))
+            return &ram->slot[i];
     return NULL;
 }
 

@@ -1,6 +1,7 @@
 /*
  * ram.h - guest-physical memory: slots of host memory, and the only door from a guest-physical
- * address to a host pointer. Slots are set before vCPUs run; look-ups need no lock after that.
+ * address to a host pointer. Look-ups need no lock: while vCPUs run a slot may be added behind the others, and be absent or not,
+ * but nothing else of it changes (ram_show).
  */
 #pragma once
 #include "base/types.h"
@@ -20,6 +21,7 @@ struct ram_slot {
     u64 size;      /* bytes, a multiple of PAGE_SIZE */
     u8 *host;      /* page aligned; owned by whoever added the slot */
     bool readonly; /* ROM: guest writes go to MMIO (dropped there) */
+    bool absent;   /* not there just now: nothing is found in it */
     u8 *page_state; /* PAGE_*, one byte a page; owned by struct ram */
     u8 *touched;   /* one byte a RAM_PIECE: it was asked for (ram_touch); NULL: not to be. Owned by struct ram */
 };
@@ -45,6 +47,11 @@ static inline void ram_touch(struct ram_slot *slot, u64 off)
     if (slot->touched && unlikely(!__atomic_load_n(&slot->touched[off >> RAM_PIECE_SHIFT], __ATOMIC_RELAXED)))
         ram_ask(slot, off >> RAM_PIECE_SHIFT);
 }
+static inline bool ram_slot_has(const struct ram_slot *slot, gpa_t gpa)
+{
+    return gpa - slot->gpa < slot->size && !__atomic_load_n(&slot->absent, __ATOMIC_RELAXED);
+}
+static inline unsigned ram_nr_slots(const struct ram *ram) { return __atomic_load_n(&ram->nr_slots, __ATOMIC_ACQUIRE); }
 /* ram_find - the slot that holds gpa, or NULL. */
 struct ram_slot *ram_find(struct ram *ram, gpa_t gpa);
 /* ram_ptr - host pointer to [gpa, gpa+len) when all of it is in one slot, else NULL. len >= 1. */

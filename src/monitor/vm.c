@@ -158,6 +158,15 @@ static void on_written(void *opaque, gpa_t gpa, u64 len)
     vitro_vm_memory_written(opaque, gpa, len);
 }
 
+/* A device's memory has moved. Where there is no room for it (over RAM, too many places) the device does each access. */
+static void on_show(void *opaque, void *host, u64 size, gpa_t gpa)
+{
+    struct guest *vm = opaque;
+
+    if (vm->vm)
+        vitro_vm_show_memory(vm->vm, host, size, gpa);
+}
+
 static void on_firmware_log(void *opaque, const u8 *bytes, size_t len)
 {
     struct guest *vm = opaque;
@@ -277,6 +286,7 @@ static int make_machine(struct guest *vm)
         .vga = vm->config->firmware,
         .keyboard = vm->config->firmware,
         .shadow = firmware_shadow,
+        .show = on_show,
         .firmware_log = vm->firmware_log ? on_firmware_log : NULL,
         .boot_order = vm->config->boot.order,
         .boot_menu = vm->config->boot.menu,

@@ -294,9 +294,11 @@ def test_input_from_outside():
 
 
 def uefi_shell(cpus):
-    with Vitro("run", "--firmware", "/usr/share/ovmf/OVMF.fd", "--cpus", str(cpus)) as v:
+    with Vitro("run", "--firmware", "/usr/share/ovmf/OVMF.fd", "--cpus", str(cpus), "--name", f"uefi{cpus}") as v:
         v.expect(rb"UEFI v2", 90)
         v.expect(rb"Shell> ", 60)
+        mmio = re.search(r"MMIO (\d+)", subprocess.run([VITRO, "stats", f"uefi{cpus}"], capture_output=True, text=True).stdout)
+        check(int(mmio.group(1)) < 2000000, f"{mmio.group(0)}: the frame buffer is no memory")
         v.send(b"reset -s\r")
         check(v.wait(60) == 0, v.tail())
 

@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #define DISPI_ID_OLDEST 0xb0c0
 #define DISPI_ID_NOW 0xb0c5
@@ -290,7 +291,7 @@ static void window_write(void *dev, u64 off, unsigned size, u64 value)
 
 const struct io_ops vga_window = { "vga memory", 1, 8, window_read, window_write };
 
-/* The linear frame buffer: aligned accesses of at most 8 bytes, so no lock is needed. */
+/* The linear frame buffer is memory, where there is room for that (linear_moved). Else: aligned accesses of at most 8 bytes, so no lock is needed. */
 static u64 linear_read(void *dev, u64 off, unsigned size)
 {
     struct vga *v = dev;
@@ -308,6 +309,14 @@ static void linear_write(void *dev, u64 off, unsigned size, u64 value)
 }
 
 static const struct io_ops linear_io = { "vga frame buffer", 1, 8, linear_read, linear_write };
+
+static void linear_moved(void *dev, u64 at)
+{
+    struct vga *v = dev;
+
+    if (v->show)
+        v->show(v->opaque, v->mem, VGA_MEMORY, at);
+}
 
 /* BAR 2: the VGA ports from 0x3c0 at 0x400, the display interface's registers at 0x500. */
 static u64 bar_read(void *dev, u64 off, unsigned size)
@@ -381,12 +390,17 @@ int vga_init(struct vga *v, const struct vga_wiring *w)
 
     memset(v, 0, sizeof(*v));
     v->clock = w->clock;
-    v->mem = calloc(1, VGA_MEMORY);
-    if (!v->mem)
+    v->show = w->show;
+    v->opaque = w->opaque;
+    /* Shared: a guest's process may map it, and windows (engine) map what is shared. */
+    void *mem = mmap(NULL, VGA_MEMORY, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (mem == MAP_FAILED)
         return -ENOMEM;
+    v->mem = mem;
     pthread_mutex_init(&v->lock, NULL);
     pci_dev_init(&v->pci, "vga", &ids);
     pci_add_bar(&v->pci, 0, PCI_BAR_MEM32, VGA_MEMORY, &linear_io, v);
+    v->pci.bar[0].moved = linear_moved;
     pci_add_bar(&v->pci, 2, PCI_BAR_MEM32, PAGE_SIZE, &bar_io, v);
     v->pci.config[PCI_BAR0] |= 8; /* prefetchable */
     int r = pci_add(w->host, PCI_DEVFN(PCI_SLOT_VGA, 0), &v->pci);
@@ -401,5 +415,5 @@ int vga_init(struct vga *v, const struct vga_wiring *w)
 void vga_fini(struct vga *v)
 {
     pthread_mutex_destroy(&v->lock);
-    free(v->mem);
+    munmap(v->mem, VGA_MEMORY);
 }

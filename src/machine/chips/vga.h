@@ -26,6 +26,8 @@ struct vga {
     pthread_mutex_t lock;
     struct vm_clock *clock;
     struct pci_dev pci;
+    void (*show)(void *opaque, void *host, u64 size, gpa_t gpa);
+    void *opaque;
     u8 *mem; /* VGA_MEMORY bytes: byte 4n+p is byte n of plane p; linear in chained and large modes */
     u8 misc, feature;
     u8 seq_index, seq[8];
@@ -43,6 +45,9 @@ struct vga {
 struct vga_wiring {
     struct pci_host *host;
     struct vm_clock *clock;
+    /* The frame buffer as memory, at gpa from now on; ~0: nowhere. */
+    void (*show)(void *opaque, void *host, u64 size, gpa_t gpa);
+    void *opaque;
 };
 
 int vga_init(struct vga *v, const struct vga_wiring *wiring);
