@@ -294,10 +294,12 @@ def test_input_from_outside():
 
 
 def uefi_shell(cpus):
-    with Vitro("run", "--firmware", "/usr/share/ovmf/OVMF.fd", "--cpus", str(cpus), "--name", f"uefi{cpus}") as v:
+    with tempfile.TemporaryDirectory() as d, Vitro("run", "--firmware", "/usr/share/ovmf/OVMF.fd", "--cpus", str(cpus), "--name", "uefi",
+                                                   env={"XDG_RUNTIME_DIR": d}) as v:
         v.expect(rb"UEFI v2", 90)
         v.expect(rb"Shell> ", 60)
-        mmio = re.search(r"MMIO (\d+)", subprocess.run([VITRO, "stats", f"uefi{cpus}"], capture_output=True, text=True).stdout)
+        stats = subprocess.run([VITRO, "stats", "uefi"], capture_output=True, text=True, env=dict(os.environ, XDG_RUNTIME_DIR=d)).stdout
+        mmio = re.search(r"MMIO (\d+)", stats)
         check(int(mmio.group(1)) < 2000000, f"{mmio.group(0)}: the frame buffer is no memory")
         v.send(b"reset -s\r")
         check(v.wait(60) == 0, v.tail())
