@@ -497,7 +497,7 @@ static void test_control(void)
     CHECK(gp(mov_cr(4, CR4_PAE | CR4_PKE)) && gp(mov_cr(4, CR4_PAE | 1ull << 40)));
     v->cr3 = 0x1018;
     CHECK(gp(mov_cr(4, CR4_PAE | CR4_PCIDE)));
-    CHECK(gp(mov_cr(3, CR3_NOFLUSH | 0x1000)) && gp(mov_cr(3, 1ull << 46)));
+    CHECK(gp(mov_cr(3, CR3_NOFLUSH | 0x1000)) && gp(mov_cr(3, 1ull << MMU_PHYS_BITS)));
     CHECK(mov_cr(3, 0x1000) == X_OK && !last_noflush);
     CHECK(mov_cr(4, CR4_PAE | CR4_PCIDE) == X_OK && v->cr4 == (CR4_PAE | CR4_PCIDE));
     CHECK(mov_cr(3, CR3_NOFLUSH | 0x2005) == X_OK && last_noflush && v->cr3 == 0x2005);
@@ -563,7 +563,7 @@ static void test_msrs(void)
     CHECK(msr_read(v, MSR_PAT, &x) == X_OK && x == 0x0007040600070406);
     CHECK(gp(msr_write(v, MSR_PAT, 2)) && gp(msr_write(v, MSR_PAT, 8)) && msr_write(v, MSR_PAT, 0x0407050600070106) == X_OK);
     CHECK(gp(msr_write(v, MSR_MTRR_DEF_TYPE, 0x1006)) && msr_write(v, MSR_MTRR_DEF_TYPE, 0xc06) == X_OK);
-    CHECK(gp(msr_write(v, 0x200, 2)) && gp(msr_write(v, 0x201, 1ull << 46)) && msr_write(v, 0x20f, 0x3ffffffff800) == X_OK);
+    CHECK(gp(msr_write(v, 0x200, 2)) && gp(msr_write(v, 0x201, 1ull << MMU_PHYS_BITS)) && msr_write(v, 0x20f, (1ull << MMU_PHYS_BITS) - 0x800) == X_OK);
     CHECK(msr_write(v, 0x26f, 0x0606060606060606) == X_OK && v->mtrr_fixed[10] == 0x0606060606060606);
     CHECK(msr_write(v, 0x259, 6) == X_OK && v->mtrr_fixed[2] == 6 && gp(msr_write(v, 0x250, 7)));
     CHECK(msr_read(v, MSR_MCG_CAP, &x) == X_OK && !(x & 0xff));
