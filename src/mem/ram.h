@@ -1,7 +1,7 @@
 /*
  * ram.h - guest-physical memory: slots of host memory, and the only door from a guest-physical
  * address to a host pointer. Look-ups need no lock: while vCPUs run a slot may be added behind the others, and be absent or not,
- * but nothing else of it changes (ram_show).
+ * but nothing else of it changes (vitro_vm_show_memory).
  */
 #pragma once
 #include "base/types.h"

@@ -291,7 +291,8 @@ static void window_write(void *dev, u64 off, unsigned size, u64 value)
 
 const struct io_ops vga_window = { "vga memory", 1, 8, window_read, window_write };
 
-/* The linear frame buffer is memory, where there is room for that (linear_moved). Else: aligned accesses of at most 8 bytes, so no lock is needed. */
+/* The linear frame buffer is memory, where there is room for that (linear_moved). Else accesses are aligned and of at most 8 bytes, so
+ * that no lock is needed. */
 static u64 linear_read(void *dev, u64 off, unsigned size)
 {
     struct vga *v = dev;
